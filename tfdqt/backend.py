@@ -1,0 +1,46 @@
+"""The one door through which TensorFlow comes in: quietly, and with few threads."""
+
+import contextlib
+import os
+import sys
+import tempfile
+import warnings
+
+import tfdqt  # noqa: F401  (its environment variables must be set before TensorFlow loads)
+
+
+@contextlib.contextmanager
+def quiet():
+    """Hold back what the block writes to standard error, C++ included, and what it warns of; show it all if it raises."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except BaseException:
+            sys.stderr.flush()
+            held.seek(0)
+            os.write(saved, held.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+with quiet():
+    import tensorflow as tf
+
+    import keras  # noqa: F401  (Keras 3 loads here so that its start-up lines are held back too)
+
+
+def set_threads(intra_op, inter_op=2):
+    """Threads inside one operation, and operations at a time. Only before TensorFlow's first operation.
+
+    Raises RuntimeError when TensorFlow has already started with other numbers.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(intra_op)
+    tf.config.threading.set_inter_op_parallelism_threads(inter_op)

@@ -1,0 +1,199 @@
+"""Settings: one frozen dataclass per algorithm and per network. Imports no TensorFlow, so `--help` is instant."""
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Literal
+
+
+class UsageError(ValueError):
+    """Something the user asked for can't be done. The message is one sentence that says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The Q-network: what it sees and how large it is."""
+
+    network: Literal["gpt", "dense"] = "gpt"
+    """gpt: a Transformer decoder. dense: a feed-forward network over the same steps, flattened."""
+    context: int = 4
+    """How many of the latest steps the network sees (1: only the present one)."""
+    prev_action: bool = False
+    """Whether each step also tells the action taken before it."""
+    ram_bits: bool = False
+    """Whether a byte observation (Atari RAM) enters as its 8 bits beside its scaled value."""
+    dueling: bool = False
+    """Whether Q is split into a state value and advantages (Wang et al., 2016)."""
+    tokens: Literal["steps", "features"] = "steps"
+    """gpt: one token per step, or one per feature of each step (such as each of 128 RAM bytes)."""
+    layers: int = 2
+    """gpt: number of Transformer blocks."""
+    heads: int = 4
+    """gpt: number of attention heads; must divide the width."""
+    width: int = 64
+    """gpt: size of a token's vector."""
+    gru_gate: bool = False
+    """gpt: whether GRU gates replace the residual additions (GTrXL, Parisotto et al., 2020)."""
+    hidden: tuple[int, ...] = (256, 256)
+    """dense: sizes of the hidden layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DQNConfig:
+    """Deep Q-learning (Mnih et al., 2015) with double Q, n-step returns and a sequence replay."""
+
+    total_steps: int = 60_000
+    """Environment steps in the whole run, over all environments."""
+    num_envs: int = 8
+    """Environments stepped in lockstep; each owns a row of the replay buffer."""
+    chunk: int = 8
+    """Steps per environment between two hand-overs of weights and data; acting lags learning by as much."""
+    updates_per_step: float = 0.25
+    """Gradient updates per environment step."""
+    batch_size: int = 32
+    """Windows per update."""
+    replay_size: int = 1_000_000
+    """Environment steps kept in the replay buffer."""
+    learning_starts: int = 1_000
+    """Environment steps before the first update."""
+    gamma: float = 0.99
+    """Discount per environment step."""
+    n_step: int = 3
+    """Rewards summed before the bootstrap."""
+    double: bool = True
+    """Whether the online network chooses the action that the target network values (van Hasselt et al., 2016)."""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start."""
+    final_learning_rate: float = 3e-4
+    """Adam's step size at the end; it moves in a straight line between the two."""
+    adam_epsilon: float = 1e-5
+    """Adam's epsilon."""
+    max_grad_norm: float = 10.0
+    """The gradient's global norm is clipped to this."""
+    huber_delta: float = 1.0
+    """Where the Huber loss turns from squared to linear."""
+    target_tau: float = 0.005
+    """How far the target moves towards the online network (1: a copy)."""
+    target_every: int = 1
+    """Updates between two moves of the target."""
+    epsilon_start: float = 1.0
+    """Probability of a random action at the start."""
+    epsilon_end: float = 0.02
+    """Probability of a random action after the schedule."""
+    epsilon_fraction: float = 0.1
+    """Part of the run over which epsilon falls in a straight line."""
+    reward_transform: Literal["none", "sign"] = "none"
+    """What the learner sees of a reward: all of it, or only its sign."""
+    life_loss_ends: bool = False
+    """Whether a lost life ends the return in training (games with lives only); logged returns stay whole games."""
+
+
+CARTPOLE = dict(
+    network=dict(context=4, layers=1, heads=4, width=32),
+    dqn=dict(total_steps=60_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
+             n_step=3, learning_starts=1_000, replay_size=60_000, epsilon_fraction=0.1, target_tau=0.01))
+ATARI_RAM = dict(
+    network=dict(context=4, layers=2, heads=4, width=64),
+    dqn=dict(total_steps=1_000_000, updates_per_step=0.25, batch_size=32, learning_rate=3e-4, n_step=3,
+             learning_starts=5_000, replay_size=1_000_000, reward_transform="sign", life_loss_ends=True))
+
+
+def default_config(name):
+    """The defaults for environment `name`: (NetworkConfig, DQNConfig)."""
+    if "-ram" in name or name.startswith("ALE/"):
+        chosen = ATARI_RAM
+    elif name.startswith("CartPole"):
+        chosen = CARTPOLE
+    else:
+        chosen = dict(network={}, dqn=dict(total_steps=200_000))
+    return NetworkConfig(**chosen["network"]), DQNConfig(**chosen["dqn"])
+
+
+def check_network(cfg):
+    """Raise UsageError for a network that can't be built."""
+    _positive(cfg, "context", "layers", "heads", "width")
+    if cfg.width % cfg.heads:
+        raise UsageError(f"--width={cfg.width} can't be divided by --heads={cfg.heads}; choose a width that is a "
+                         f"multiple of the heads, such as {cfg.heads * max(1, round(cfg.width / cfg.heads))}.")
+    if cfg.network == "dense" and (not cfg.hidden or min(cfg.hidden) < 1):
+        raise UsageError(f"--hidden must list one or more sizes of at least 1, not {cfg.hidden}.")
+
+
+def check_dqn(cfg):
+    """Raise UsageError for settings DQN can't run with."""
+    _positive(cfg, "total_steps", "num_envs", "chunk", "batch_size", "replay_size", "n_step", "target_every",
+              "learning_rate", "final_learning_rate", "adam_epsilon", "max_grad_norm", "huber_delta",
+              "updates_per_step", "epsilon_fraction")
+    for field in ("gamma", "target_tau", "epsilon_start", "epsilon_end"):
+        if not 0 <= getattr(cfg, field) <= 1:
+            raise UsageError(f"--{field.replace('_', '-')} must lie between 0 and 1, not {getattr(cfg, field)}.")
+    if cfg.learning_starts < 0:
+        raise UsageError(f"--learning-starts must be 0 or more, not {cfg.learning_starts}.")
+    updates = cfg.updates_per_step * cfg.num_envs * cfg.chunk
+    if updates < 1 or abs(updates - round(updates)) > 1e-6:
+        raise UsageError(
+            f"--updates-per-step x --num-envs x --chunk must be a whole number of updates, not "
+            f"{updates:g}; change one of them (for example --chunk={_whole_chunk(cfg)}).")
+
+
+def _whole_chunk(cfg):
+    per_vector_step = cfg.updates_per_step * cfg.num_envs
+    for chunk in range(1, 10_001):
+        if abs(per_vector_step * chunk - round(per_vector_step * chunk)) < 1e-6 <= per_vector_step * chunk:
+            return chunk
+    return cfg.chunk
+
+
+def _positive(cfg, *fields):
+    for field in fields:
+        if not getattr(cfg, field) > 0:
+            raise UsageError(f"--{field.replace('_', '-')} must be greater than 0, not {getattr(cfg, field)}.")
+
+
+def save_config(path, **parts):
+    """Write dataclasses and plain values to a JSON file, one key each."""
+    plain = {key: dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for key, part in parts.items()}
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(plain, file, indent=2)
+        file.write("\n")
+
+
+def load_config(path, **classes):
+    """Read what `save_config` wrote; `classes` maps a key to its dataclass, other keys come back as they are.
+
+    Strict: a missing, unknown or mistyped field raises UsageError.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            plain = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} can't be read as a run's settings ({error}); give the folder of a run.") from None
+    if not isinstance(plain, dict) or set(classes) - set(plain):
+        raise UsageError(f"{path} does not hold the settings of such a run; give the folder of a run.")
+    return {key: _strict(classes[key], value, path) if key in classes else value for key, value in plain.items()}
+
+
+def _strict(cls, value, path):
+    hints = typing.get_type_hints(cls)
+    odd = sorted(set(value) ^ set(hints)) if isinstance(value, dict) else ["everything"]
+    if odd:
+        raise UsageError(f"{path}: {cls.__name__} has unknown or missing fields: {', '.join(odd)}.")
+    fields = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    for key, item in fields.items():
+        if not _fits(item, hints[key]):
+            raise UsageError(f"{path}: {cls.__name__}.{key} can't be {item!r}; it takes {hints[key]}.")
+    return cls(**fields)
+
+
+def _fits(value, hint):
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))

@@ -1,0 +1,68 @@
+"""The maths of Q-learning on tensors. Knows no network, no replay buffer and no environment."""
+
+from tfdqt.backend import tf
+
+
+def bootstrap_values(q_target, q_online=None):
+    """The value of a state: [..., A] -> [...].
+
+    With `q_online`, the online network chooses the action and the target network values it (double Q-learning,
+    van Hasselt et al., 2016); without, the target network does both (Mnih et al., 2015).
+    """
+    if q_online is None:
+        return tf.reduce_max(q_target, axis=-1)
+    q_online.shape.assert_is_compatible_with(q_target.shape)
+    return select_actions(q_target, tf.argmax(q_online, axis=-1, output_type=tf.int32))
+
+
+def select_actions(q, actions):
+    """Q of the actions taken: [..., A], [...] -> [...]. An action out of range selects nothing and gives 0."""
+    return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-1], dtype=q.dtype), axis=-1)
+
+
+def n_step_targets(rewards, discounts, values, *, gamma, n):
+    """n-step targets: [B, P+n-1], [B, P+n-1], [B, P] -> [B, P] (Sutton and Barto, 2018, equation 7.1).
+
+    `values[:, i]` is the value of the state n steps behind step i. A discount of 0 (a terminated episode) ends the sum.
+    """
+    length = values.shape[1]
+    rewards.shape.assert_is_compatible_with([values.shape[0], length + n - 1])
+    discounts.shape.assert_is_compatible_with(rewards.shape)
+    total = values
+    # From the far end: G_t = r_t + gamma d_t G_{t+1}, all starting steps at once.
+    for k in reversed(range(n)):
+        total = rewards[:, k:k + length] + gamma * discounts[:, k:k + length] * total
+    return total
+
+
+def huber(error, delta=1.0):
+    """Squared near 0, linear beyond `delta`: 0.5 e^2, or delta (|e| - delta / 2). Elementwise."""
+    size = tf.abs(error)
+    return tf.where(size <= delta, 0.5 * tf.square(error), delta * (size - 0.5 * delta))
+
+
+def td_loss(q, actions, targets, mask, *, delta=1.0):
+    """Temporal-difference loss: [B, P, A], [B, P], [B, P], [B, P] -> (scalar, diagnostics).
+
+    The mean Huber loss over the steps whose `mask` is 1; no gradient enters the targets.
+    """
+    actions.shape.assert_is_compatible_with(q.shape[:-1])
+    targets.shape.assert_is_compatible_with(q.shape[:-1])
+    chosen = select_actions(q, actions)
+    error = chosen - tf.stop_gradient(targets)
+    count = tf.maximum(tf.reduce_sum(mask), 1.0)
+    loss = tf.reduce_sum(mask * huber(error, delta)) / count
+    return loss, dict(q_mean=tf.reduce_sum(mask * chosen) / count, td_error=tf.reduce_sum(mask * tf.abs(error)) / count)
+
+
+def adam(weights, gradient, moments, count, *, rate, epsilon, beta1=0.9, beta2=0.999):
+    """One step of Adam (Kingma and Ba, 2015, algorithm 1): -> (weights, moments), each the shape of `weights`.
+
+    `count` is the number of this step, from 1. Keras has no pure Adam on TensorFlow, and a loop inside one compiled
+    call needs one.
+    """
+    first = beta1 * moments[0] + (1 - beta1) * gradient
+    second = beta2 * moments[1] + (1 - beta2) * tf.square(gradient)
+    count = tf.cast(count, weights.dtype)
+    step = rate * (first / (1 - tf.pow(beta1, count))) / (tf.sqrt(second / (1 - tf.pow(beta2, count))) + epsilon)
+    return weights - step, (first, second)

@@ -1,0 +1,109 @@
+"""The replay buffer, and the only module that imports TF-Agents.
+
+It keeps, for each environment, the plain stream of its steps. Windows of it are drawn from a seed and a counter instead
+of from TensorFlow's hidden generator, so that a resumed run draws the same ones.
+"""
+
+from typing import Callable, NamedTuple
+
+from tfdqt.backend import quiet, tf
+
+with quiet():
+    from tf_agents.replay_buffers import table, tf_uniform_replay_buffer
+
+
+class Steps(NamedTuple):
+    """Steps of one or many streams; every field has the same leading axes."""
+
+    obs: tf.Tensor  # what was seen
+    action: tf.Tensor  # int32, what was done
+    reward: tf.Tensor  # float32, what came of it
+    discount: tf.Tensor  # float32, 0 where that ended the return, else 1
+    first: tf.Tensor  # bool, whether obs starts an episode
+
+
+class Replay(NamedTuple):
+    """A TF-Agents buffer with the table it keeps its rows in."""
+
+    buffer: tf_uniform_replay_buffer.TFUniformReplayBuffer
+    table: table.Table
+    rows: int  # number of streams
+    length: int  # steps kept of each stream
+
+
+def steps_spec(info):
+    """The spec of one step of environment `info`."""
+    return Steps(tf.TensorSpec(info.obs_shape, info.obs_dtype, "obs"), tf.TensorSpec((), tf.int32, "action"),
+                 tf.TensorSpec((), tf.float32, "reward"), tf.TensorSpec((), tf.float32, "discount"),
+                 tf.TensorSpec((), tf.bool, "first"))
+
+
+def make_replay(spec, rows, capacity):
+    """A buffer for `capacity` steps in all, split over `rows` streams; the oldest goes first when it is full."""
+    tables = []
+
+    def table_fn(spec, size):
+        tables.append(table.Table(spec, size))
+        return tables[-1]
+
+    length = max(1, capacity // rows)
+    buffer = tf_uniform_replay_buffer.TFUniformReplayBuffer(spec, batch_size=rows, max_length=length, table_fn=table_fn)
+    return Replay(buffer, tables[0], rows, length)
+
+
+def make_add(replay) -> Callable:
+    """Compile `add(steps)`, which appends steps [S, N, ...] to the N streams."""
+
+    @tf.function(reduce_retracing=True)
+    def add(steps):
+        for i in tf.range(tf.shape(steps[0])[0]):
+            replay.buffer.add_batch(tf.nest.map_structure(lambda field: field[i], steps))
+
+    return add
+
+
+def make_sampler(replay, window) -> Callable:
+    """`sample(size, seed) -> steps [size, window, ...]`, uniform over all whole windows; call it inside a tf.function.
+
+    `seed` is a tensor of two integers; the same seed and contents give the same windows.
+    """
+    offsets = tf.range(window, dtype=tf.int64)
+
+    def sample(size, seed):
+        seen = replay.buffer._last_id + 1  # TF-Agents has no public reader of the newest id
+        oldest = tf.maximum(seen - replay.length, 0)
+        seeds = tf.random.split(seed, 2)
+        row = tf.random.stateless_uniform([size, 1], seeds[0], 0, replay.rows, tf.int64)
+        start = tf.random.stateless_uniform([size, 1], seeds[1], oldest, seen - window + 1, tf.int64)
+        return replay.table.read(row * replay.length + (start + offsets) % replay.length)
+
+    return sample
+
+
+def steps_stored(replay):
+    """Steps now in the buffer, over all streams."""
+    return int(replay.buffer.num_frames())
+
+
+def replay_arrays(replay):
+    """Everything in the buffer as numpy arrays by name; the rows not yet written are left out."""
+    filled = steps_stored(replay) // replay.rows
+    arrays = {variable.name.split(":")[0]: variable.numpy() for variable in replay.buffer.variables()}
+    return {name: _by_row(replay, value)[:, :filled] if value.ndim else value for name, value in arrays.items()}
+
+
+def restore_replay(replay, arrays):
+    """Put back what `replay_arrays` gave. Raises ValueError if it came from a buffer of another shape."""
+    for variable in replay.buffer.variables():
+        saved, value = arrays[variable.name.split(":")[0]], variable.numpy()
+        if value.ndim:
+            if saved.shape[2:] != value.shape[1:] or saved.shape[0] != replay.rows or saved.shape[1] > replay.length:
+                raise ValueError(f"the saved replay buffer holds {saved.shape}, not {replay.rows} rows of {replay.length}")
+            _by_row(replay, value)[:, :saved.shape[1]] = saved
+        else:
+            value = saved
+        variable.assign(value)
+
+
+def _by_row(replay, value):
+    return value.reshape(replay.rows, replay.length, *value.shape[1:])
