@@ -23,6 +23,8 @@ class NetworkConfig:
     """Whether each step also tells the action taken before it."""
     ram_bits: bool = False
     """Whether a byte observation (Atari RAM) enters as its 8 bits beside its scaled value."""
+    standardize: bool = False
+    """Whether each number of an observation is centred and scaled by the data seen before learning starts."""
     dueling: bool = False
     """Whether Q is split into a state value and advantages (Wang et al., 2016)."""
     tokens: Literal["steps", "features"] = "steps"

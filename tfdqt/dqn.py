@@ -17,7 +17,7 @@ from tfdqt import losses
 from tfdqt.config import UsageError, check_dqn
 from tfdqt.envs import EnvFailure, env_info, make_vec_env
 from tfdqt.policy import epsilon_at, epsilon_greedy
-from tfdqt.replay import Steps, make_add, make_replay, make_sampler, replay_arrays, restore_replay, steps_spec, steps_stored
+from tfdqt.replay import Steps, make_add, make_replay, make_sampler, replay_arrays, restore_replay, steps_spec, steps_stored, stored_obs
 
 
 class DQNState(NamedTuple):
@@ -55,26 +55,48 @@ class Networks(NamedTuple):
 
 
 def flatten_model(model):
-    """The Keras model as a function of one flat weight vector; see Networks."""
-    shapes = [variable.shape for variable in model.trainable_variables]
+    """The Keras model as a function of one flat weight vector; see Networks. Fixed weights stand behind the trained ones."""
+    trained, fixed = model.trainable_variables, model.non_trainable_variables
+    shapes = [variable.shape for variable in (*trained, *fixed)]
     sizes = [int(np.prod(shape)) for shape in shapes]
-    fixed = [variable.value for variable in model.non_trainable_variables]
     names = list(model.input)
 
     def split(flat):
-        return [tf.reshape(part, shape) for part, shape in zip(tf.split(flat, sizes), shapes)]
+        parts = [tf.reshape(part, shape) for part, shape in zip(tf.split(flat, sizes), shapes)]
+        return parts[:len(trained)], parts[len(trained):]
 
     def apply(weights, inputs):
-        parts = split(weights) if isinstance(weights, tf.Tensor) else weights
-        return model.stateless_call(parts, fixed, {name: inputs[name] for name in names})[0]
+        parts = weights if isinstance(weights, tuple) else split(weights)
+        return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
 
-    start = tf.concat([tf.reshape(variable.value, [-1]) for variable in model.trainable_variables], 0)
+    start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
     return Networks(model, apply, split, start, model.input["obs"].shape[1], model.output.shape[1])
+
+
+def join(networks, trained, fixed=None):
+    """One flat vector of a value for each trained weight and each fixed one (zeros without `fixed`)."""
+    fixed = [tf.zeros(v.shape, v.dtype) for v in networks.model.non_trainable_variables] if fixed is None else fixed
+    return tf.concat([tf.reshape(part, [-1]) for part in (*trained, *fixed)], 0)
+
+
+def standardize(networks, state, obs):
+    """Set what the network's Standardize layers know of the data, in online and target weights, from obs [M, ...]."""
+    if not networks.model.non_trainable_variables:
+        return state
+    model = networks.model
+    numbers = keras.Model(model.input["obs"], model.get_layer("standardize").input)
+    obs = obs[:len(obs) // networks.context * networks.context].reshape(-1, *model.input["obs"].shape[1:])
+    x = numbers(obs).numpy().reshape(-1, numbers.output.shape[-1])
+    fixed = [x.mean(axis=0), np.maximum(x.std(axis=0), 0.1)]
+    return state._replace(online=join(networks, networks.split(state.online)[0], fixed),
+                          target=join(networks, networks.split(state.target)[0], fixed))
 
 
 def set_weights(networks, weights):
     """Write a flat weight vector into the Keras model."""
-    for variable, value in zip(networks.model.trainable_variables, networks.split(weights)):
+    trained, fixed = networks.split(weights)
+    model = networks.model
+    for variable, value in zip((*model.trainable_variables, *model.non_trainable_variables), (*trained, *fixed)):
         variable.assign(value)
 
 
@@ -119,12 +141,11 @@ def q_learning(networks, cfg, online, target, steps):
 
     mask = 1.0 - tf.cast(last[:, skip:context], tf.float32)
     with tf.GradientTape() as tape:
-        parts = networks.split(online)
-        tape.watch(parts)
-        q = networks.apply(parts, window_inputs(steps, 0, context))
+        trained, fixed = networks.split(online)
+        tape.watch(trained)
+        q = networks.apply((trained, fixed), window_inputs(steps, 0, context))
         loss, diagnostics = losses.td_loss(q, steps.action[:, skip:context], targets, mask, delta=cfg.huber_delta)
-    gradient = tf.concat([tf.reshape(g, [-1]) for g in tape.gradient(loss, parts)], 0)
-    return loss, gradient, diagnostics
+    return loss, join(networks, tape.gradient(loss, trained)), diagnostics
 
 
 def make_update(networks, cfg) -> Callable:
@@ -294,6 +315,8 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
             while progress.step < cfg.total_steps:
                 chunk = pool.submit(collect, state.online, progress.step, window, rng)
                 if steps_stored(replay) >= needed:
+                    if int(state.updates) == 0:
+                        state = standardize(networks, state, stored_obs(replay))
                     state, fresh = learn(state)
                     diagnostics = {name: float(value) for name, value in fresh.items()}
                 try:

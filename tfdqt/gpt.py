@@ -85,8 +85,25 @@ def block(x, visible, cfg, *, name):
     return residual(x, y, name=f"{name}_gate2", gate=cfg.gru_gate)
 
 
+class Standardize(layers.Layer):
+    """(x - mean) / scale, clipped to +-5. `mean` and `scale` are set once, from data; before that they are 0 and 1."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(shape=shape[-1:], initializer="zeros", trainable=False, name="mean")
+        self.scale = self.add_weight(shape=shape[-1:], initializer="ones", trainable=False, name="scale")
+
+    def call(self, x):
+        return ops.clip((x - self.mean) / self.scale, -5.0, 5.0)
+
+
 def scaled(obs, info, cfg):
     """Observations as numbers a network can read: [B, C, F] -> [B, C, F'] float32."""
+    x = raw_scaled(obs, info, cfg)
+    return Standardize(name="standardize")(x) if cfg.standardize else x
+
+
+def raw_scaled(obs, info, cfg):
+    """As `scaled`, before it is standardized."""
     if info.nvec:
         return ops.concatenate([ops.one_hot(obs[..., i], n) for i, n in enumerate(info.nvec)], axis=-1)
     if info.obs_dtype == "uint8":

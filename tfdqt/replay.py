@@ -85,6 +85,12 @@ def steps_stored(replay):
     return int(replay.buffer.num_frames())
 
 
+def stored_obs(replay):
+    """All observations now in the buffer, stream by stream: numpy [M, ...]."""
+    obs = replay.table.variables()[0].numpy()  # obs is the first field of Steps
+    return _by_row(replay, obs)[:, :steps_stored(replay) // replay.rows].reshape(-1, *obs.shape[1:])
+
+
 def replay_arrays(replay):
     """Everything in the buffer as numpy arrays by name; the rows not yet written are left out."""
     filled = steps_stored(replay) // replay.rows

@@ -1,0 +1,84 @@
+"""Play whole games with the network of a run: python scripts/evaluate.py RUN --episodes=30 --epsilon=0.05"""
+
+import csv
+import dataclasses
+import functools
+from typing import Annotated, Optional
+
+import tyro
+
+from tfdqt.config import UsageError
+from tfdqt.runs import find_run, run_main
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Play whole games with the network of a run and print their mean score."""
+
+    run: tyro.conf.Positional[str]
+    """Folder of the run."""
+    episodes: int = 100
+    """Games to play."""
+    epsilon: float = 0.0
+    """Probability of a random action (0: greedy)."""
+    seed: int = 1_000
+    """Seeds the games."""
+    checkpoint: Optional[str] = None
+    """Checkpoint to take, by default the newest."""
+    max_steps: Optional[int] = None
+    """Longest game that is waited for; a longer one counts as it stands."""
+    workers: int = 1
+    """Processes that step the environments (0: none)."""
+    video: Annotated[Optional[str], tyro.conf.arg(metavar="DIR")] = None
+    """Folder for a film (MP4 and GIF) of one more game."""
+    video_steps: int = 2_000
+    """Longest film, in steps."""
+
+
+def gif(mp4, path, *, every=4, width=160):
+    """A small GIF of an MP4: every `every`-th frame, `width` pixels wide."""
+    import imageio.v2 as imageio
+    from PIL import Image
+
+    with imageio.get_reader(mp4) as film:
+        fps = film.get_meta_data()["fps"]
+        frames = [Image.fromarray(frame) for i, frame in enumerate(film) if i % every == 0]
+    frames = [frame.resize((width, frame.height * width // frame.width)).quantize(32) for frame in frames]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * every / fps), loop=0, optimize=True)
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    if args.episodes < 1 or not 0 <= args.epsilon <= 1:
+        raise UsageError("--episodes must be at least 1 and --epsilon between 0 and 1.")
+    run_dir = find_run(args.run)
+
+    from tfdqt.envs import make_env
+    from tfdqt.evaluate import confidence, film, load_run, play
+
+    trained = load_run(run_dir, args.checkpoint)
+    env_fn = functools.partial(make_env, trained.name)
+    returns, lengths = play(env_fn, trained.info, trained.networks, trained.weights, episodes=args.episodes,
+                            epsilon=args.epsilon, seed=args.seed, workers=args.workers, max_steps=args.max_steps)
+    low, high = confidence(returns)
+    print(f"{trained.name} seed {trained.seed} after {trained.step} steps: {args.episodes} games at epsilon {args.epsilon:g}: "
+          f"mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean [{low:.1f}, {high:.1f}], "
+          f"min {returns.min():.0f}, median {sorted(returns)[len(returns) // 2]:.0f}, max {returns.max():.0f}, "
+          f"mean length {lengths.mean():.0f}")
+    path = run_dir / "evaluation.csv"
+    fresh = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(["step", "epsilon", "seed", "episode", "return", "length"])
+        writer.writerows([trained.step, args.epsilon, args.seed, i, *pair] for i, pair in enumerate(zip(returns, lengths)))
+    if args.video:
+        make = functools.partial(make_env, trained.name, render_mode="rgb_array")
+        mp4, score = film(make, trained.info, trained.networks, trained.weights, args.video, epsilon=args.epsilon,
+                          seed=args.seed, max_steps=args.video_steps)
+        gif(mp4, mp4.with_suffix(".gif"))
+        print(f"Film of a game that scored {score:g}: {mp4} and {mp4.with_suffix('.gif')}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,61 @@
+"""Draw the learning curves of runs: python scripts/plot.py RUN... --out=curves.png"""
+
+import collections
+import dataclasses
+from typing import Annotated, Optional
+
+import tyro
+
+from tfdqt.config import UsageError, load_config
+from tfdqt.runs import find_run, read_log, run_main
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Draw the learning curves of runs; runs that differ in the seed alone become one line with a band."""
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    """Folders of runs."""
+    out: Optional[str] = None
+    """PNG to write, by default learning.png in the folder of the first run."""
+    column: str = "mean_return"
+    """Column of the log to draw."""
+    title: str = ""
+    """Heading; by default the environments' names."""
+    level: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL=HEIGHT ...")] = ()
+    """Dashed lines to compare with."""
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    if not args.runs:
+        raise UsageError("Name one or more folders of runs.")
+    settings = {run: load_config(find_run(run) / "config.json") for run in args.runs}
+    kinds = collections.defaultdict(list)
+    for run in args.runs:
+        kinds[repr({key: value for key, value in settings[run].items() if key not in ("seed", "checkpoint_every", "epochs")})].append(run)
+    groups = {}
+    for kind in kinds.values():
+        first = settings[kind[0]]
+        label = f"{first['name']} {first['network']['network']}"
+        while label in groups:
+            label += "'"
+        groups[label] = [read_log(run) for run in kind]
+    for log in next(iter(groups.values())):
+        if args.column not in log:
+            raise UsageError(f"The log has no column {args.column!r}; it has {', '.join(log)}.")
+    try:
+        levels = {label: float(height) for label, _, height in (pair.rpartition("=") for pair in args.level)}
+    except ValueError:
+        raise UsageError("--level takes LABEL=HEIGHT, such as --level human=30.5.") from None
+
+    from tfdqt.plots import plot_learning
+
+    out = args.out or find_run(args.runs[0]) / "learning.png"
+    plot_learning(groups, out, column=args.column, levels=levels,
+                  title=args.title or ", ".join(sorted({each["name"] for each in settings.values()})))
+    print(out)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,94 @@
+"""Play whole games with a trained network, count their scores and film them."""
+
+import functools
+from typing import NamedTuple
+
+from tfdqt.backend import tf
+
+import numpy as np
+
+from tfdqt import dqn, gpt
+from tfdqt.config import DQNConfig, NetworkConfig, UsageError, load_config
+from tfdqt.envs import env_info, make_env, make_vec_env
+from tfdqt.policy import epsilon_greedy
+from tfdqt.runs import find_run, load_checkpoint
+
+
+class Trained(NamedTuple):
+    """A trained network and where it comes from."""
+
+    networks: dqn.Networks
+    weights: tf.Tensor  # [W]
+    info: tuple  # EnvInfo
+    name: str
+    seed: int
+    step: int  # environment steps it was trained for
+
+
+def load_run(run_dir, checkpoint=None):
+    """The network of a run's newest checkpoint, or of the one named. Raises UsageError if there is none that is whole."""
+    settings = load_config(find_run(run_dir) / "config.json", network=NetworkConfig, dqn=DQNConfig)
+    saved, _ = load_checkpoint(run_dir, checkpoint)
+    env = make_env(settings["name"])
+    info = env_info(env, settings["name"])
+    env.close()
+    networks = dqn.flatten_model(gpt.build_q(info, settings["network"]))
+    weights = tf.constant(saved["learner"][0])
+    if weights.shape != networks.start.shape:
+        raise UsageError(f"The checkpoint of {run_dir} holds {weights.shape[0]} weights, but the network of its config.json has "
+                         f"{networks.start.shape[0]}; put back the config.json that the run was started with.")
+    dqn.set_weights(networks, weights)
+    return Trained(networks, weights, info, settings["name"], settings["seed"], saved["progress"]["step"])
+
+
+def play(env_fn, info, networks, weights, *, episodes, epsilon=0.0, seed=0, workers=0, max_steps=None):
+    """Play `episodes` games side by side, one in each of as many environments, and return (returns, lengths), [episodes].
+
+    Actions are greedy, or uniformly random with probability `epsilon`. A game longer than `max_steps` steps counts as it
+    stands then. The outcome depends on `seed` alone.
+    """
+    act, rng = dqn.make_act(networks), np.random.default_rng([seed, 2])
+    vec = make_vec_env(env_fn, info, episodes, np.random.SeedSequence([seed, 3]).generate_state(1)[0], workers=workers)
+    returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
+    playing = np.ones(episodes, bool)
+    try:
+        window = dqn.make_window(info, episodes, networks.context)
+        dqn.push(window, vec.out["obs"], vec.out["first"], -1)
+        steps = 0
+        while playing.any() and (max_steps is None or steps < max_steps):
+            action = epsilon_greedy(rng, act(weights, dqn.shown(window)).numpy(), info.num_actions, epsilon)
+            vec.step(action)
+            dqn.push(window, vec.out["obs"], vec.out["first"], action)
+            returns[playing], lengths[playing] = vec.out["ret"][playing], vec.out["length"][playing]
+            playing &= ~vec.out["ended"]
+            steps += 1
+    finally:
+        vec.close()
+    return returns, lengths
+
+
+def film(env_fn, info, networks, weights, folder, *, epsilon=0.0, seed=0, max_steps=None):
+    """Play one game with gymnasium's RecordVideo. `env_fn` must make an environment with render_mode="rgb_array".
+
+    Returns (path of the MP4 in `folder`, return of the game).
+    """
+    from pathlib import Path
+
+    from gymnasium.wrappers import RecordVideo
+
+    env_fn = functools.partial(_recorded, env_fn, folder, RecordVideo)
+    returns, _ = play(env_fn, info, networks, weights, episodes=1, epsilon=epsilon, seed=seed, max_steps=max_steps)
+    return max(Path(folder).glob("*.mp4"), key=lambda path: path.stat().st_mtime), float(returns[0])
+
+
+def _recorded(env_fn, folder, wrapper):
+    env = env_fn()
+    if env.render_mode != "rgb_array":
+        raise UsageError('A film needs an environment made with render_mode="rgb_array".')
+    return wrapper(env, str(folder), episode_trigger=lambda episode: episode == 0, disable_logger=True)
+
+
+def confidence(values, *, level=0.95, draws=10_000):
+    """Bootstrap confidence interval of the mean of `values`: (low, high)."""
+    draw = np.random.default_rng(0).choice(values, (draws, len(values))).mean(axis=1)
+    return tuple(np.quantile(draw, [(1 - level) / 2, (1 + level) / 2]))

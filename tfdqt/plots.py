@@ -1,0 +1,49 @@
+"""Pictures of runs. Imports no TensorFlow."""
+
+import numpy as np
+
+from tfdqt.config import UsageError
+
+
+def band(runs, column, points=400):
+    """Runs of one kind on common steps: (steps [T], values [runs, T]), up to the shortest run's last step."""
+    end = min(run["step"][-1] for run in runs)
+    begin = max(run["step"][np.isfinite(run[column])][0] if np.isfinite(run[column]).any() else end for run in runs)
+    steps = np.linspace(begin, end, points)
+    return steps, np.stack([np.interp(steps, *_known(run, column)) for run in runs])
+
+
+def _known(run, column):
+    known = np.isfinite(run[column])
+    return run["step"][known], run[column][known]
+
+
+def plot_learning(groups, path, *, column="mean_return", title="", levels=None):
+    """Learning curves: each group of runs as its mean over a band from lowest to highest seed.
+
+    Args:
+      groups: dict label -> list of logs, as `runs.read_log` gives them.
+      path: PNG to write.
+      levels: dict label -> height, drawn as dashed lines to compare with.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    for label, runs in groups.items():
+        if not any(np.isfinite(run[column]).any() for run in runs):
+            raise UsageError(f"The log of {label} has no {column} yet; let the run train for longer.")
+        steps, values = band(runs, column)
+        line, = axes.plot(steps, values.mean(axis=0), label=f"{label} ({len(runs)} seed{'s' * (len(runs) > 1)})")
+        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
+    for label, height in (levels or {}).items():
+        axes.axhline(height, linestyle="--", color="grey", linewidth=1)
+        axes.annotate(label, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="dimgrey")
+    axes.set(xlabel="environment steps", ylabel=column.replace("_", " "), title=title)
+    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k"))
+    axes.legend(loc="upper left", frameon=False)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
