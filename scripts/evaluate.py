@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import functools
-from typing import Annotated, Optional
+from typing import Annotated
 
 import tyro
 
@@ -23,13 +23,13 @@ class Args:
     """Probability of a random action (0: greedy)."""
     seed: int = 1_000
     """Seeds the games."""
-    checkpoint: Optional[str] = None
+    checkpoint: str | None = None
     """Checkpoint to take, by default the newest."""
-    max_steps: Optional[int] = None
+    max_steps: int | None = None
     """Longest game that is waited for; a longer one counts as it stands."""
     workers: int = 1
     """Processes that step the environments (0: none)."""
-    video: Annotated[Optional[str], tyro.conf.arg(metavar="DIR")] = None
+    video: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for a film (MP4 and GIF) of one more game."""
     video_steps: int = 2_000
     """Longest film, in steps."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Optional
 
 import tyro
 
@@ -18,7 +17,7 @@ class Args:
     """Folder of the run."""
     out: tyro.conf.Positional[str]
     """Folder to write; must not exist."""
-    checkpoint: Optional[str] = None
+    checkpoint: str | None = None
     """Checkpoint to take, by default the newest."""
 
 

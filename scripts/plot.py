@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from typing import Annotated, Optional
+from typing import Annotated
 
 import tyro
 
@@ -16,7 +16,7 @@ class Args:
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     """Folders of runs."""
-    out: Optional[str] = None
+    out: str | None = None
     """PNG to write, by default learning.png in the folder of the first run."""
     column: str = "mean_return"
     """Column of the log to draw."""

@@ -11,13 +11,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import tyro
 
 import tfdqt
-from tfdqt.config import (DQNConfig, NetworkConfig, UsageError, check_dqn, check_network, default_config, load_config,
-                          save_config)
+from tfdqt.config import DQNConfig, NetworkConfig, UsageError, check_dqn, check_network, default_config, load_config, save_config
 from tfdqt.runs import find_run, load_checkpoint, make_logger, make_saver, run_main, start_run, stop_on_signals
 
 
@@ -29,11 +28,11 @@ class Args:
     """Environment, as gymnasium calls it; old Atari RAM names such as Breakout-ram-v0 work too."""
     seed: int = 0
     """Seeds weights, environments, exploration and replay; equal seeds give equal runs."""
-    run_dir: Optional[str] = None
+    run_dir: str | None = None
     """Folder for settings, log and checkpoints; by default runs/NAME-SEED-TIME."""
-    resume: Optional[str] = None
+    resume: str | None = None
     """Folder of a run to go on with; its own settings hold, only --total-steps, --workers, --threads can be given."""
-    checkpoint: Optional[str] = None
+    checkpoint: str | None = None
     """With --resume: the checkpoint to go on from, by default the newest."""
     checkpoint_every: int = 50_000
     """Environment steps between two checkpoints; there is always one at the end."""

@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 # loads; `import keras` stays Keras 3 either way.
 if "tensorflow" in sys.modules and os.environ.get("TF_USE_LEGACY_KERAS") != "1":
     raise ImportError(
-        "tfdqt: TensorFlow was imported without TF_USE_LEGACY_KERAS=1; import tfdqt before tensorflow, "
+        "tfdqt: TensorFlow was imported without TF_USE_LEGACY_KERAS=1; import tfdqt before tensorflow and keras, "
         "or set TF_USE_LEGACY_KERAS=1 in the environment.")
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")

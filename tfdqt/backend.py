@@ -32,9 +32,8 @@ def quiet():
 
 
 with quiet():
+    import keras  # noqa: F401  (Keras 3; it would load TensorFlow without the settings above if it came first)
     import tensorflow as tf
-
-    import keras  # noqa: F401  (Keras 3 loads here so that its start-up lines are held back too)
 
 
 def set_threads(intra_op, inter_op=2):

@@ -5,19 +5,28 @@ processes) while the compiled update learns from what was stored before. What is
 an action was chosen, never depends on which of the two is faster, so equal seeds give equal runs.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
-from tfdqt.backend import tf
-
-import keras
 import numpy as np
 
 from tfdqt import losses
+from tfdqt.backend import keras, tf
 from tfdqt.config import UsageError, check_dqn
 from tfdqt.envs import EnvFailure, env_info, make_vec_env
 from tfdqt.policy import epsilon_at, epsilon_greedy
-from tfdqt.replay import Steps, make_add, make_replay, make_sampler, replay_arrays, restore_replay, steps_spec, steps_stored, stored_obs
+from tfdqt.replay import (
+    Steps,
+    make_add,
+    make_replay,
+    make_sampler,
+    replay_arrays,
+    restore_replay,
+    steps_spec,
+    steps_stored,
+    stored_obs,
+)
 
 
 class DQNState(NamedTuple):

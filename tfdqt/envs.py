@@ -11,8 +11,9 @@ import multiprocessing
 import re
 import traceback
 import warnings
+from collections.abc import Callable
 from multiprocessing import shared_memory
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

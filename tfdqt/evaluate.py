@@ -1,13 +1,13 @@
 """Play whole games with a trained network, count their scores and film them."""
 
 import functools
+from pathlib import Path
 from typing import NamedTuple
-
-from tfdqt.backend import tf
 
 import numpy as np
 
 from tfdqt import dqn, gpt
+from tfdqt.backend import tf
 from tfdqt.config import DQNConfig, NetworkConfig, UsageError, load_config
 from tfdqt.envs import env_info, make_env, make_vec_env
 from tfdqt.policy import epsilon_greedy
@@ -72,8 +72,6 @@ def film(env_fn, info, networks, weights, folder, *, epsilon=0.0, seed=0, max_st
 
     Returns (path of the MP4 in `folder`, return of the game).
     """
-    from pathlib import Path
-
     from gymnasium.wrappers import RecordVideo
 
     env_fn = functools.partial(_recorded, env_fn, folder, RecordVideo)

@@ -7,13 +7,12 @@ Every network maps a window of steps to Q-values. Inputs, by name:
 Output: Q [B, P, A] of the last P steps; P = C for the decoder, 1 for the dense network.
 """
 
-from tfdqt.backend import tf  # noqa: F401  (quietly, before Keras)
-
-import keras
 import numpy as np
-from keras import layers, ops
 
+from tfdqt.backend import keras
 from tfdqt.config import check_network
+
+layers, ops = keras.layers, keras.ops
 
 
 def norm(x, *, name):
@@ -67,7 +66,8 @@ def residual(x, y, *, name, gate):
     if not gate:
         return x + y
     width = x.shape[-1]
-    y_rzh, x_rz = dense(y, 3 * width, name=f"{name}_y", use_bias=False), dense(x, 2 * width, name=f"{name}_x", use_bias=False)
+    y_rzh = dense(y, 3 * width, name=f"{name}_y", use_bias=False)
+    x_rz = dense(x, 2 * width, name=f"{name}_x", use_bias=False)
     reset = ops.sigmoid(y_rzh[..., :width] + x_rz[..., :width])
     keep = layers.Dense(width, name=f"{name}_z", bias_initializer=keras.initializers.Constant(-2.0),
                         kernel_initializer="zeros")(y) + y_rzh[..., width:2 * width] + x_rz[..., width:]
@@ -124,7 +124,8 @@ def step_tokens(inputs, info, cfg):
     place = ops.cast(ops.sum(visible, axis=-1) - 1.0, "int32")  # [B, C]
     x = x + dense(ops.one_hot(place, cfg.context), cfg.width, name="embed_place", use_bias=False)
     if cfg.prev_action:
-        x = x + dense(ops.one_hot(inputs["prev_action"], info.num_actions), cfg.width, name="embed_action", use_bias=False)
+        action = ops.one_hot(inputs["prev_action"], info.num_actions)
+        x = x + dense(action, cfg.width, name="embed_action", use_bias=False)
     return x, visible
 
 
@@ -147,8 +148,8 @@ def feature_tokens(inputs, info, cfg):
     place = ops.cast(ops.sum(steps, axis=-1) - 1.0, "int32")
     x = x + dense(ops.one_hot(place, cfg.context), cfg.width, name="embed_place", use_bias=False)[:, :, None]
     if cfg.prev_action:
-        action = dense(ops.one_hot(inputs["prev_action"], info.num_actions), cfg.width, name="embed_action", use_bias=False)
-        x = x + action[:, :, None]
+        action = ops.one_hot(inputs["prev_action"], info.num_actions)
+        x = x + dense(action, cfg.width, name="embed_action", use_bias=False)[:, :, None]
     tokens = cfg.context * features
     visible = ops.repeat(ops.repeat(same_episode(inputs["first"]), features, axis=1), features, axis=2)
     return ops.reshape(x, (-1, tokens, cfg.width)), visible * causal(tokens)

@@ -4,7 +4,8 @@ It keeps, for each environment, the plain stream of its steps. Windows of it are
 of from TensorFlow's hidden generator, so that a resumed run draws the same ones.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from tfdqt.backend import quiet, tf
 

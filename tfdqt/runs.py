@@ -88,8 +88,8 @@ def make_logger(run_dir, fields, total_steps, epochs, *, resume_step=None, show=
     board = tf.summary.create_file_writer(str(Path(run_dir) / "tensorboard"))
     started = time.monotonic()
     place = dict(epoch=int(rows[-1]["epoch"]) if rows else 0, games=int(rows[-1]["games"]) if rows else 0)
-    bar = tqdm(total=epochs, initial=place["epoch"], disable=not show, bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}",
-               mininterval=0.2 if sys.stderr.isatty() else 30, ascii=None)
+    bar = tqdm(total=epochs, initial=place["epoch"], disable=not show, mininterval=0.2 if sys.stderr.isatty() else 30,
+               bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}")
 
     def log(metrics):
         epoch = min(epochs, metrics.step * epochs // total_steps)

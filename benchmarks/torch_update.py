@@ -1,0 +1,193 @@
+"""The GPT's DQN update in eager PyTorch, to measure tfdqt's against. `scripts/benchmark.py` starts it.
+
+The network is `tfdqt.gpt.build_gpt_q` with one token a step, the update is `tfdqt.dqn.make_update` with double Q: equal
+weights and batches give equal losses, and the benchmark checks that they do. It is written to be fast among what plain
+eager code can do: attention by scaled_dot_product_attention, Adam by its fused kernel, one call for all of Polyak's
+averages, batches that are tensors already.
+
+The environment of requirements-bench.txt has no tfdqt, so this file also holds its side of the conversation with the
+benchmark, for `sb3_dqn.py` too.
+"""
+
+import copy
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The conversation with the benchmark
+
+
+def matmul_rate(size=1024, repeats=10):
+    """Floating point operations per second of the fastest of some float32 matrix products."""
+    a, best = torch.rand(size, size), float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size ** 3 / best
+
+
+def versions(*packages):
+    """What was measured."""
+    return dict({name.replace("-", "_"): importlib.metadata.version(name) for name in packages}, python=platform.python_version())
+
+
+def make_meter(ready):
+    """`tick(count, updates) -> whether to go on`, to call wherever nothing is half done.
+
+    The first call answers `ready`. Each line on standard input asks for so many more counts; the first call by which
+    they are done answers what they took, as one line of JSON. The clock stands while a line is awaited.
+    """
+    run = dict(goal=None)
+
+    def answer(values):
+        print(json.dumps(values), flush=True)
+
+    def tick(count, updates):
+        if run["goal"] is None:
+            answer(ready)
+        elif count < run["goal"]:
+            return True
+        else:
+            seconds, cpu = time.perf_counter() - run["start"], time.process_time() - run["cpu"]
+            answer(dict(count=count - run["count"], updates=updates - run["updates"], seconds=seconds, cpu_seconds=cpu,
+                        matmul_rate=matmul_rate()))
+        line = sys.stdin.readline()
+        if not line:
+            return False
+        run.update(goal=count + int(line), count=count, updates=updates, cpu=time.process_time(), start=time.perf_counter())
+        return True
+
+    return tick
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The network
+
+
+class Block(nn.Module):
+    """One pre-norm Transformer block: [B, T, D] -> [B, T, D]."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention_qkv, self.attention_out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp_in, self.mlp_out = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x, visible):
+        batch, length, width = x.shape
+        qkv = self.attention_qkv(self.norm1(x)).view(batch, length, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, H, T, D/H] each
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        x = x + self.attention_out(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x)), approximate="tanh"))
+
+
+class GPTQ(nn.Module):
+    """The decoder over a window of steps: obs [B, C, F] uint8, first [B, C] bool -> Q [B, C, A] at every step."""
+
+    def __init__(self, features, actions, *, context, layers, heads, width):
+        super().__init__()
+        self.embed_obs, self.embed_place = nn.Linear(features, width), nn.Embedding(context, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.norm, self.q = nn.LayerNorm(width), nn.Linear(width, actions)
+        self.register_buffer("causal", torch.ones(context, context, dtype=torch.bool).tril(), persistent=False)
+
+    def forward(self, obs, first):
+        episode = first.cumsum(1)
+        visible = (episode[:, :, None] == episode[:, None, :]) & self.causal  # [B, C, C]
+        x = self.embed_obs(obs.float() / 128.0 - 1.0) + self.embed_place(visible.sum(-1) - 1)
+        for block in self.blocks:
+            x = block(x, visible[:, None])
+        return self.q(self.norm(x))
+
+
+def load_keras(model, weights):
+    """Copy the weights of `tfdqt.gpt.build_gpt_q`, by layer/variable, into `model`."""
+    names = dict(weight="kernel", bias="bias")
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            layer, kind = path.replace("blocks.", "block", 1).replace(".", "_").rsplit("_", 1)
+            norm = "norm" in layer
+            value = torch.from_numpy(weights[f"{layer}/{dict(weight='gamma', bias='beta')[kind] if norm else names[kind]}"])
+            parameter.copy_(value if norm or kind == "bias" or layer == "embed_place" else value.T)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The update
+
+
+def q_learning(online, target, cfg, obs, action, reward, discount, first):
+    """The loss of one batch of steps [B, C + n, ...], as `tfdqt.dqn.q_learning`: double Q, n-step, every step learned at."""
+    n, gamma = cfg["n_step"], cfg["gamma"]
+    context = obs.shape[1] - n
+    never = torch.zeros_like(first[:, :1])
+    last = torch.cat([first[:, 1:], never], 1)  # a step that only resets: nothing is learned at it
+    over = torch.cat([never, discount[:, :-1] == 0], 1)
+    cut = (last[:, 1:] & ~over[:, 1:]).any(1)[:, None]  # [B, 1] cut short: bootstrap one step on
+    with torch.no_grad():
+        ahead = (torch.where(cut[..., None], obs[:, 1:context + 1], obs[:, n:]),
+                 torch.where(cut, first[:, 1:context + 1], first[:, n:]))
+        best = online(*ahead).argmax(-1, keepdim=True)
+        values = target(*ahead).gather(-1, best).squeeze(-1)  # [B, C]
+        targets = values
+        for k in reversed(range(n)):
+            targets = reward[:, k:k + context] + gamma * discount[:, k:k + context] * targets
+        targets = torch.where(cut, reward[:, :context] + gamma * discount[:, :context] * values, targets)
+        mask = 1.0 - last[:, :context].float()
+    q = online(obs[:, :context], first[:, :context]).gather(-1, action[:, :context, None]).squeeze(-1)
+    return (mask * F.huber_loss(q, targets, reduction="none", delta=cfg["huber_delta"])).sum() / mask.sum().clamp(min=1.0)
+
+
+def make_update(online, cfg):
+    """`update(batch) -> loss`: loss, gradient, clipping, Adam and Polyak's target."""
+    target = copy.deepcopy(online).requires_grad_(False)
+    optimizer = torch.optim.Adam(online.parameters(), lr=cfg["learning_rate"], eps=cfg["adam_epsilon"], fused=True)
+    weights, averages = list(online.parameters()), list(target.parameters())
+    average = get_ema_multi_avg_fn(1.0 - cfg["target_tau"])
+
+    def update(batch):
+        loss = q_learning(online, target, cfg, *batch)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, cfg["max_grad_norm"])
+        optimizer.step()
+        average(averages, weights, None)
+        return loss.item()
+
+    return update
+
+
+def serve(settings):
+    """Measure updates as the benchmark asks for them."""
+    if settings["torch_threads"]:
+        torch.set_num_threads(settings["torch_threads"])
+    network = settings["network"]
+    with np.load(settings["exchange"]) as file:
+        arrays = dict(file)
+    fields = [torch.from_numpy(arrays[name]) for name in ("obs", "action", "reward", "discount", "first")]
+    fields[1] = fields[1].long()
+    batches = [[field[call, i] for field in fields] for call in range(len(fields[0])) for i in range(fields[0].shape[1])]
+    online = GPTQ(fields[0].shape[-1], settings["actions"], **{key: network[key] for key in ("context", "layers", "heads", "width")})
+    load_keras(online, arrays)
+    update = make_update(online, settings["dqn"])
+    losses = [update(batch) for batch in batches]
+    tick = make_meter(dict(versions("torch", "numpy"), threads=torch.get_num_threads(), losses=losses))
+    done = 0
+    while tick(done, done):
+        update(batches[done % len(batches)])
+        done += 1
+
+
+if __name__ == "__main__":
+    serve(json.loads(sys.argv[1]))

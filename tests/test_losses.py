@@ -1,0 +1,132 @@
+"""The maths of Q-learning against numbers worked by hand and against Keras."""
+
+import unittest
+
+import numpy as np
+
+from tfdqt import losses
+from tfdqt.backend import keras, tf
+
+
+class NStepTargets(tf.test.TestCase):
+
+    def test_three_steps_by_hand(self):
+        rewards = tf.constant([[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+        discounts = tf.constant([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]])
+        values = tf.constant([[8.0, 16.0], [8.0, 16.0]])
+        targets = losses.n_step_targets(rewards, discounts, values, gamma=0.5, n=3)
+        # Row 0: 1 + (2 + (3 + 8/2)/2)/2 = 3.75 and 2 + (3 + (4 + 16/2)/2)/2 = 6.5.
+        # Row 1 terminates after the second reward: 1 + 2/2 = 2 and 2.
+        self.assertAllClose(targets, [[3.75, 6.5], [2.0, 2.0]])
+
+    def test_end_at_the_last_step_drops_only_the_value(self):
+        targets = losses.n_step_targets(tf.constant([[1.0, 2.0, 4.0]]), tf.constant([[1.0, 1.0, 0.0]]), tf.constant([[100.0]]),
+                                        gamma=0.5, n=3)
+        self.assertAllClose(targets, [[3.0]])  # 1 + 2/2 + 4/4
+
+    def test_one_step_by_hand(self):
+        targets = losses.n_step_targets(tf.constant([[1.0, -2.0]]), tf.constant([[1.0, 0.0]]), tf.constant([[10.0, 20.0]]),
+                                        gamma=0.9, n=1)
+        self.assertAllClose(targets, [[10.0, -2.0]])  # 1 + 0.9 * 10 and -2 alone
+
+    def test_shapes_are_checked(self):
+        with self.assertRaises(ValueError):
+            losses.n_step_targets(tf.zeros([2, 4]), tf.zeros([2, 4]), tf.zeros([2, 3]), gamma=0.9, n=3)
+        with self.assertRaises(ValueError):
+            losses.n_step_targets(tf.zeros([2, 4]), tf.zeros([2, 3]), tf.zeros([2, 2]), gamma=0.9, n=3)
+
+
+class BootstrapValues(tf.test.TestCase):
+
+    def test_plain_takes_the_largest(self):
+        self.assertAllClose(losses.bootstrap_values(tf.constant([[[1.0, 5.0, 3.0], [-1.0, -2.0, -3.0]]])), [[5.0, -1.0]])
+
+    def test_double_values_the_online_choice_by_the_target(self):
+        q_target = tf.constant([[[1.0, 5.0, 3.0], [-1.0, -2.0, -3.0]]])
+        q_online = tf.constant([[[0.0, 1.0, 2.0], [0.0, 3.0, 2.0]]])  # chooses 2, then 1
+        self.assertAllClose(losses.bootstrap_values(q_target, q_online), [[3.0, -2.0]])
+
+    def test_shapes_are_checked(self):
+        with self.assertRaises(ValueError):
+            losses.bootstrap_values(tf.zeros([2, 1, 3]), tf.zeros([2, 1, 4]))
+
+    def test_action_out_of_range_selects_nothing(self):
+        q = tf.constant([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
+        self.assertAllClose(losses.select_actions(q, tf.constant([[1, 0, -1]])), [[2.0, 3.0, 0.0]])
+
+
+class TDLoss(tf.test.TestCase):
+
+    def setUp(self):
+        super().setUp()
+        # Chosen: 3, 0, 2, 9. Errors: 0.5, -4, 1, and one that is masked.
+        self.q = tf.constant([[[1.0, 3.0], [0.0, 7.0]], [[5.0, 2.0], [9.0, 9.0]]])
+        self.actions = tf.constant([[1, 0], [1, 0]])
+        self.targets = tf.constant([[2.5, 4.0], [1.0, -1000.0]])
+        self.mask = tf.constant([[1.0, 1.0], [1.0, 0.0]])
+
+    def test_masked_mean_by_hand(self):
+        loss, diagnostics = losses.td_loss(self.q, self.actions, self.targets, self.mask)
+        # Huber, delta 1: 0.125, 3.5, 0.5.
+        self.assertAllClose(loss, 4.125 / 3)
+        self.assertAllClose(diagnostics["q_mean"], 5.0 / 3)
+        self.assertAllClose(diagnostics["td_error"], 5.5 / 3)
+
+    def test_delta_by_hand(self):
+        loss, _ = losses.td_loss(self.q, self.actions, self.targets, self.mask, delta=2.0)
+        self.assertAllClose(loss, (0.125 + 2 * (4 - 1) + 0.5) / 3)
+
+    def test_gradient_enters_chosen_values_only(self):
+        with tf.GradientTape() as tape:
+            tape.watch((self.q, self.targets))
+            loss, _ = losses.td_loss(self.q, self.actions, self.targets, self.mask)
+        to_q, to_targets = tape.gradient(loss, (self.q, self.targets))
+        self.assertIsNone(to_targets)
+        # The error, clipped to +-1, over the 3 steps that count, at the action taken.
+        self.assertAllClose(to_q, [[[0, 0.5 / 3], [-1 / 3, 0]], [[0, 1 / 3], [0, 0]]])
+
+    def test_nothing_to_learn_is_zero(self):
+        loss, diagnostics = losses.td_loss(self.q, self.actions, self.targets, tf.zeros([2, 2]))
+        self.assertAllEqual([loss, diagnostics["q_mean"], diagnostics["td_error"]], [0.0, 0.0, 0.0])
+
+    def test_shapes_are_checked(self):
+        with self.assertRaises(ValueError):
+            losses.td_loss(self.q, self.actions, self.targets[:, :1], self.mask)
+        with self.assertRaises(ValueError):
+            losses.td_loss(self.q, self.actions[:1], self.targets, self.mask)
+
+
+class HuberAndAdam(tf.test.TestCase):
+
+    def test_huber_agrees_with_keras(self):
+        errors = np.linspace(-5, 5, 41, dtype="float32")
+        for delta in (0.3, 1.0, 2.5):
+            # A row for each error, because Keras gives the mean of a row.
+            expected = keras.losses.Huber(delta=delta, reduction=None)(np.zeros((41, 1), "float32"), errors[:, None])
+            self.assertAllClose(losses.huber(tf.constant(errors), delta), expected, msg=f"delta {delta}")
+
+    def test_adam_agrees_with_keras(self):
+        # Where epsilon enters differs between the two; 1e-12 is as good as none.
+        rng = np.random.default_rng(0)
+        start = rng.normal(size=6).astype("float32")
+        variable = keras.Variable(start)
+        reference = keras.optimizers.Adam(0.05, beta_1=0.8, beta_2=0.95, epsilon=1e-12)
+        weights, moments = tf.constant(start), (tf.zeros(6), tf.zeros(6))
+        for count in range(1, 8):
+            gradient = tf.constant(rng.normal(size=6) * 10.0 ** rng.integers(-3, 3, 6), tf.float32)
+            reference.apply([gradient], [variable])
+            weights, moments = losses.adam(weights, gradient, moments, tf.constant(count, tf.int64), rate=0.05, epsilon=1e-12,
+                                           beta1=0.8, beta2=0.95)
+            self.assertAllClose(weights, variable.value, rtol=1e-5, atol=1e-6, msg=f"step {count}")
+        self.assertGreater(np.abs(weights - start).max(), 0.05)
+
+    def test_adam_first_step_by_hand(self):
+        # Corrected, the moments of the first step are g and g^2: a step of rate * g / (|g| + epsilon).
+        weights, moments = losses.adam(tf.constant([1.0, 1.0]), tf.constant([3.0, -1.0]), (tf.zeros(2), tf.zeros(2)),
+                                       tf.constant(1), rate=0.1, epsilon=1.0)
+        self.assertAllClose(weights, [1 - 0.1 * 3 / 4, 1 + 0.1 * 1 / 2])
+        self.assertAllClose(moments, ([0.3, -0.1], [0.009, 0.001]))
+
+
+if __name__ == "__main__":
+    unittest.main()
