@@ -4,8 +4,10 @@ Its usual form: one process, one environment in a DummyVecEnv, without Monitor. 
 between the starts of two rollouts. More environments are possible (`--sb3-envs`) at an equal ratio of updates to steps.
 """
 
+import copy
 import json
 import sys
+import warnings
 
 import ale_py
 import gymnasium
@@ -13,7 +15,7 @@ import stable_baselines3
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
-from torch_update import make_meter, versions
+from torch_update import choose_threads, make_meter, versions
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 gymnasium.register_envs(ale_py)
@@ -34,11 +36,18 @@ class Measure(BaseCallback):
         return self.going
 
 
+def make_env(theirs_env):
+    """One environment, without the warnings that an old game is old."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return gymnasium.make(**theirs_env, disable_env_checker=True)
+
+
 def make_model(settings):
     """The DQN with the settings of ours; see `stable_baselines3.DQN`."""
     cfg, envs = settings["dqn"], settings["sb3_envs"]
     train_freq = max(1, round(1 / (cfg["updates_per_step"] * envs)))  # in steps of the whole vector
-    vec = DummyVecEnv([lambda: gymnasium.make(**settings["theirs_env"], disable_env_checker=True)] * envs)
+    vec = DummyVecEnv([lambda: make_env(settings["theirs_env"])] * envs)
     return stable_baselines3.DQN(
         "MlpPolicy", vec, learning_rate=cfg["learning_rate"], buffer_size=cfg["replay_size"],
         learning_starts=cfg["learning_starts"], batch_size=cfg["batch_size"], tau=cfg["target_tau"], gamma=cfg["gamma"],
@@ -51,8 +60,10 @@ def make_model(settings):
 
 def serve(settings):
     """Train, and measure the steps that the benchmark asks for."""
-    if settings["torch_threads"]:
-        torch.set_num_threads(settings["torch_threads"])
+    trial = copy.deepcopy(settings)
+    trial["dqn"]["learning_starts"] = settings["dqn"]["batch_size"]
+    model = make_model(trial)
+    choose_threads(settings["torch_threads"], lambda: model.learn(500))
     names = versions("torch", "stable-baselines3", "numpy", "gymnasium", "ale-py")
     tick = make_meter(dict(names, threads=torch.get_num_threads()))
     make_model(settings).learn(settings["dqn"]["total_steps"], callback=Measure(tick, settings["warm_up"]))

@@ -36,6 +36,21 @@ def matmul_rate(size=1024, repeats=10):
     return 2 * size ** 3 / best
 
 
+def choose_threads(wanted, work):
+    """Set torch's threads to `wanted`; with 0, to torch's own number or to one, whichever does `work()` faster.
+
+    Small networks can gain nothing from a second thread, or lose much where cores are shared and threads wait for each other.
+    """
+    seconds = {}
+    for threads in {wanted} if wanted else {1, torch.get_num_threads()}:
+        torch.set_num_threads(threads)
+        work()
+        start = time.perf_counter()
+        work()
+        seconds[threads] = time.perf_counter() - start
+    torch.set_num_threads(min(seconds, key=seconds.get))
+
+
 def versions(*packages):
     """What was measured."""
     return dict({name.replace("-", "_"): importlib.metadata.version(name) for name in packages}, python=platform.python_version())
@@ -170,15 +185,15 @@ def make_update(online, cfg):
 
 def serve(settings):
     """Measure updates as the benchmark asks for them."""
-    if settings["torch_threads"]:
-        torch.set_num_threads(settings["torch_threads"])
-    network = settings["network"]
     with np.load(settings["exchange"]) as file:
         arrays = dict(file)
     fields = [torch.from_numpy(arrays[name]) for name in ("obs", "action", "reward", "discount", "first")]
     fields[1] = fields[1].long()
     batches = [[field[call, i] for field in fields] for call in range(len(fields[0])) for i in range(fields[0].shape[1])]
-    online = GPTQ(fields[0].shape[-1], settings["actions"], **{key: network[key] for key in ("context", "layers", "heads", "width")})
+    sizes = {key: settings["network"][key] for key in ("context", "layers", "heads", "width")}
+    online = GPTQ(fields[0].shape[-1], settings["actions"], **sizes)
+    update = make_update(copy.deepcopy(online), settings["dqn"])
+    choose_threads(settings["torch_threads"], lambda: [update(batch) for batch in batches[:20]])
     load_keras(online, arrays)
     update = make_update(online, settings["dqn"])
     losses = [update(batch) for batch in batches]

@@ -70,7 +70,7 @@ class Args:
     threads: int = max(1, os.cpu_count() or 1)
     """Threads inside TensorFlow's operations."""
     torch_threads: int = 0
-    """Threads of torch (0: as many as torch chooses)."""
+    """Threads of torch (0: as many as torch chooses or one, whichever a short try finds faster)."""
 
 
 class Row(NamedTuple):
@@ -208,8 +208,8 @@ def serve(settings):
     backend.tf.config.set_visible_devices([], "GPU")
     network = NetworkConfig(**{**settings["network"], "hidden": tuple(settings["network"]["hidden"])})
     cfg = DQNConfig(**settings["dqn"])
-    names = {name.replace("-", "_"): importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "gymnasium", "ale-py")}
-    ready = dict(names, python=platform.python_version(), tfdqt=tfdqt.__version__, threads=settings["threads"])
+    names = ("tensorflow", "keras", "numpy", "gymnasium", "ale-py")
+    ready = dict({name.replace("-", "_"): importlib.metadata.version(name) for name in names}, python=platform.python_version(), tfdqt=tfdqt.__version__, threads=settings["threads"])
     rate = make_matmul_rate(backend.tf)
     (serve_updates if settings["unit"] == "updates" else serve_training)(settings, network, cfg, ready, rate)
 
@@ -325,7 +325,8 @@ def ask(process, goal=None):
 
 def start(command, settings, env=None):
     """Start a measured process and wait until it is warm: -> (process, what it says of itself)."""
-    process = subprocess.Popen([*command, json.dumps(settings)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([*command, json.dumps(settings)], stdin=pipe, stdout=pipe, text=True, env=env)
     try:
         return process, ask(process)
     except BaseException:
@@ -390,13 +391,15 @@ def measure(row, args, info):
 
 def summary(row, found):
     """One line of the table."""
-    rates = {side: np.array([entry["per_second"] for entry in found if entry["side"] == side]) for side in ("ours", "theirs")}
-    floors = [f"{np.median([entry['floor_percent'] for entry in found if entry['side'] == side]):.1f}%" if len(rates[side]) else "-"
-              for side in rates]
-    medians = [f"{np.median(rates[side]):,.0f}" if len(rates[side]) else "-" for side in rates]
-    ratio, reached = "-", np.median(rates["ours"])
+    def column(side, key):
+        return np.array([entry[key] for entry in found if entry["side"] == side])
+
+    sides = ("ours", "theirs") if row.theirs else ("ours",)
+    medians = [f"{np.median(column(side, 'per_second')):,.0f}" for side in sides] + ["-"] * (2 - len(sides))
+    floors = [f"{np.median(column(side, 'floor_percent')):.1f}%" for side in sides] + ["-"] * (2 - len(sides))
+    ratio, reached = "-", np.median(column("ours", "per_second"))
     if row.theirs:
-        ratios = rates["ours"] / rates["theirs"]
+        ratios = column("ours", "per_second") / column("theirs", "per_second")
         reached = np.median(ratios)
         ratio = f"{ratios.min():.2f} / {reached:.2f} / {ratios.max():.2f}"
     target = f">= {row.target:g}{'x' if row.theirs else ''}: {'met' if reached >= row.target else 'missed'}"
@@ -411,10 +414,12 @@ def machine():
     except (OSError, StopIteration):
         cpu = platform.processor() or platform.machine()
     try:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+        commit = git.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = ""
-    return dict(cpu=cpu, cores=os.cpu_count(), date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), commit=commit)
+    date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return dict(cpu=cpu, cores=os.cpu_count(), date=date, commit=commit)
 
 
 def command_line(args):

@@ -64,7 +64,8 @@ class SaveAndLoad(unittest.TestCase):
         for part, field, value in (
                 ("dqn", "gamma", "0.9"), ("dqn", "gamma", None), ("dqn", "gamma", True), ("dqn", "total_steps", 1.5),
                 ("dqn", "total_steps", True), ("dqn", "double", 1), ("dqn", "reward_transform", "clip"),
-                ("network", "network", "cnn"), ("network", "hidden", [8, "16"]), ("network", "hidden", 8), ("network", "width", [64])):
+                ("network", "network", "cnn"), ("network", "hidden", [8, "16"]), ("network", "hidden", 8),
+                ("network", "width", [64])):
             with self.subTest(field=field, value=value):
                 self.write(**{part: {field: value}})
                 with self.assertRaisesRegex(UsageError, field):
@@ -134,7 +135,8 @@ class Checks(unittest.TestCase):
             with self.subTest(rate=rate, envs=envs, chunk=chunk):
                 with self.assertRaisesRegex(UsageError, "whole number of updates") as caught:
                     check_dqn(cfg)
-                check_dqn(replace(cfg, chunk=int(re.search(r"--chunk=(\d+)", str(caught.exception))[1])))
+                flag, value = re.search(r"for example --([a-z-]+)=(\d+\.?\d*)", str(caught.exception)).groups()
+                check_dqn(replace(cfg, **{flag.replace("-", "_"): float(value) if "." in value else int(value)}))
 
     def test_whole_updates_in_floats(self):
         check_dqn(DQNConfig(updates_per_step=0.1, num_envs=10, chunk=3))  # 0.1 * 10 * 3 is not 3 in floats

@@ -156,7 +156,7 @@ class Names(unittest.TestCase):
             make_env("Brekout-ram-v0")
         with self.assertRaisesRegex(UsageError, "CartPole-v1"):
             make_env("CartPole-v7")
-        with self.assertRaisesRegex(UsageError, "LunarLanderr|pprint_registry"):
+        with self.assertRaisesRegex(UsageError, "pprint_registry"):
             make_env("qqqqqqqqqqqqqqqqqq-v0")
 
     def test_names_that_cannot_be_made(self):
@@ -189,7 +189,7 @@ class Info(unittest.TestCase):
     def test_what_does_not_fit(self):
         vector, two = spaces.Box(0, 1, (3,), np.float32), spaces.Discrete(2)
         for env, words in (
-                (make_env("Breakout-v0", obs_type="rgb"), r"images.*`-ram`"), (make_env("Breakout-v4", obs_type="grayscale"), "images"),
+                (make_env("Breakout-v0"), "images.*`-ram`"), (make_env("Breakout-v4", obs_type="grayscale"), "images"),
                 (make_env("Pendulum-v1"), "Discrete actions"), (Spaces(vector, spaces.MultiDiscrete([2, 2])), "Discrete actions"),
                 (Spaces(spaces.Dict(a=vector), two), "FlattenObservation"), (Spaces(spaces.Tuple([two, two]), two), "Flatten"),
                 (Spaces(spaces.MultiDiscrete([[2, 3], [4, 5]]), two), "Flatten"), (Spaces(spaces.MultiBinary(3), two), "Flatten"),
@@ -270,12 +270,12 @@ class Workers(unittest.TestCase):
             np.testing.assert_array_equal(value, expected)
 
     def test_close_ends_the_processes(self):
-        vec = make_vec_env(functools.partial(make_env, "CartPole-v1"), env_info(make_env("CartPole-v1")), 2, 0, workers=2)
-        processes = multiprocessing.active_children()
-        self.assertGreaterEqual(len(processes), 2)
+        before = multiprocessing.active_children()
+        vec = vec_of(self, functools.partial(make_env, "CartPole-v1"), 2, workers=2)
+        self.assertEqual(len(multiprocessing.active_children()), len(before) + 2)
         vec.close()
         vec.close()  # a second time does nothing
-        self.assertEqual(multiprocessing.active_children(), [])
+        self.assertEqual(len(multiprocessing.active_children()), len(before))
 
 
 class Failures(unittest.TestCase):
@@ -294,10 +294,11 @@ class Failures(unittest.TestCase):
             make_vec_env(lambda: env, env_info(env), 1, 0, workers=0)
 
     def test_environment_that_cannot_start(self):
+        before = multiprocessing.active_children()
         for workers in (0, 1):
             with self.subTest(workers=workers), self.assertRaisesRegex(EnvFailure, "no ball"):
                 make_vec_env(FailingReset, env_info(FailingReset()), 1, 0, workers=workers)
-        self.assertEqual(multiprocessing.active_children(), [])
+        self.assertEqual(len(multiprocessing.active_children()), len(before))
 
     def test_state_that_fails(self):
         for workers in (0, 1):
@@ -359,7 +360,7 @@ class States(unittest.TestCase):
         self.check(functools.partial(make_env, "FrozenLake-v1"), 4, before=20, behind=60)
 
     def test_breakout(self):
-        self.check(functools.partial(make_env, "Breakout-ram-v0"), 4, before=100, behind=800)
+        self.check(functools.partial(make_env, "Breakout-ram-v0"), 4, before=100, behind=500, num_envs=1)
 
     def test_state_of_ones_own(self):
         self.check(Remembering, 2, before=7, behind=20, num_envs=1)

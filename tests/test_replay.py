@@ -1,0 +1,152 @@
+"""The replay buffer: what is kept, which windows are drawn, and that all of it can be put back."""
+
+import unittest
+
+import numpy as np
+
+from tfdqt.backend import tf
+from tfdqt.envs import EnvInfo
+from tfdqt.replay import Steps, make_add, make_replay, make_sampler, replay_arrays, restore_replay, steps_spec, steps_stored, stored_obs
+
+ROWS, LENGTH, WINDOW = 3, 10, 4
+INFO = EnvInfo("Counter", (2,), "int32", (), 5)
+
+
+def counted(begin, end):
+    """Steps [S, N] from `begin` to `end`, told apart in every field: row and time."""
+    time, row = np.meshgrid(np.arange(begin, end), np.arange(ROWS), indexing="ij")
+    return Steps(np.stack([row, time], axis=-1).astype(np.int32), (time % 5).astype(np.int32), (100 * row + time).astype(np.float32),
+                 ((time + row) % 3 != 0).astype(np.float32), (time + row) % 4 == 0)
+
+
+class Filled:
+    """A small buffer and its compiled functions; made once, because each is a compilation."""
+
+    def __init__(self):
+        self.replay = make_replay(steps_spec(INFO), ROWS, ROWS * LENGTH + 2)  # the rest of the division is dropped
+        self.add, sample = make_add(self.replay), make_sampler(self.replay, WINDOW)
+        self.draw = tf.function(lambda seed: sample(2_000, seed))
+        self.seen = 0
+
+    def fill(self, *ends):
+        for end in ends:
+            self.add(counted(self.seen, end))
+            self.seen = end
+        return self
+
+    def windows(self, seed=0, counter=0):
+        return tf.nest.map_structure(lambda field: field.numpy(), self.draw(tf.constant([seed, counter], tf.int64)))
+
+
+class Windows(tf.test.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.partial = Filled().fill(2, 6)
+        cls.wrapped = Filled().fill(4, 8, 27)  # steps 17 to 26 are left; the oldest stands in the middle of its row
+
+    def test_windows_are_pieces_of_the_stream(self):
+        for filled, oldest in ((self.partial, 0), (self.wrapped, 17)):
+            windows = filled.windows()
+            self.assertEqual(windows.obs.shape, (2_000, WINDOW, 2))
+            row, time = windows.obs[..., 0], windows.obs[..., 1]
+            self.assertAllEqual(row, np.repeat(row[:, :1], WINDOW, axis=1))
+            self.assertAllEqual(np.diff(time), np.ones((2_000, WINDOW - 1)))
+            self.assertEqual((time.min(), time.max()), (oldest, filled.seen - 1))
+            # The other fields belong to the same steps.
+            stream = counted(0, filled.seen)
+            for field, whole in zip(windows[1:], stream[1:]):
+                self.assertAllEqual(field, whole[time, row])
+
+    def test_uniform_over_all_windows(self):
+        for filled, oldest in ((self.partial, 0), (self.wrapped, 17)):
+            first = filled.windows().obs[:, 0]
+            starts = filled.seen - oldest - WINDOW + 1
+            counts = np.zeros((ROWS, starts), int)
+            np.add.at(counts, (first[:, 0], first[:, 1] - oldest), 1)
+            expected = 2_000 / counts.size
+            self.assertAllInRange(counts, expected - 5 * expected ** 0.5, expected + 5 * expected ** 0.5)
+
+    def test_seed_and_counter_decide(self):
+        once, again = self.wrapped.windows(1, 5), self.wrapped.windows(1, 5)
+        tf.nest.map_structure(self.assertAllEqual, once, again)
+        twin = Filled().fill(1, 2, 3, 19, 27)  # the same contents, added in other portions
+        tf.nest.map_structure(self.assertAllEqual, once, twin.windows(1, 5))
+        for seed, counter in ((1, 6), (2, 5), (5, 1)):
+            self.assertGreater(np.mean(self.wrapped.windows(seed, counter).obs != once.obs), 0.3)
+
+
+class Contents(tf.test.TestCase):
+
+    def test_layout_agrees_with_tf_agents(self):
+        for ends in ((6,), (4, 8, 27)):
+            filled = Filled().fill(*ends)
+            begin = max(0, filled.seen - LENGTH)
+            gathered = filled.replay.buffer.gather_all()  # [N, T, ...], oldest first
+            for field, whole in zip(gathered, counted(begin, filled.seen)):
+                self.assertAllEqual(field, np.swapaxes(whole, 0, 1))
+            self.assertEqual(steps_stored(filled.replay), ROWS * (filled.seen - begin))
+            # The same rows, in the order in which they lie in memory.
+            arrays = replay_arrays(filled.replay)
+            order = np.argsort(stored_obs(filled.replay).reshape(ROWS, -1, 2)[..., 1], axis=1)
+            for saved, field in zip(arrays.values(), gathered):
+                order_of_field = order.reshape(order.shape + (1,) * (saved.ndim - 2))
+                self.assertAllEqual(np.take_along_axis(saved, order_of_field, axis=1), field)
+
+    def test_stored_obs(self):
+        filled = Filled().fill(3)
+        self.assertAllEqual(stored_obs(filled.replay), [[row, time] for row in range(ROWS) for time in range(3)])
+        self.assertEqual(stored_obs(filled.fill(27).replay).shape, (ROWS * LENGTH, 2))
+
+    def test_rest_of_the_division_is_dropped(self):
+        replay = make_replay(steps_spec(INFO), 3, 32)
+        self.assertEqual((replay.rows, replay.length), (3, 10))
+        self.assertEqual(steps_stored(replay), 0)
+
+    def test_memory_of_a_million_steps(self):
+        breakout = EnvInfo("Breakout-ram-v0", (128,), "uint8", (), 4)
+        replay = make_replay(steps_spec(breakout), 8, 800)
+        used = sum(variable.numpy().nbytes for variable in replay.buffer.variables())
+        self.assertGreater(used, 800 * 128)
+        self.assertLess(used / 800 * 1_000_000, 400e6)
+
+
+class Restore(tf.test.TestCase):
+
+    def test_round_trip(self):
+        for ends in ((6,), (4, 8, 27)):
+            filled, fresh = Filled().fill(*ends), Filled().fill(2)
+            arrays = replay_arrays(filled.replay)
+            per_row = min(filled.seen, LENGTH)
+            self.assertEqual({value.shape[:2] for value in arrays.values() if value.ndim}, {(ROWS, per_row)})
+            restore_replay(fresh.replay, arrays)
+            fresh.seen = filled.seen
+            self.assertEqual(steps_stored(fresh.replay), ROWS * per_row)
+            tf.nest.map_structure(self.assertAllEqual, filled.windows(3, 4), fresh.windows(3, 4))
+            # And it goes on in the same way.
+            filled.fill(filled.seen + 3)
+            fresh.fill(fresh.seen + 3)
+            tf.nest.map_structure(self.assertAllEqual, filled.windows(3, 5), fresh.windows(3, 5))
+
+    def test_arrays_are_a_copy(self):
+        filled = Filled().fill(6)
+        arrays = replay_arrays(filled.replay)
+        before = {key: np.array(value) for key, value in arrays.items()}
+        filled.fill(27)
+        for key, value in before.items():
+            self.assertAllEqual(arrays[key], value)
+
+    def test_other_shape_is_refused(self):
+        arrays = replay_arrays(Filled().fill(10).replay)
+        for spec, rows, capacity in ((INFO, 4, 40), (INFO, 3, 27), (INFO._replace(obs_shape=(3,)), 3, 30)):
+            with self.assertRaises(ValueError):
+                restore_replay(make_replay(steps_spec(spec), rows, capacity), arrays)
+
+    def test_ring_that_has_wrapped_does_not_fit_a_longer_one(self):
+        with self.assertRaises(ValueError):
+            restore_replay(make_replay(steps_spec(INFO), ROWS, ROWS * 12), replay_arrays(Filled().fill(27).replay))
+
+
+if __name__ == "__main__":
+    unittest.main()
