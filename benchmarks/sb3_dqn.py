@@ -63,7 +63,7 @@ def serve(settings):
     trial = copy.deepcopy(settings)
     trial["dqn"]["learning_starts"] = settings["dqn"]["batch_size"]
     model = make_model(trial)
-    choose_threads(settings["torch_threads"], lambda: model.learn(500))
+    choose_threads(settings["torch_threads"], lambda: model.learn(200))
     names = versions("torch", "stable-baselines3", "numpy", "gymnasium", "ale-py")
     tick = make_meter(dict(names, threads=torch.get_num_threads()))
     make_model(settings).learn(settings["dqn"]["total_steps"], callback=Measure(tick, settings["warm_up"]))

@@ -15,7 +15,8 @@ A B A B: while one works, the other waits. Ratios are taken pair by pair. The ro
   gpt-update      Our update of the GPT (target network, double Q, gradient, clipping, Adam, Polyak) against the same in
                   eager PyTorch, from the same weights on the same batches; that their losses agree is checked first.
                   Ours does as many updates in a call as training does.
-  gpt-breakout    Our training run of the GPT on Breakout-ram-v0 with its default settings, one worker process.
+  gpt-breakout    Our training run of the GPT on Breakout-ram-v0 with one worker process, at what its target is stated for
+                  (one update per 4 steps, batch 32, context 4) and otherwise with the default settings.
 
 The arithmetic floor is the time that an update's matrix products alone would take at the rate of a large float32 matrix
 product, measured in the same process after each measurement. Elementwise work, lookups and environments are not in it.
@@ -63,8 +64,8 @@ class Args:
     """Environment steps per measurement; gpt-update does the updates that belong to them."""
     out: str = "benchmarks/speed.csv"
     """CSV of every measurement; an older one is replaced."""
-    num_envs: int = DQNConfig.num_envs
-    """Environments of our side in the dense rows."""
+    num_envs: int | None = None
+    """Environments of our side in the dense rows, by default as many as tfdqt's default settings for them have."""
     sb3_envs: int = 1
     """Environments of Stable-Baselines3's side, in its DummyVecEnv."""
     threads: int = max(1, os.cpu_count() or 1)
@@ -91,12 +92,14 @@ def make_rows(args):
     endless = dict(total_steps=10 ** 9)  # a run ends when the measurements do
 
     def dense(name, env, target_every, theirs_env, **settings):
+        defaults = default_config(env)[1]
         network = NetworkConfig(network="dense", context=1, prev_action=False, ram_bits=False, standardize=False, dueling=False,
                                 hidden=(256, 256))
-        cfg = DQNConfig(**endless, **settings, num_envs=args.num_envs, replay_size=100_000, learning_starts=1_000, gamma=0.99,
-                        n_step=1, double=False, learning_rate=1e-4, final_learning_rate=1e-4, max_grad_norm=10.0,
-                        target_tau=1.0, target_every=target_every, epsilon_start=0.1, epsilon_end=0.1,
-                        reward_transform="none", life_loss_ends=False)
+        cfg = DQNConfig(**endless, **settings, num_envs=args.num_envs or defaults.num_envs, chunk=defaults.chunk,
+                        replay_size=100_000, learning_starts=1_000, gamma=0.99, n_step=1, double=False,
+                        learning_rate=1e-4, final_learning_rate=1e-4, max_grad_norm=10.0, target_tau=1.0,
+                        target_every=target_every, epsilon_start=0.1, epsilon_end=0.1, reward_transform="none",
+                        life_loss_ends=False)
         return Row(name, env, network, cfg, "env steps", 2.5, "sb3_dqn.py", theirs_env)
 
     network, cfg = default_config("Breakout-ram-v0")
@@ -104,7 +107,8 @@ def make_rows(args):
                                    dueling=False, tokens="steps", gru_gate=False)
     update_cfg = dataclasses.replace(cfg, batch_size=32, n_step=3, double=True, target_tau=0.005, target_every=1,
                                      final_learning_rate=cfg.learning_rate, reward_transform="none")
-    steady = dataclasses.replace(cfg, **endless, epsilon_start=cfg.epsilon_end)
+    network = dataclasses.replace(network, context=4)
+    steady = dataclasses.replace(cfg, **endless, epsilon_start=cfg.epsilon_end, batch_size=32, updates_per_step=0.25)
     rows = (dense("dense-cartpole", "CartPole-v1", 5_000, dict(id="CartPole-v1"), batch_size=64, updates_per_step=0.5),
             dense("dense-breakout", "Breakout-ram-v0", 2_500, dict(id="Breakout-v0", obs_type="ram"), batch_size=32,
                   updates_per_step=0.25),
@@ -118,8 +122,14 @@ def describe(row):
     network, cfg = row.network, row.dqn
     size = (f"MLP {list(network.hidden)}" if network.network == "dense" else
             f"GPT of {network.layers} layers, width {network.width}, {network.heads} heads, context {network.context}")
-    envs = "" if row.unit == "updates" else f", {cfg.num_envs} environments in one worker process"
-    return f"{row.env}, {size}, batch {cfg.batch_size}, {cfg.updates_per_step:g} updates per step, {cfg.n_step}-step{envs}"
+    way = (f"{updates_per_call(cfg)} updates a call" if row.unit == "updates" else
+           f"{cfg.updates_per_step:g} updates per step, {cfg.num_envs} environments in one worker process")
+    return f"{row.env}, {size}, batch {cfg.batch_size}, {cfg.n_step}-step, {way}"
+
+
+def updates_per_call(cfg):
+    """Updates that training does in one call."""
+    return round(cfg.updates_per_step * cfg.chunk * cfg.num_envs)
 
 
 def matmul_flops(row, info):
@@ -209,7 +219,8 @@ def serve(settings):
     network = NetworkConfig(**{**settings["network"], "hidden": tuple(settings["network"]["hidden"])})
     cfg = DQNConfig(**settings["dqn"])
     names = ("tensorflow", "keras", "numpy", "gymnasium", "ale-py")
-    ready = dict({name.replace("-", "_"): importlib.metadata.version(name) for name in names}, python=platform.python_version(), tfdqt=tfdqt.__version__, threads=settings["threads"])
+    ready = dict({name.replace("-", "_"): importlib.metadata.version(name) for name in names},
+                 python=platform.python_version(), tfdqt=tfdqt.__version__, threads=settings["threads"])
     rate = make_matmul_rate(backend.tf)
     (serve_updates if settings["unit"] == "updates" else serve_training)(settings, network, cfg, ready, rate)
 
@@ -240,7 +251,7 @@ def serve_updates(settings, network, cfg, ready, rate, calls=4):
     info = env_info(make_env(settings["env"]))
     networks = dqn.flatten_model(gpt.build_q(info, network))
     state, update = dqn.first_state(networks), dqn.make_update(networks, cfg)
-    per_call = round(cfg.updates_per_step * cfg.chunk * cfg.num_envs)
+    per_call = updates_per_call(cfg)
     rng, shape = np.random.default_rng(0), (calls, per_call, cfg.batch_size, network.context + cfg.n_step)
     steps = Steps(obs=rng.integers(0, 256, (*shape, *info.obs_shape), np.uint8),
                   action=rng.integers(0, info.num_actions, shape, np.int32),
@@ -268,7 +279,7 @@ def serve_updates(settings, network, cfg, ready, rate, calls=4):
 def check_args(args):
     """Raise UsageError for arguments that can't work."""
     for field in ("repeats", "steps", "num_envs", "sb3_envs", "threads"):
-        if getattr(args, field) < 1:
+        if getattr(args, field) is not None and getattr(args, field) < 1:
             raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(args, field)}.")
     if args.torch_threads < 0:
         raise UsageError(f"--torch-threads must be 0 or more, not {args.torch_threads}.")
@@ -472,8 +483,8 @@ def main():
         lines.append(summary(row, measured))
     print("\nMedians. Floor: the part of the time that the update's matrix products alone would take.")
     if any(row.theirs == "sb3_dqn.py" for row in rows):
-        print(f"Dense rows: ours steps {args.num_envs} environments in one worker process beside the learner; "
-              f"Stable-Baselines3's DQN steps {args.sb3_envs} in its own, its only process.")
+        print("Dense rows: ours steps the environments in one worker process beside the learner; Stable-Baselines3's DQN "
+              f"steps {args.sb3_envs} in its only process.")
     print_table(lines)
     print(f"Every measurement: {args.out}")
     return 0

@@ -178,8 +178,9 @@ LEARN = DQNConfig(total_steps=4_000, num_envs=4, chunk=4, updates_per_step=0.5, 
 
 class TestTraining(tf.test.TestCase):
 
-    def values(self, env_fn, network):
-        state, networks, progress = dqn.dqn(env_fn, lambda info: gpt.build_q(info, network), LEARN, workers=0)
+    def values(self, env_fn, network, n_step):
+        cfg = dataclasses.replace(LEARN, n_step=n_step)
+        state, networks, progress = dqn.dqn(env_fn, lambda info: gpt.build_q(info, network), cfg, workers=0)
         window = dqn.make_window(env_info(env_fn()), 3, networks.context)
         dqn.push(window, np.arange(3)[:, None], np.ones(3), -1)
         return networks.apply(state.online, dqn.shown(window))[:, -1].numpy(), progress
@@ -188,12 +189,12 @@ class TestTraining(tf.test.TestCase):
         # One step from the end 1, then 1/2, then 1/4; a step left costs two steps.
         expected = [[0.125, 0.25], [0.125, 0.5], [0.25, 1.0]]
         for network in (NetworkConfig(context=2, layers=1, heads=2, width=16), NetworkConfig(network="dense", context=1, hidden=(32,))):
-            q, progress = self.values(Corridor, network)
+            q, progress = self.values(Corridor, network, n_step=1)  # with more, exploring actions would enter the returns
             self.assertAllClose(q, expected, atol=0.06)
             self.assertGreater(progress.games, 50)
 
     def test_truncation_does_not_end_the_return(self):
-        q, _ = self.values(Forever, NetworkConfig(network="dense", context=2, hidden=(32,)))
+        q, _ = self.values(Forever, NetworkConfig(network="dense", context=1, hidden=(32,)), n_step=2)
         self.assertAllClose(q, np.full((3, 2), 2.0), atol=0.15)
 
     def test_same_seed_same_run_whatever_the_workers(self):

@@ -216,10 +216,18 @@ class Parts(tf.test.TestCase):
         one_hot = gpt.raw_scaled(tf.constant([[[2, 0]]]), PAIR, NetworkConfig())
         self.assertAllEqual(one_hot, [[[0, 0, 1, 1, 0, 0, 0, 0]]])
 
-    def test_value_of_one_entry_is_not_that_of_another(self):
-        # 1 in the first entry and 1 in the second have tokens of their own.
+    def test_entries_have_values_of_their_own(self):
+        # 3 values of the first entry, then 5 of the second: with the latter all alike, the second entry tells nothing.
         model, _ = build(PAIR, tokens="features")
-        self.assertEqual(model.get_layer("embed_value").embeddings.shape, (3 + 5, 8))
+        table = model.get_layer("embed_value").embeddings
+        self.assertEqual(table.shape, (3 + 5, 8))
+        table.assign(np.where(np.arange(8)[:, None] < 3, table, 0.0))
+        inputs, first, second = (window(PAIR, 4) for _ in range(3))
+        first["obs"][..., 0] = (first["obs"][..., 0] + 1) % 3
+        second["obs"][..., 1] = (second["obs"][..., 1] + 1) % 5
+        q = q_of(model, inputs)
+        self.assertAllClose(q_of(model, second), q, rtol=0, atol=1e-5)
+        self.assertGreater(np.abs(q_of(model, first) - q).max(), 1e-2)
 
     def test_standardize_by_hand(self):
         layer = gpt.Standardize()

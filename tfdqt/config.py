@@ -27,6 +27,8 @@ class NetworkConfig:
     """Whether each number of an observation is centred and scaled by the data seen before learning starts."""
     dueling: bool = False
     """Whether Q is split into a state value and advantages (Wang et al., 2016)."""
+    quantiles: int = 0
+    """Quantiles of the return learned for each action instead of its mean (QR-DQN, Dabney et al., 2018); 0: only the mean."""
     tokens: Literal["steps", "features"] = "steps"
     """gpt: one token per step, or one per feature of each step (such as each of 128 RAM bytes)."""
     layers: int = 2
@@ -119,6 +121,8 @@ def check_network(cfg):
     if cfg.width % cfg.heads:
         raise UsageError(f"--width={cfg.width} can't be divided by --heads={cfg.heads}; choose a width that is a "
                          f"multiple of the heads, such as {cfg.heads * max(1, round(cfg.width / cfg.heads))}.")
+    if cfg.quantiles < 0:
+        raise UsageError(f"--quantiles must be 0 or more, not {cfg.quantiles}.")
     if cfg.network == "dense" and (not cfg.hidden or min(cfg.hidden) < 1):
         raise UsageError(f"--hidden must list one or more sizes of at least 1, not {cfg.hidden}.")
 

@@ -57,6 +57,7 @@ class Networks(NamedTuple):
 
     model: keras.Model
     apply: Callable  # (weights [W], inputs) -> Q [B, P, A]
+    raw: Callable  # the same before quantiles, if the model gives them, are averaged: [B, P, A, N]
     split: Callable  # weights [W] -> list of the model's weights
     start: tf.Tensor  # [W]
     context: int
@@ -74,12 +75,16 @@ def flatten_model(model):
         parts = [tf.reshape(part, shape) for part, shape in zip(tf.split(flat, sizes), shapes)]
         return parts[:len(trained)], parts[len(trained):]
 
-    def apply(weights, inputs):
+    def raw(weights, inputs):
         parts = weights if isinstance(weights, tuple) else split(weights)
         return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
 
+    def apply(weights, inputs):
+        q = raw(weights, inputs)
+        return tf.reduce_mean(q, axis=-1) if q.shape.rank == 4 else q
+
     start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
-    return Networks(model, apply, split, start, model.input["obs"].shape[1], model.output.shape[1])
+    return Networks(model, apply, raw, split, start, model.input["obs"].shape[1], model.output.shape[1])
 
 
 def join(networks, trained, fixed=None):
@@ -140,20 +145,25 @@ def q_learning(networks, cfg, online, target, steps):
 
     far, near = window_inputs(steps, n, context), window_inputs(steps, 1, context)
     ahead = {key: tf.where(tf.reshape(cut, [-1] + [1] * (far[key].shape.rank - 1)), near[key], far[key]) for key in far}
-    q_target = networks.apply(target, ahead)
-    values = losses.bootstrap_values(q_target, networks.apply(tf.stop_gradient(online), ahead) if cfg.double else None)
+    q_target = networks.raw(target, ahead)
+    q_online = networks.apply(online, ahead) if cfg.double else None
+    if q_target.shape.rank == 4:
+        best = tf.argmax(tf.reduce_mean(q_target, axis=-1) if q_online is None else q_online, axis=-1, output_type=tf.int32)
+        values, loss_fn = losses.select_actions(q_target, best), losses.quantile_td_loss
+    else:
+        values, loss_fn = losses.bootstrap_values(q_target, q_online), losses.td_loss
     length = positions + n - 1
     targets = losses.n_step_targets(rewards[:, skip:skip + length], steps.discount[:, skip:skip + length], values,
                                     gamma=cfg.gamma, n=n)
     one_step = losses.n_step_targets(rewards[:, skip:context], steps.discount[:, skip:context], values, gamma=cfg.gamma, n=1)
-    targets = tf.where(cut[:, None], one_step, targets)
+    targets = tf.where(tf.reshape(cut, [-1] + [1] * (targets.shape.rank - 1)), one_step, targets)
 
     mask = 1.0 - tf.cast(last[:, skip:context], tf.float32)
     with tf.GradientTape() as tape:
         trained, fixed = networks.split(online)
         tape.watch(trained)
-        q = networks.apply((trained, fixed), window_inputs(steps, 0, context))
-        loss, diagnostics = losses.td_loss(q, steps.action[:, skip:context], targets, mask, delta=cfg.huber_delta)
+        q = networks.raw((trained, fixed), window_inputs(steps, 0, context))
+        loss, diagnostics = loss_fn(q, steps.action[:, skip:context], targets, mask, delta=cfg.huber_delta)
     return loss, join(networks, tape.gradient(loss, trained)), diagnostics
 
 

@@ -275,7 +275,8 @@ def _worker(connection, pickled_env_fn, seeds, life_loss_ends, places, memory_na
 
     import cloudpickle
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the learner decides when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # the learner decides when to stop
+        signal.signal(number, signal.SIG_IGN)
     memory = shared_memory.SharedMemory(memory_name)
     arrays, slots = _arrays(places, memory.buf), []
     try:
@@ -361,7 +362,7 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
                 link.send(("close", None))
             process.join(5)
             if process.is_alive():
-                process.terminate()
+                process.kill()
             link.close()
         links.clear()
         if arrays:

@@ -4,7 +4,7 @@ Every network maps a window of steps to Q-values. Inputs, by name:
   obs [B, C, F]        uint8, int32 or float32, as the replay buffer keeps them
   first [B, C]         1 where an episode starts; a step never sees past the start of its episode
   prev_action [B, C]   the action before each step, -1 where there is none (only with `prev_action`)
-Output: Q [B, P, A] of the last P steps; P = C for the decoder, 1 for the dense network.
+Output: Q [B, P, A], or its quantiles [B, P, A, N], of the last P steps; P = C for the decoder, 1 for the dense network.
 """
 
 import numpy as np
@@ -44,7 +44,9 @@ def attention(x, visible, *, heads, name, scale):
     q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # [B, T, H, D/H]
     blocked = (1.0 - visible) * -1e9  # [B, T, T]
     shrink = (width // heads) ** -0.5
-    if length <= 16:
+    if length == 1:
+        mixed = v
+    elif length <= 16:
         # A few steps: sums of products fuse into one loop, where many tiny matrix products would each be a call.
         scores = ops.sum(q[:, :, None] * k[:, None], axis=-1) * shrink + blocked[..., None]  # [B, T, S, H]
         mixed = ops.sum(ops.softmax(scores, axis=2)[..., None] * v[:, None], axis=2)  # [B, T, H, D/H]
@@ -156,11 +158,12 @@ def feature_tokens(inputs, info, cfg):
 
 
 def q_head(x, num_actions, cfg):
-    """Values of the actions: [B, P, D] -> [B, P, A]; with `dueling` a value plus advantages of mean 0."""
-    advantage = dense(x, num_actions, name="q")
-    if not cfg.dueling:
-        return advantage
-    return dense(x, 1, name="value") + advantage - ops.mean(advantage, axis=-1, keepdims=True)
+    """Values of the actions: [B, P, D] -> [B, P, A], or quantiles [B, P, A, N]; `dueling`: a value plus advantages of mean 0."""
+    count = max(1, cfg.quantiles)
+    q = ops.reshape(dense(x, num_actions * count, name="q"), (-1, x.shape[1], num_actions, count))
+    if cfg.dueling:
+        q = dense(x, count, name="value")[:, :, None] + q - ops.mean(q, axis=2, keepdims=True)
+    return q if cfg.quantiles else q[..., 0]
 
 
 def window_inputs(info, cfg):

@@ -16,19 +16,23 @@ def bootstrap_values(q_target, q_online=None):
 
 
 def select_actions(q, actions):
-    """Q of the actions taken: [..., A], [...] -> [...]. An action out of range selects nothing and gives 0."""
+    """Q of the actions taken: [..., A], [...] -> [...], or their quantiles: [..., A, N], [...] -> [..., N]."""
+    if q.shape.rank == actions.shape.rank + 2:
+        return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-2], dtype=q.dtype)[..., None], axis=-2)
     return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-1], dtype=q.dtype), axis=-1)
 
 
 def n_step_targets(rewards, discounts, values, *, gamma, n):
-    """n-step targets: [B, P+n-1], [B, P+n-1], [B, P] -> [B, P] (Sutton and Barto, 2018, equation 7.1).
+    """n-step targets: [B, P+n-1], [B, P+n-1], [B, P, ...] -> [B, P, ...] (Sutton and Barto, 2018, equation 7.1).
 
-    `values[:, i]` is the value of the state n steps behind step i. A discount of 0 (a terminated episode) ends the sum.
+    `values[:, i]` is the value of the state n steps behind step i, or its quantiles. A discount of 0 (a terminated episode) ends the sum.
     """
     length = values.shape[1]
     rewards.shape.assert_is_compatible_with([values.shape[0], length + n - 1])
     discounts.shape.assert_is_compatible_with(rewards.shape)
     total = values
+    if values.shape.rank > 2:
+        rewards, discounts = rewards[..., None], discounts[..., None]
     # From the far end: G_t = r_t + gamma d_t G_{t+1}, all starting steps at once.
     for k in reversed(range(n)):
         total = rewards[:, k:k + length] + gamma * discounts[:, k:k + length] * total
@@ -53,6 +57,26 @@ def td_loss(q, actions, targets, mask, *, delta=1.0):
     count = tf.maximum(tf.reduce_sum(mask), 1.0)
     loss = tf.reduce_sum(mask * huber(error, delta)) / count
     return loss, dict(q_mean=tf.reduce_sum(mask * chosen) / count, td_error=tf.reduce_sum(mask * tf.abs(error)) / count)
+
+
+def quantile_td_loss(quantiles, actions, targets, mask, *, delta=1.0):
+    """Quantile-regression TD loss (Dabney et al., 2018): [B, P, A, N], [B, P], [B, P, N], [B, P] -> (scalar, diagnostics).
+
+    Every quantile of the action taken is drawn to every quantile of the target, from above by its fraction and from
+    below by the rest. The mean over the steps whose `mask` is 1; no gradient enters the targets.
+    """
+    count = quantiles.shape[-1]
+    targets.shape.assert_is_compatible_with([*quantiles.shape[:-2], count])
+    chosen = select_actions(quantiles, actions)  # [B, P, N]
+    error = tf.stop_gradient(targets)[..., None, :] - chosen[..., None]  # [B, P, N, N]
+    fraction = (tf.range(count, dtype=tf.float32)[:, None] + 0.5) / count  # [N, 1]
+    weight = tf.abs(fraction - tf.cast(error < 0, tf.float32))
+    each = tf.reduce_sum(tf.reduce_mean(weight * huber(error, delta) / delta, axis=-1), axis=-1)  # [B, P]
+    steps = tf.maximum(tf.reduce_sum(mask), 1.0)
+    mean = tf.reduce_mean(chosen, axis=-1)
+    gap = tf.abs(tf.reduce_mean(targets, axis=-1) - mean)
+    return tf.reduce_sum(mask * each) / steps, dict(q_mean=tf.reduce_sum(mask * mean) / steps,
+                                                    td_error=tf.reduce_sum(mask * gap) / steps)
 
 
 def adam(weights, gradient, moments, count, *, rate, epsilon, beta1=0.9, beta2=0.999):

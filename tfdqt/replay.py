@@ -69,9 +69,10 @@ def make_sampler(replay, window) -> Callable:
     `seed` is a tensor of two integers; the same seed and contents give the same windows.
     """
     offsets = tf.range(window, dtype=tf.int64)
+    newest = replay.buffer.variables()[-1]  # the id of the latest step, -1 at first; the same for all rows
 
     def sample(size, seed):
-        seen = replay.buffer._last_id + 1  # TF-Agents has no public reader of the newest id
+        seen = newest + 1
         oldest = tf.maximum(seen - replay.length, 0)
         seeds = tf.random.split(seed, 2)
         row = tf.random.stateless_uniform([size, 1], seeds[0], 0, replay.rows, tf.int64)

@@ -88,11 +88,14 @@ def make_logger(run_dir, fields, total_steps, epochs, *, resume_step=None, show=
     board = tf.summary.create_file_writer(str(Path(run_dir) / "tensorboard"))
     started = time.monotonic()
     place = dict(epoch=int(rows[-1]["epoch"]) if rows else 0, games=int(rows[-1]["games"]) if rows else 0)
-    bar = tqdm(total=epochs, initial=place["epoch"], disable=not show, mininterval=0.2 if sys.stderr.isatty() else 30,
-               bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}")
+    bars = []  # made with the first line, below whatever was printed before
 
     def log(metrics):
         epoch = min(epochs, metrics.step * epochs // total_steps)
+        if not bars:
+            bars.append(tqdm(total=epochs, initial=place["epoch"], disable=not show, mininterval=0.2 if sys.stderr.isatty() else 30,
+                             bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}"))
+        bar, = bars
         bar.set_description_str(f"Epoch: {epoch} | {metrics.step} | {metrics.loss:.3f} | {metrics.mean_return:.3f} | "
                                 f"playing games: {metrics.games - place['games']}/{metrics.games}", refresh=False)
         if epoch == place["epoch"]:
@@ -109,8 +112,9 @@ def make_logger(run_dir, fields, total_steps, epochs, *, resume_step=None, show=
                     tf.summary.scalar(key, value)
 
     def close():
-        bar.refresh()
-        bar.close()
+        for bar in bars:
+            bar.refresh()
+            bar.close()
         file.close()
         board.close()
 
