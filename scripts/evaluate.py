@@ -51,6 +51,8 @@ def main():
     args = tyro.cli(Args, description=__doc__)
     if args.episodes < 1 or not 0 <= args.epsilon <= 1:
         raise UsageError("--episodes must be at least 1 and --epsilon between 0 and 1.")
+    if min(args.seed, args.workers) < 0:
+        raise UsageError("--seed and --workers must be 0 or more.")
     run_dir = find_run(args.run)
 
     from tfdqt.envs import make_env

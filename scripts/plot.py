@@ -52,8 +52,11 @@ def main():
     from tfdqt.plots import plot_learning
 
     out = args.out or find_run(args.runs[0]) / "learning.png"
-    plot_learning(groups, out, column=args.column, levels=levels,
-                  title=args.title or ", ".join(sorted({each["name"] for each in settings.values()})))
+    title = args.title or ", ".join(sorted({each["name"] for each in settings.values()}))
+    try:
+        plot_learning(groups, out, column=args.column, levels=levels, title=title)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"The picture {out} can't be written ({error}); name another one with --out=NAME.png.") from None
     print(out)
 
 

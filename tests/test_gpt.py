@@ -71,11 +71,13 @@ class Shapes(tf.test.TestCase):
                 (RAM, dict(ram_bits=True, standardize=True)), (PLACES, dict(dueling=True)), (PLACES, dict(tokens="features")),
                 (PAIR, dict(tokens="features", gru_gate=True)), (PAIR, dict(standardize=True, prev_action=True)),
                 (BOX, dict(network="dense")), (RAM, dict(network="dense", ram_bits=True, standardize=True, prev_action=True)),
-                (PAIR, dict(network="dense", dueling=True, context=1))):
+                (PAIR, dict(network="dense", dueling=True, context=1)), (BOX, dict(quantiles=1)),
+                (RAM, dict(quantiles=5, dueling=True)), (BOX, dict(quantiles=5, network="dense"))):
             with self.subTest(info=info.name, **settings):
                 model, cfg = build(info, **settings)
                 q = q_of(model, window(info, cfg.context))
-                self.assertEqual(q.shape, (5, 1 if cfg.network == "dense" else cfg.context, info.num_actions))
+                quantiles = (cfg.quantiles,) if cfg.quantiles else ()
+                self.assertEqual(q.shape, (5, 1 if cfg.network == "dense" else cfg.context, info.num_actions, *quantiles))
                 self.assertEqual(q.dtype, np.float32)
                 self.assertAllInRange(q, -1e4, 1e4)  # finite
                 self.assertGreater(np.ptp(q[:, -1], axis=0).min(), 1e-4)  # it depends on the window
@@ -104,10 +106,10 @@ class ParameterCounts(tf.test.TestCase):
         plain = 32 + 32 + (2 * 16 + 216 + 72 + 288 + 264) + 16 + 18
         count = {}
         for key, settings in dict(plain={}, two=dict(layers=2), gate=dict(gru_gate=True), action=dict(prev_action=True),
-                                  dueling=dict(dueling=True), heads=dict(heads=4)).items():
+                                  dueling=dict(dueling=True), heads=dict(heads=4), quantiles=dict(quantiles=5)).items():
             count[key] = build(BOX, **settings)[0].count_params()
         self.assertEqual(count, dict(
-            plain=plain, two=plain + 872, heads=plain, action=plain + 2 * 8, dueling=plain + 8 + 1,
+            plain=plain, two=plain + 872, heads=plain, action=plain + 2 * 8, dueling=plain + 8 + 1, quantiles=plain + 4 * (8 * 2 + 2),
             gate=plain + 2 * (6 * 8 * 8 + (8 * 8 + 8))))  # two gates of GTrXL's six matrices, and one more with a bias
 
     def test_dense_by_hand(self):
@@ -192,7 +194,7 @@ class Parts(tf.test.TestCase):
 
     def test_attention_agrees_with_keras(self):
         rng = np.random.default_rng(0)
-        for length in (5, 20):  # there are two ways to write it, for short and for long windows
+        for length in (1, 5, 20):  # it is written in three ways, for windows of one step, a few and many
             x_in, visible_in = keras.Input((length, 8)), keras.Input((length, length))
             model = keras.Model([x_in, visible_in], gpt.attention(x_in, visible_in, heads=2, name="a", scale=0.02))
             for variable in model.trainable_variables:
@@ -260,6 +262,12 @@ class Parts(tf.test.TestCase):
             self.assertAllClose(q.mean(axis=-1, keepdims=True), v, atol=1e-5)
             self.assertAllClose(np.diff(q), np.diff(a), atol=1e-5)
             self.assertGreater(np.abs(a.mean(axis=-1)).max(), 1e-2)
+
+    def test_dueling_quantiles(self):
+        model, cfg = build(RAM, dueling=True, quantiles=5)
+        inputs = window(RAM, cfg.context)
+        value = keras.Model(model.input, model.get_layer("value").output)
+        self.assertAllClose(q_of(model, inputs).mean(axis=2), q_of(value, inputs), atol=1e-5)
 
     def test_closed_gate_keeps_and_open_gate_forgets(self):
         x_in, y_in = keras.Input((1, 4)), keras.Input((1, 4))

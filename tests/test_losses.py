@@ -29,6 +29,11 @@ class NStepTargets(tf.test.TestCase):
                                         gamma=0.9, n=1)
         self.assertAllClose(targets, [[10.0, -2.0]])  # 1 + 0.9 * 10 and -2 alone
 
+    def test_quantiles_by_hand(self):
+        targets = losses.n_step_targets(tf.constant([[1.0, 2.0]]), tf.constant([[1.0, 1.0]]), tf.constant([[[4.0, 8.0]]]),
+                                        gamma=0.5, n=2)
+        self.assertAllClose(targets, [[[3.0, 4.0]]])  # 1 + 2/2 + 4/4 and 1 + 2/2 + 8/4
+
     def test_shapes_are_checked(self):
         with self.assertRaises(ValueError):
             losses.n_step_targets(tf.zeros([2, 4]), tf.zeros([2, 4]), tf.zeros([2, 3]), gamma=0.9, n=3)
@@ -53,6 +58,10 @@ class BootstrapValues(tf.test.TestCase):
     def test_action_out_of_range_selects_nothing(self):
         q = tf.constant([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]])
         self.assertAllClose(losses.select_actions(q, tf.constant([[1, 0, -1]])), [[2.0, 3.0, 0.0]])
+
+    def test_quantiles_of_the_action(self):
+        quantiles = tf.constant([[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]]])
+        self.assertAllClose(losses.select_actions(quantiles, tf.constant([[1]])), [[[4.0, 5.0, 6.0]]])
 
 
 class TDLoss(tf.test.TestCase):
@@ -94,6 +103,54 @@ class TDLoss(tf.test.TestCase):
             losses.td_loss(self.q, self.actions, self.targets[:, :1], self.mask)
         with self.assertRaises(ValueError):
             losses.td_loss(self.q, self.actions[:1], self.targets, self.mask)
+
+
+class QuantileTDLoss(tf.test.TestCase):
+
+    def test_by_hand(self):
+        # Of action 1, at 0 and 1, with fractions 1/4 and 3/4. Errors to targets 2 and 1/2: 2, 1/2 and 1, -1/2.
+        # Huber: 3/2, 1/8 and 1/2, 1/8. Weights: 1/4, 1/4 and 3/4, 1/4 (the last from above).
+        # Means over the targets: 13/64 and 13/64; their sum is the step's loss. The second step is masked.
+        quantiles = tf.constant([[[[9.0, 9.0], [0.0, 1.0]], [[7.0, 7.0], [7.0, 7.0]]]])
+        targets = tf.constant([[[2.0, 0.5], [100.0, 100.0]]])
+        loss, diagnostics = losses.quantile_td_loss(quantiles, tf.constant([[1, 0]]), targets, tf.constant([[1.0, 0.0]]))
+        self.assertAllClose(loss, 26 / 64)
+        self.assertAllClose(diagnostics["q_mean"], 0.5)
+        self.assertAllClose(diagnostics["td_error"], 0.75)
+
+    def test_one_quantile_is_half_the_plain_loss(self):
+        # The fraction is 1/2: either side weighs as much.
+        rng = np.random.default_rng(0)
+        q, targets = (tf.constant(rng.normal(size=shape) * 3, tf.float32) for shape in ((4, 3, 2), (4, 3)))
+        actions, mask = tf.constant(rng.integers(2, size=(4, 3)), tf.int32), tf.constant(rng.integers(2, size=(4, 3)), tf.float32)
+        plain, expected = losses.td_loss(q, actions, targets, mask)
+        loss, diagnostics = losses.quantile_td_loss(q[..., None], actions, targets[..., None], mask)
+        self.assertAllClose(loss, plain / 2)
+        self.assertAllClose(diagnostics, expected)
+
+    def test_least_at_the_quantiles(self):
+        # 100 targets 0.005, 0.015, ... of a uniform distribution: its quantiles of 1/8, 3/8, 5/8, 7/8 are those numbers.
+        targets = tf.tile((tf.range(100.0) + 0.5)[:, None, None] / 100, [1, 1, 4])
+        actions, mask = tf.zeros([100, 1], tf.int32), tf.ones([100, 1])
+
+        def loss(at):
+            quantiles = tf.tile(tf.constant(at, tf.float32)[None, None, None], [100, 1, 1, 1])
+            return losses.quantile_td_loss(quantiles, actions, targets, mask, delta=1e-3)[0]
+
+        best = np.array([0.125, 0.375, 0.625, 0.875])
+        for i in range(4):
+            for move in (-0.05, 0.05):
+                self.assertGreater(loss(best + move * np.eye(4)[i]), loss(best))
+
+    def test_no_gradient_through_targets(self):
+        quantiles, targets = tf.constant([[[[0.0, 1.0], [2.0, 3.0]]]]), tf.constant([[[2.0, 0.5]]])
+        with tf.GradientTape() as tape:
+            tape.watch((quantiles, targets))
+            loss, _ = losses.quantile_td_loss(quantiles, tf.constant([[0]]), targets, tf.ones([1, 1]))
+        to_quantiles, to_targets = tape.gradient(loss, (quantiles, targets))
+        self.assertIsNone(to_targets)
+        # Clipped errors 1, 1/2 and 1, -1/2 with weights 1/4, 1/4 and 3/4, 1/4, the mean over the targets.
+        self.assertAllClose(to_quantiles, [[[[-0.1875, -0.3125], [0, 0]]]])
 
 
 class HuberAndAdam(tf.test.TestCase):

@@ -259,10 +259,13 @@ class Log(InFolder):
 
     fields = ("step", "games", "mean_return", "loss", "epsilon")
 
-    def logger(self, run, total_steps, epochs, **options):
+    def setUp(self):
+        super().setUp()
         self.shown = io.StringIO()
-        with contextlib.redirect_stderr(self.shown):
-            return runs.make_logger(run, self.fields, total_steps, epochs, **options)
+        self.enterContext(contextlib.redirect_stderr(self.shown))
+
+    def logger(self, run, total_steps, epochs, **options):
+        return runs.make_logger(run, self.fields, total_steps, epochs, **options)
 
     def rows(self, run):
         with open(run / "log.csv", newline="") as file:

@@ -138,18 +138,11 @@ def check_dqn(cfg):
     if cfg.learning_starts < 0:
         raise UsageError(f"--learning-starts must be 0 or more, not {cfg.learning_starts}.")
     updates = cfg.updates_per_step * cfg.num_envs * cfg.chunk
-    if updates < 1 or abs(updates - round(updates)) > 1e-6:
+    if not 1 <= updates < 1e9 or abs(updates - round(updates)) > 1e-6:
+        near = max(1, round(min(updates, 1e9))) / (cfg.num_envs * cfg.chunk)
         raise UsageError(
             f"--updates-per-step x --num-envs x --chunk must be a whole number of updates, not "
-            f"{updates:g}; change one of them (for example --chunk={_whole_chunk(cfg)}).")
-
-
-def _whole_chunk(cfg):
-    per_vector_step = cfg.updates_per_step * cfg.num_envs
-    for chunk in range(1, 10_001):
-        if abs(per_vector_step * chunk - round(per_vector_step * chunk)) < 1e-6 <= per_vector_step * chunk:
-            return chunk
-    return cfg.chunk
+            f"{updates:g}; change one of them (for example --updates-per-step={near:.10g}).")
 
 
 def _positive(cfg, *fields):

@@ -330,6 +330,13 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
         def snapshot(envs=True):
             return _snapshot(state, replay, vec.states() if envs else [None] * cfg.num_envs, window, rng, progress)
 
+        def keep(last):
+            try:
+                save(progress.step, snapshot, last=last)
+            except EnvFailure:  # a state could not be read: keep the rest
+                save(progress.step, lambda: snapshot(envs=False), last=last)
+                raise
+
         with ThreadPoolExecutor(1, "collect") as pool:
             while progress.step < cfg.total_steps:
                 chunk = pool.submit(collect, state.online, progress.step, window, rng)
@@ -352,7 +359,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
                                 epsilon=epsilon_at(progress.step, cfg), updates=int(state.updates), **diagnostics))
                 stop = should_stop is not None and should_stop()
                 if save:
-                    save(progress.step, snapshot, last=stop or progress.step >= cfg.total_steps)
+                    keep(last=stop or progress.step >= cfg.total_steps)
                 if stop:
                     break
     finally:

@@ -32,7 +32,7 @@ gymnasium.register_envs(ale_py)
 def _register_ram_names():
     """Bring back the `<Game>-ram[Deterministic|NoFrameskip]-v0/-v4` names that ale-py dropped in 0.11."""
     for spec in list(gymnasium.registry.values()):
-        match = re.fullmatch(r"([A-Za-z]+)(NoFrameskip)?-(v0|v4)", spec.id)
+        match = re.fullmatch(r"([A-Za-z]+?)(NoFrameskip)?-(v0|v4)", spec.id)
         if spec.entry_point != "ale_py.env:AtariEnv" or not match:
             continue
         game, no_skip, version = match.groups()
@@ -403,5 +403,9 @@ def _in_process(env_fn, seeds, life_loss_ends, arrays):
         with failures():
             _serve(slots, arrays, rows, "restore", states)
 
-    return VecEnv(arrays, step, lambda: _serve(slots, arrays, rows, "states"), restore,
+    def states():
+        with failures():
+            return _serve(slots, arrays, rows, "states")
+
+    return VecEnv(arrays, step, states, restore,
                   lambda: [slot.env.close() for slot in slots] and None)

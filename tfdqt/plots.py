@@ -33,7 +33,7 @@ def plot_learning(groups, path, *, column="mean_return", title="", levels=None):
 
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     for label, runs in groups.items():
-        if not any(np.isfinite(run[column]).any() for run in runs):
+        if not all(np.isfinite(run[column]).any() for run in runs):
             raise UsageError(f"The log of {label} has no {column} yet; let the run train for longer.")
         steps, values = band(runs, column)
         line, = axes.plot(steps, values.mean(axis=0), label=f"{label} ({len(runs)} seed{'s' * (len(runs) > 1)})")

@@ -4,6 +4,7 @@ It keeps, for each environment, the plain stream of its steps. Windows of it are
 of from TensorFlow's hidden generator, so that a resumed run draws the same ones.
 """
 
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -96,21 +97,27 @@ def stored_obs(replay):
 def replay_arrays(replay):
     """Everything in the buffer as numpy arrays by name; the rows not yet written are left out."""
     filled = steps_stored(replay) // replay.rows
-    arrays = {variable.name.split(":")[0]: variable.numpy() for variable in replay.buffer.variables()}
+    arrays = {_name(variable): variable.numpy() for variable in replay.buffer.variables()}
     return {name: _by_row(replay, value)[:, :filled] if value.ndim else value for name, value in arrays.items()}
 
 
 def restore_replay(replay, arrays):
     """Put back what `replay_arrays` gave. Raises ValueError if it came from a buffer of another shape."""
     for variable in replay.buffer.variables():
-        saved, value = arrays[variable.name.split(":")[0]], variable.numpy()
+        saved, value = arrays[_name(variable)], variable.numpy()
         if value.ndim:
-            if saved.shape[2:] != value.shape[1:] or saved.shape[0] != replay.rows or saved.shape[1] > replay.length:
+            if saved.shape[2:] != value.shape[1:] or saved.shape[0] != replay.rows or saved.shape[1] > replay.length \
+                    or (saved.shape[1] < replay.length and saved.shape[1] <= max(arrays["TFUniformReplayBuffer/last_id"], 0)):
                 raise ValueError(f"the saved replay buffer holds {saved.shape}, not {replay.rows} rows of {replay.length}")
             _by_row(replay, value)[:, :saved.shape[1]] = saved
         else:
             value = saved
         variable.assign(value)
+
+
+def _name(variable):
+    """TensorFlow numbers the names of a second buffer in one process; a checkpoint must not show it."""
+    return re.sub(r"(_\d+)?:\d+$", "", variable.name)
 
 
 def _by_row(replay, value):

@@ -126,7 +126,7 @@ def read_log(run_dir):
     path = find_run(run_dir) / "log.csv"
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
     except OSError as error:
         raise UsageError(f"{path} can't be read ({error.strerror}).") from None
     if not rows:
@@ -139,12 +139,12 @@ def read_log(run_dir):
 
 
 def _pack(tree, arrays):
-    if isinstance(tree, np.ndarray):
+    if isinstance(tree, np.ndarray) and not tree.dtype.hasobject:
         arrays[f"a{len(arrays)}"] = tree
         return {"__array__": f"a{len(arrays) - 1}"}
     if isinstance(tree, np.generic):
         return _pack(np.asarray(tree), arrays) if tree.dtype.kind not in "iufb" else tree.item()
-    if isinstance(tree, dict):
+    if isinstance(tree, dict) and all(isinstance(key, str) for key in tree):
         return {key: _pack(value, arrays) for key, value in tree.items()}
     if isinstance(tree, tuple):
         return {"__tuple__": [_pack(value, arrays) for value in tree]}
@@ -213,7 +213,9 @@ def save_checkpoint(run_dir, step, tree):
         good = last_good(run_dir)
         kept = f"the last good one, {good}, is whole: make room and --resume={run_dir}" if good else "there is none before it"
         raise UsageError(f"The checkpoint at step {step} can't be written ({error.strerror or error}); {kept}.") from None
-    for old in checkpoints(run_dir)[:-KEPT]:
+    found = checkpoints(run_dir)
+    later = [path for path in found if path.name > place.name]  # of the future that was left by going on from an older one
+    for old in (*found[:-KEPT - len(later)], *later):
         shutil.rmtree(old, ignore_errors=True)
     return place
 
