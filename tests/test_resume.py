@@ -81,7 +81,7 @@ class TestResume(unittest.TestCase):
 
     def test_signals_save_and_tell_how_to_go_on(self):
         run = self.tmp / "run"
-        process = start(f"--run-dir={run}", "--name=CartPole-v1", "--total-steps=1000000", "--epochs=10000", "--learning-starts=256", *SMALL)
+        process = start(f"--run-dir={run}", "--name=CartPole-v1", "--total-steps=1000000", "--learning-starts=256", *SMALL)
         deadline = time.monotonic() + 300
         while not checkpoints(run) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)

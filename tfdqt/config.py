@@ -98,10 +98,10 @@ CARTPOLE = dict(
     dqn=dict(total_steps=60_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
              n_step=3, learning_starts=1_000, replay_size=60_000, epsilon_fraction=0.1, target_tau=0.01))
 ATARI_RAM = dict(
-    network=dict(context=4, layers=2, heads=4, width=64),
-    dqn=dict(total_steps=1_000_000, num_envs=16, chunk=4, updates_per_step=0.5, batch_size=32, learning_rate=3e-4,
-             final_learning_rate=1e-4, learning_starts=5_000, replay_size=1_000_000, epsilon_fraction=0.04,
-             reward_transform="sign", life_loss_ends=True))
+    network=dict(context=4, layers=2, heads=4, width=64, quantiles=16),
+    dqn=dict(total_steps=1_000_000, num_envs=16, chunk=4, updates_per_step=0.25, batch_size=32, learning_rate=3e-4,
+             final_learning_rate=1e-4, learning_starts=5_000, replay_size=1_000_000, epsilon_fraction=0.02,
+             life_loss_ends=True))
 
 
 def default_config(name):
