@@ -385,6 +385,7 @@ class Scripts(unittest.TestCase):
 class Signals(unittest.TestCase):
 
     def test_first_asks_second_ends(self):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
         before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
         for number in (signal.SIGINT, signal.SIGTERM):
             with runs.stop_on_signals() as stop:

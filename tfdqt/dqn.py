@@ -370,7 +370,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
 
 def _snapshot(state, replay, env_states, window, rng, progress):
     """All that a run needs to go on, as arrays and plain values in a tree of dicts and lists."""
-    return dict(learner=[tensor.numpy() for tensor in tf.nest.flatten(state)], replay=replay_arrays(replay), envs=env_states,
+    return dict(learner=[np.asarray(tensor) for tensor in tf.nest.flatten(state)], replay=replay_arrays(replay), envs=env_states,
                 window=window._asdict(), rng=rng.bit_generator.state, progress=progress._asdict())
 
 
