@@ -95,7 +95,7 @@ class DQNConfig:
 
 CARTPOLE = dict(
     network=dict(context=4, layers=1, heads=4, width=32),
-    dqn=dict(total_steps=60_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
+    dqn=dict(total_steps=40_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
              n_step=3, learning_starts=1_000, replay_size=60_000, epsilon_fraction=0.1, target_tau=0.01))
 ATARI_RAM = dict(
     network=dict(context=4, layers=2, heads=4, width=64, quantiles=16),
