@@ -51,14 +51,14 @@ RESUME_FLAGS = {"resume", "checkpoint", "total-steps", "workers", "threads", "ch
 
 def parse(argv):
     """The arguments, with the defaults of the environment they name."""
-    flags = [word[2:].split("=", 1)[0] for word in argv if word.startswith("--")]
+    flags = [word[2:].split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
     name = next((argv[i][7:] if "=" in word else (argv[i + 1:] or [""])[0]
                  for i, word in enumerate(argv) if word == "--name" or word.startswith("--name=")), Args.name)
     network, dqn = default_config(name)
     args = tyro.cli(Args, args=argv, default=Args(name=name, network=network, dqn=dqn), description=__doc__)
     if args.resume is None:
         return args, flags
-    odd = [flag for flag in (word.replace("_", "-") for word in flags) if flag not in RESUME_FLAGS]
+    odd = [flag for flag in flags if flag not in RESUME_FLAGS]
     if odd:
         raise UsageError(f"--resume goes on with the run's own settings; leave out --{odd[0]}, or start a new run with it.")
     return args, flags
@@ -89,7 +89,7 @@ def old_run(args, flags):
     saved, path = load_checkpoint(run_dir, args.checkpoint)
     every = args.checkpoint_every if "checkpoint-every" in flags else settings["checkpoint_every"]
     dqn = settings["dqn"]
-    if "total-steps" in flags or "total_steps" in flags:
+    if "total-steps" in flags:
         dqn = dataclasses.replace(dqn, total_steps=args.dqn.total_steps)
         check_dqn(dqn)
         save_config(run_dir / "config.json", **{**settings, "dqn": dqn})

@@ -74,7 +74,6 @@ class TestQLearning(tf.test.TestCase):
         networks = dqn.flatten_model(gpt.build_gpt_q(info, NetworkConfig(context=2, layers=1, heads=1, width=4, standardize=True)))
         steps = window([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 0], [1, 2, 3, 4], [1, 1, 1, 1], [0, 0, 0, 0])
         target = networks.start * 0.9
-        _, gradient, _ = dqn.q_learning(networks, CFG, networks.start, target, steps)
         direction = tf.constant(np.random.default_rng(0).normal(size=networks.start.shape), tf.float32)
         trained = np.r_[np.ones(len(direction) - 2), 0, 0].astype("float32")  # mean and scale of the one feature are fixed
         direction = direction * trained

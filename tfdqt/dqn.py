@@ -95,8 +95,6 @@ def join(networks, trained, fixed=None):
 
 def standardize(networks, state, obs):
     """Set what the network's Standardize layers know of the data, in online and target weights, from obs [M, ...]."""
-    if not networks.model.non_trainable_variables:
-        return state
     model = networks.model
     numbers = keras.Model(model.input["obs"], model.get_layer("standardize").input)
     obs = obs[:len(obs) // networks.context * networks.context].reshape(-1, *model.input["obs"].shape[1:])
@@ -341,7 +339,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
             while progress.step < cfg.total_steps:
                 chunk = pool.submit(collect, state.online, progress.step, window, rng)
                 if steps_stored(replay) >= needed:
-                    if int(state.updates) == 0:
+                    if networks.model.non_trainable_variables and int(state.updates) == 0:
                         state = standardize(networks, state, stored_obs(replay))
                     state, fresh = learn(state)
                     diagnostics = {name: float(value) for name, value in fresh.items()}
