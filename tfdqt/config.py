@@ -93,6 +93,66 @@ class DQNConfig:
     """Whether a lost life ends the return in training (games with lives only); logged returns stay whole games."""
 
 
+@dataclasses.dataclass(frozen=True)
+class TextNetworkConfig:
+    """The text encoder and the head on it."""
+
+    encoder: str | None = None
+    """Hugging Face name or folder of a pretrained encoder; without it a new BERT of the sizes below."""
+    layers: int = 2
+    """New BERT: number of blocks."""
+    heads: int = 4
+    """New BERT: number of attention heads; must divide the width."""
+    width: int = 128
+    """New BERT: size of a token's vector."""
+    hidden: tuple[int, ...] = (256,)
+    """Sizes of the head's hidden layers."""
+    pruning_amount: float = 0.2
+    """Part of the weights in every Dense kernel of the encoder that is set to zero (0: none)."""
+    pruning_schedule: Literal["constant", "polynomial"] = "constant"
+    """constant: pruned from the start. polynomial: rising from 0 over the first `pruning_end` updates."""
+    pruning_end: int = 1_000
+    """Updates until a polynomial schedule reaches its amount."""
+    pruning_pattern: Literal["unstructured", "block", "2:4"] = "unstructured"
+    """Which weights are zeroed together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Q-learning on texts: double Q, or implicit Q with a cloned policy."""
+
+    method: Literal["q", "implicit", "clone", "filtered", "montecarlo"] = "q"
+    """q: double Q-learning. implicit: expectile values (IQL). clone: imitate. filtered: imitate the best. montecarlo: learn returns."""
+    updates_per_batch: int = 8
+    """Updates after each batch of new data."""
+    batch_size: int = 256
+    """Transitions, or episodes, per update."""
+    replay_size: int = 200_000
+    """Transitions, or episodes, kept in the replay buffer."""
+    gamma: float = 0.99
+    """Discount per decision."""
+    learning_rate: float = 1e-3
+    """The optimizer's step size."""
+    max_grad_norm: float = 1.0
+    """The gradient's global norm is clipped to this."""
+    huber_delta: float = 1.0
+    """Where the Huber loss turns from squared to linear."""
+    target_tau: float = 0.02
+    """How far the target networks move towards the online ones after each update."""
+    conservative: float = 0.0
+    """Weight of CQL's conservative term (Kumar et al., 2020)."""
+    expectile: float = 0.8
+    """implicit: the expectile of Q that the state's value follows."""
+    cloning: float = 0.0
+    """Weight of cloning the data's policy beside Q-learning."""
+    keep_best: float = 0.1
+    """filtered: part of the episodes, those of the highest return, that is imitated."""
+    greedy: bool = True
+    """Whether the best action is taken when acting; otherwise one is drawn in proportion to the policy."""
+    beta: float | None = None
+    """How strongly the advantage steers the cloned policy when acting: policy x exp(beta x advantage). None: by Q alone."""
+
+
 CARTPOLE = dict(
     network=dict(context=4, layers=1, heads=4, width=32),
     dqn=dict(total_steps=40_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
@@ -113,6 +173,20 @@ def default_config(name):
     else:
         chosen = dict(network={}, dqn=dict(total_steps=200_000))
     return NetworkConfig(**chosen["network"]), DQNConfig(**chosen["dqn"])
+
+
+TEXT = {
+    "maze": dict(epochs=2, network={}, text={}),
+    "maze-po": dict(epochs=10, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64)),
+    "wordle": dict(epochs=3, network={}, text=dict(method="implicit", batch_size=128, cloning=1.0, beta=8.0)),
+    "corpus": dict(epochs=2, network={}, text=dict(method="implicit", batch_size=64, cloning=1.0, beta=4.0, updates_per_batch=2)),
+}
+
+
+def default_text_config(task):
+    """The defaults for a text task: (passes over its data, TextNetworkConfig, TextConfig)."""
+    chosen = TEXT.get(task, TEXT["maze"])
+    return chosen["epochs"], TextNetworkConfig(**chosen["network"]), TextConfig(**chosen["text"])
 
 
 def check_network(cfg):
@@ -143,6 +217,29 @@ def check_dqn(cfg):
         raise UsageError(
             f"--updates-per-step x --num-envs x --chunk must be a whole number of updates, not "
             f"{updates:g}; change one of them (for example --updates-per-step={near:.10g}).")
+
+
+def check_text_network(cfg):
+    """Raise UsageError for an encoder and head that can't be built."""
+    _positive(cfg, "layers", "heads", "width", "pruning_end")
+    if cfg.encoder is None and cfg.width % cfg.heads:
+        raise UsageError(f"--width={cfg.width} can't be divided by --heads={cfg.heads}; choose a width that is a "
+                         f"multiple of the heads, such as {cfg.heads * max(1, round(cfg.width / cfg.heads))}.")
+    if not 0 <= cfg.pruning_amount < 1:
+        raise UsageError(f"--pruning-amount must be at least 0 and less than 1, not {cfg.pruning_amount}.")
+
+
+def check_text(cfg):
+    """Raise UsageError for settings Q-learning on texts can't run with."""
+    _positive(cfg, "updates_per_batch", "batch_size", "replay_size", "learning_rate", "max_grad_norm", "huber_delta")
+    for field in ("gamma", "target_tau", "expectile", "keep_best"):
+        if not 0 <= getattr(cfg, field) <= 1:
+            raise UsageError(f"--{field.replace('_', '-')} must lie between 0 and 1, not {getattr(cfg, field)}.")
+    for field in ("conservative", "cloning"):
+        if getattr(cfg, field) < 0:
+            raise UsageError(f"--{field} must be 0 or more, not {getattr(cfg, field)}.")
+    if cfg.beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):
+        raise UsageError("--beta steers a cloned policy, which is only learned with --cloning greater than 0.")
 
 
 def _positive(cfg, *fields):

@@ -79,6 +79,31 @@ def quantile_td_loss(quantiles, actions, targets, mask, *, delta=1.0):
                                                     td_error=tf.reduce_sum(mask * gap) / steps)
 
 
+def conservative(q, actions, mask):
+    """The conservative term of CQL (Kumar et al., 2020, equation 4): [..., A], [...], [...] -> scalar.
+
+    How far the soft maximum of Q lies above the Q of what the data did, on average over the steps whose `mask` is 1.
+    """
+    above = tf.reduce_logsumexp(q, axis=-1) - select_actions(q, actions)
+    return tf.reduce_sum(mask * above) / tf.maximum(tf.reduce_sum(mask), 1.0)
+
+
+def expectile(values, targets, mask, part):
+    """Expectile regression of implicit Q-learning (Kostrikov et al., 2022, equation 5): [...], [...], [...], 0 to 1 -> scalar.
+
+    Squared errors weigh `part` where the target lies above the value, 1 - `part` below; no gradient enters the targets.
+    """
+    error = tf.stop_gradient(targets) - values
+    weight = tf.where(error > 0, part, 1.0 - part)
+    return tf.reduce_sum(mask * weight * tf.square(error)) / tf.maximum(tf.reduce_sum(mask), 1.0)
+
+
+def cloning(logits, actions, mask):
+    """Cross-entropy of the actions in the data: [..., A], [...], [...] -> scalar, nats per step whose `mask` is 1."""
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
+    return tf.reduce_sum(mask * each) / tf.maximum(tf.reduce_sum(mask), 1.0)
+
+
 def adam(weights, gradient, moments, count, *, rate, epsilon, beta1=0.9, beta2=0.999):
     """One step of Adam (Kingma and Ba, 2015, algorithm 1): -> (weights, moments), each the shape of `weights`.
 

@@ -13,3 +13,28 @@ def epsilon_greedy(rng, greedy, num_actions, epsilon):
     """Each of `greedy` [N], or with probability `epsilon` a uniformly random action, drawn from numpy Generator `rng`."""
     explore = rng.random(len(greedy)) < epsilon
     return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
+
+
+def narrow(logits, *, temperature=1.0, top_k=0, top_p=1.0):
+    """Log-weights [B, A] as probabilities, after temperature, of the `top_k` best, of the fewest that hold `top_p`."""
+    logits = np.asarray(logits, np.float64) / max(temperature, 1e-6)
+    if top_k:
+        floor = np.sort(logits, axis=-1)[:, -min(top_k, logits.shape[-1]), None]
+        logits = np.where(logits >= floor, logits, -np.inf)
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    if top_p < 1:
+        order = np.argsort(-p, axis=-1, kind="stable")
+        ranked = np.take_along_axis(p, order, -1)
+        ranked[np.cumsum(ranked, axis=-1) - ranked >= top_p] = 0  # the first one is always kept
+        np.put_along_axis(p, order, ranked, -1)
+        p /= p.sum(axis=-1, keepdims=True)
+    return p
+
+
+def choose(rng, logits, *, greedy=True, **narrowing):
+    """One action for each row of log-weights [B, A]: the best, or drawn from numpy Generator `rng` as `narrow` says."""
+    if greedy:
+        return np.argmax(logits, axis=-1)
+    ends = np.cumsum(narrow(logits, **narrowing), axis=-1)
+    return np.minimum((ends < rng.random((len(ends), 1)) * ends[:, -1:]).sum(axis=-1), ends.shape[-1] - 1)

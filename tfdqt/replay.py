@@ -8,7 +8,10 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from tfdqt.backend import quiet, tf
+from tfdqt.config import UsageError
 
 with quiet():
     from tf_agents.replay_buffers import table, tf_uniform_replay_buffer
@@ -113,6 +116,85 @@ def restore_replay(replay, arrays):
         else:
             value = saved
         variable.assign(value)
+
+
+class Transition(NamedTuple):
+    """A decision in a text: what stood there, what was written, what came of it."""
+
+    state: tf.Tensor  # [T] int32 token ids
+    action: tf.Tensor  # int32
+    reward: tf.Tensor  # float32
+    next_state: tf.Tensor  # [T] int32
+    discount: tf.Tensor  # float32, 0 where the text ended, else 1
+
+
+class Episode(NamedTuple):
+    """P decisions along one text, for an encoder that reads it once and sees at each place only what stands before it."""
+
+    text: tf.Tensor  # [T] int32 token ids
+    at: tf.Tensor  # [P + 1] int32, the last token seen by each decision and by the one behind it
+    action: tf.Tensor  # [P] int32
+    reward: tf.Tensor  # [P] float32
+    discount: tf.Tensor  # [P] float32, 0 where the text ended, else 1
+    mask: tf.Tensor  # [P] float32, 1 where there is a decision, 0 in the padding
+
+
+class ExperienceReplay:
+    """The latest `capacity` transitions, or episodes; the oldest goes first (Lin, 1992). Holds them in a TF-Agents buffer."""
+
+    def __init__(self, capacity=10_000):
+        if capacity < 1:
+            raise UsageError(f"The capacity of ExperienceReplay must be at least 1, not {capacity}.")
+        self.capacity, self.kept, self.calls = capacity, None, 0
+
+    def push(self, state, action, reward, next_state, done):
+        """Keep one transition: token ids [T], int, float, token ids [T], whether the text ended there."""
+        self.extend(Transition(*(np.asarray(field)[None] for field in (state, action, reward, next_state, 1.0 - float(done)))))
+
+    def extend(self, items):
+        """Keep many: a Transition or Episode of arrays with one more leading axis [S, ...]."""
+        items = type(items)(*(np.asarray(field, np.float32 if name in ("reward", "discount", "mask") else np.int32)
+                              for name, field in items._asdict().items()))
+        shapes = [list(field.shape[1:]) for field in items]
+        if self.kept is None:
+            self._make(type(items), shapes)
+        if shapes != self.shapes:
+            raise UsageError(f"The replay buffer holds fields of shapes {self.shapes}, not {shapes}; cut or pad all texts to one length.")
+        if len(items[0]):
+            self._add(tf.nest.map_structure(lambda field: tf.constant(field[:, None]), items))
+
+    def _make(self, kind, shapes):
+        dtypes = [tf.float32 if name in ("reward", "discount", "mask") else tf.int32 for name in kind._fields]
+        self.kind, self.shapes = kind, [list(shape) for shape in shapes]
+        self.kept = make_replay(kind(*map(tf.TensorSpec, shapes, dtypes)), 1, self.capacity)
+        self._add, self._sample = make_add(self.kept), make_sampler(self.kept, 1)
+
+    def draw(self, size, seed):
+        """As `sample`, for use inside a tf.function: `seed` is a tensor of two integers."""
+        return tf.nest.map_structure(lambda field: field[:, 0], self._sample(size, seed))
+
+    def arrays(self):
+        """All that is kept, as a tree for a checkpoint."""
+        return dict(kind=self.kind.__name__, shapes=self.shapes, buffer=replay_arrays(self.kept))
+
+    def restore(self, saved):
+        """Put back what `arrays` gave."""
+        self._make(dict(Transition=Transition, Episode=Episode)[saved["kind"]], saved["shapes"])
+        restore_replay(self.kept, saved["buffer"])
+
+    def sample(self, batch_size, seed=None):
+        """`batch_size` of what is kept, uniformly with replacement, as tensors [batch_size, ...].
+
+        `seed` is two integers; without it every call draws afresh, the same in every process. Raises UsageError while nothing is kept.
+        """
+        if not len(self):
+            raise UsageError("The replay buffer is empty; push something before sampling from it.")
+        if seed is None:
+            seed, self.calls = (0, self.calls), self.calls + 1
+        return self.draw(batch_size, tf.constant(seed, tf.int64))
+
+    def __len__(self):
+        return steps_stored(self.kept) if self.kept else 0
 
 
 def _name(variable):

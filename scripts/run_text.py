@@ -1,0 +1,153 @@
+"""Train a pruned BERT and a Q-head on a text task, or go on with a run.
+
+    python scripts/run_text.py
+    python scripts/run_text.py --task=wordle --seed=1 --run-dir=runs/wordle-1
+    python scripts/run_text.py --resume=runs/wordle-1
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from typing import Annotated, Literal
+
+import tyro
+
+import tfdqt
+from tfdqt.config import TextConfig, TextNetworkConfig, UsageError, check_text, check_text_network, default_text_config, load_config
+from tfdqt.runs import find_run, load_checkpoint, make_logger, make_saver, run_main, start_run, stop_on_signals
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Train a pruned BERT and a Q-head on a text task. The defaults shown are those of --task."""
+
+    task: Literal["maze", "maze-po", "wordle"] = "maze"
+    """What to learn; the package makes its data itself."""
+    seed: int = 0
+    """Seeds weights, data and replay; equal seeds give equal runs."""
+    run_dir: str | None = None
+    """Folder for settings, log and checkpoints; by default runs/TASK-SEED-TIME."""
+    resume: str | None = None
+    """Folder of a run to go on with; its own settings hold, only --threads and --checkpoint-every can be given."""
+    checkpoint: str | None = None
+    """With --resume: the checkpoint to go on from, by default the newest."""
+    checkpoint_every: int = 1_000
+    """Updates between two checkpoints; there is always one at the end."""
+    epochs: int = 2
+    """Passes over the data."""
+    episodes: int = 0
+    """Games of the data's own policy to learn from (0: as many as the task has by default)."""
+    new_items: int = 1_024
+    """Transitions, or episodes, that enter the replay buffer at a time."""
+    evaluate_every: int = 500
+    """Updates between two evaluations."""
+    games: int = 800
+    """Games in the last evaluation."""
+    device: str = "cpu"
+    """cpu, gpu, or a device's name in TensorFlow."""
+    threads: int = max(1, os.cpu_count() or 1)
+    """Threads inside TensorFlow's operations."""
+    network: Annotated[TextNetworkConfig, tyro.conf.arg(name="")] = TextNetworkConfig()
+    text: Annotated[TextConfig, tyro.conf.arg(name="")] = TextConfig()
+
+
+RESUME_FLAGS = {"resume", "checkpoint", "threads", "checkpoint-every", "device"}
+
+
+def parse(argv):
+    """The arguments, with the defaults of the task they name."""
+    flags = [word[2:].split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
+    task = next((argv[i][7:] if "=" in word else (argv[i + 1:] or [""])[0]
+                 for i, word in enumerate(argv) if word == "--task" or word.startswith("--task=")), Args.task)
+    epochs, network, text = default_text_config(task)
+    args = tyro.cli(Args, args=argv, default=Args(task=task if task in Args.__annotations__["task"].__args__ else "maze", epochs=epochs, network=network, text=text),
+                    description=__doc__)
+    odd = [flag for flag in flags if flag not in RESUME_FLAGS]
+    if args.resume is not None and odd:
+        raise UsageError(f"--resume goes on with the run's own settings; leave out --{odd[0]}, or start a new run with it.")
+    return args, flags
+
+
+SAVED = ("task", "seed", "checkpoint_every", "epochs", "episodes", "new_items", "evaluate_every", "games")
+
+
+def new_run(args):
+    check_text_network(args.network)
+    check_text(args.text)
+    for field in ("epochs", "checkpoint_every", "new_items", "evaluate_every", "games", "threads"):
+        if getattr(args, field) < 1:
+            raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(args, field)}.")
+    if args.seed < 0 or args.episodes < 0:
+        raise UsageError("--seed and --episodes must be 0 or more.")
+    run_dir = start_run(args.run_dir or f"runs/{args.task}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}", version=tfdqt.__version__,
+                        algorithm="text", network=args.network, text=args.text, **{name: getattr(args, name) for name in SAVED})
+    return run_dir, None, args
+
+
+def old_run(args, flags):
+    run_dir = find_run(args.resume)
+    settings = load_config(run_dir / "config.json", network=TextNetworkConfig, text=TextConfig)
+    saved, path = load_checkpoint(run_dir, args.checkpoint)
+    print(f"Going on from {path}.")
+    kept = {name: settings[name] for name in SAVED if name != "checkpoint_every" or "checkpoint-every" not in flags}
+    return run_dir, saved, dataclasses.replace(args, network=settings["network"], text=settings["text"], **kept)
+
+
+def main():
+    args, flags = parse(sys.argv[1:])
+    run_dir, saved, args = new_run(args) if args.resume is None else old_run(args, flags)
+
+    from tfdqt import backend
+
+    backend.set_threads(args.threads)
+
+    import numpy as np
+
+    from tfdqt import bert, tasks, text
+    from tfdqt.backend import tf
+    from tfdqt.replay import ExperienceReplay
+
+    cfg = args.text
+    tf.keras.utils.set_random_seed(args.seed)
+    task = tasks.make_task(args.task, bert.load_tokenizer(args.network.encoder) if args.network.encoder else None)
+    transformer, head = bert.build_text_networks(args.network, vocabulary=len(task.tokenizer), length=task.length,
+                                                 num_actions=len(task.actions), causal=task.causal)
+    data = task.data(np.random.default_rng([args.seed, 6]), args.episodes or task.size, cfg.gamma)
+    batches = tasks.Batches(tasks.prepare(data, cfg.method, keep_best=cfg.keep_best), args.new_items, args.seed)
+    for part in (args.network, cfg):
+        print("  ".join(f"{key}={value}" for key, value in dataclasses.asdict(part).items()))
+    print(f"{args.task}: {len(batches.order):,} {type(batches.items).__name__.lower()}s to learn from, mean return of a game in the data "
+          f"{data.mean:.2f}. Encoder {transformer.bert.count_params():,} weights, {bert.sparsity(transformer):.0%} of its kernels "
+          f"zero; head {head.count_params():,}.")
+    print(f"Run folder: {run_dir}", flush=True)
+
+    scores = text.make_scores(transformer, head, beta=cfg.beta, clone=cfg.method in ("clone", "filtered"))
+
+    def evaluate(games=min(args.games, 512 if task.causal and args.task == "wordle" else 25)):
+        return tasks.play(task, scores, games=games, seed=args.seed, greedy=cfg.greedy).mean()
+
+    total = args.epochs * len(batches) * cfg.updates_per_batch
+    step = saved["place"]["step"] if saved else None
+    log, close = make_logger(run_dir, text.Metrics._fields, total, min(1_000, total), resume_step=step)
+    save = make_saver(run_dir, args.checkpoint_every, resume_step=step or 0)
+    with stop_on_signals() as stop:
+        try:
+            text.train_model(transformer, head, tf.keras.optimizers.Adam(cfg.learning_rate), args.epochs, task.tokenizer, batches,
+                             ExperienceReplay(cfg.replay_size), args.device, cfg=cfg, seed=args.seed, evaluate=evaluate,
+                             evaluate_every=args.evaluate_every, log=log, save=save, saved=saved, should_stop=stop)
+        finally:
+            close()
+    if stop():
+        print(f"Stopped. Go on with: python scripts/run_text.py --resume={run_dir}")
+        return 128 + stop.signal
+    returns = tasks.play(task, scores, games=args.games, seed=args.seed + 1, greedy=cfg.greedy)
+    published = ", ".join(f"{name} {score:g}" for name, score in task.scores.items())
+    print(f"{args.task}, {cfg.method}: mean return {returns.mean():.2f} over {args.games} games "
+          f"({bert.sparsity(transformer):.0%} of the encoder's kernels zero). Published: {published}.")
+    print(f"Evaluate with: python scripts/evaluate.py {run_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
