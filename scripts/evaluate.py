@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from tfdqt.config import UsageError
+from tfdqt.config import UsageError, load_config
 from tfdqt.runs import find_run, run_main
 
 
@@ -18,7 +18,7 @@ class Args:
     run: tyro.conf.Positional[str]
     """Folder of the run."""
     episodes: int = 100
-    """Games to play."""
+    """Games to play, or texts to write."""
     epsilon: float = 0.0
     """Probability of a random action (0: greedy)."""
     seed: int = 1_000
@@ -33,6 +33,10 @@ class Args:
     """Folder for a film (MP4 and GIF) of one more game."""
     video_steps: int = 2_000
     """Longest film, in steps."""
+    beta: float | None = None
+    """Text runs: strength of the advantage over the cloned policy (0: that policy alone); by default as trained."""
+    best_of: int = 1
+    """Corpus runs: texts written for each that counts; the one of the highest reward does."""
 
 
 def gif(mp4, path, *, every=4, width=160):
@@ -47,13 +51,48 @@ def gif(mp4, path, *, every=4, width=160):
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * every / fps), loop=0, optimize=True)
 
 
+def keep(run_dir, rows):
+    """Append the games to evaluation.csv in the run's folder."""
+    path = run_dir / "evaluation.csv"
+    fresh = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        if fresh:
+            writer.writerow(["step", "epsilon", "seed", "episode", "return", "length"])
+        writer.writerows(rows)
+
+
+def evaluate_text(run_dir, args):
+    """Play or write with a text run, and print what came of it beside what is published."""
+    from tfdqt.evaluate import confidence
+    from tfdqt.text_runs import beside, load_text_run, make_run_scores, perplexity, returns_of
+
+    if args.epsilon or args.video or args.max_steps:
+        raise UsageError("--epsilon, --video and --max-steps are for gymnasium environments; leave them out for a text run.")
+    trained = load_text_run(run_dir, args.checkpoint)
+    task, cfg = trained.task, trained.settings["text"]
+    scores = make_run_scores(task, trained.transformer, trained.head, cfg, beta=args.beta)
+    returns, texts = returns_of(task, scores, cfg, games=args.episodes, seed=args.seed, best_of=args.best_of)
+    low, high = confidence(returns)
+    print(f"{task.name} seed {trained.settings['seed']} after {trained.step} updates: {args.episodes} {'texts' if texts else 'games'}: "
+          f"mean {returns.mean():.3f}, std {returns.std():.3f}, 95% CI of the mean [{low:.3f}, {high:.3f}]. {beside(task, texts)}")
+    if texts:
+        if cfg.cloning or cfg.method in ("clone", "filtered"):
+            print(f"Held-out perplexity of the cloned policy: {perplexity(task, trained.transformer, trained.head, cfg):.1f}")
+        for text, value in list(zip(texts, returns))[:10]:
+            print(f"{value:8.3f}  {text}")
+    keep(run_dir, ([trained.step, 0, args.seed, i, value, len(texts[i].split()) if texts else ""] for i, value in enumerate(returns)))
+
+
 def main():
     args = tyro.cli(Args, description=__doc__)
-    if args.episodes < 1 or not 0 <= args.epsilon <= 1:
-        raise UsageError("--episodes must be at least 1 and --epsilon between 0 and 1.")
+    if min(args.episodes, args.best_of) < 1 or not 0 <= args.epsilon <= 1:
+        raise UsageError("--episodes and --best-of must be at least 1 and --epsilon between 0 and 1.")
     if min(args.seed, args.workers) < 0:
         raise UsageError("--seed and --workers must be 0 or more.")
     run_dir = find_run(args.run)
+    if load_config(run_dir / "config.json").get("algorithm") == "text":
+        return evaluate_text(run_dir, args)
 
     from tfdqt.envs import make_env
     from tfdqt.evaluate import confidence, film, load_run, play
@@ -67,13 +106,7 @@ def main():
           f"mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean [{low:.1f}, {high:.1f}], "
           f"min {returns.min():.0f}, median {sorted(returns)[len(returns) // 2]:.0f}, max {returns.max():.0f}, "
           f"mean length {lengths.mean():.0f}")
-    path = run_dir / "evaluation.csv"
-    fresh = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(["step", "epsilon", "seed", "episode", "return", "length"])
-        writer.writerows([trained.step, args.epsilon, args.seed, i, *pair] for i, pair in enumerate(zip(returns, lengths)))
+    keep(run_dir, ([trained.step, args.epsilon, args.seed, i, *pair] for i, pair in enumerate(zip(returns, lengths))))
     if args.video:
         make = functools.partial(make_env, trained.name, render_mode="rgb_array")
         mp4, score = film(make, trained.info, trained.networks, trained.weights, args.video, epsilon=args.epsilon,

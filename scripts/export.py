@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from tfdqt.config import UsageError
+from tfdqt.config import UsageError, load_config
 from tfdqt.runs import find_run, run_main
 
 
@@ -17,15 +17,39 @@ class Args:
     """Folder of the run."""
     out: tyro.conf.Positional[str]
     """Folder to write; must not exist."""
+    tflite: str | None = None
+    """Text runs: also write the encoder, its weights as 8-bit integers, to this TFLite file, and compare the two."""
     checkpoint: str | None = None
     """Checkpoint to take, by default the newest."""
 
 
+def export_text(args):
+    from tfdqt.export import compare_tflite, export_text_model, export_tflite
+    from tfdqt.text_runs import load_text_run, make_run_scores, sample_texts
+
+    trained = load_text_run(args.run, args.checkpoint)
+    task = trained.task
+    scores = make_run_scores(task, trained.transformer, trained.head, trained.settings["text"])
+    try:
+        export_text_model(task, trained.transformer, trained.head, scores, args.out)
+        print(f"{args.out}: signatures q_values and action; inputs text [None, {task.length}] int32, at [None] int32.")
+        if args.tflite:
+            size = export_tflite(trained.transformer, task.length, args.tflite)
+            found = compare_tflite(trained.transformer, sample_texts(task, 32), args.tflite)
+            print(f"{args.tflite}: {size:,} bytes. " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    except OSError as error:
+        raise UsageError(f"{args.out} can't be written ({error.strerror or error}); name another folder.") from None
+
+
 def main():
     args = tyro.cli(Args, description=__doc__)
-    find_run(args.run)
+    run_dir = find_run(args.run)
     if Path(args.out).exists():
         raise UsageError(f"{args.out} exists already; name a folder that does not.")
+    if load_config(run_dir / "config.json").get("algorithm") == "text":
+        return export_text(args)
+    if args.tflite:
+        raise UsageError("--tflite is for text runs; leave it out.")
 
     from tfdqt.evaluate import load_run
     from tfdqt.export import export_saved_model

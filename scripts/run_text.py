@@ -9,12 +9,13 @@ import dataclasses
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 import tfdqt
-from tfdqt.config import TextConfig, TextNetworkConfig, UsageError, check_text, check_text_network, default_text_config, load_config
+from tfdqt.config import TEXT, TextConfig, TextNetworkConfig, UsageError, check_text, check_text_network, default_text_config, load_config
 from tfdqt.runs import find_run, load_checkpoint, make_logger, make_saver, run_main, start_run, stop_on_signals
 
 
@@ -22,8 +23,8 @@ from tfdqt.runs import find_run, load_checkpoint, make_logger, make_saver, run_m
 class Args:
     """Train a pruned BERT and a Q-head on a text task. The defaults shown are those of --task."""
 
-    task: Literal["maze", "maze-po", "wordle"] = "maze"
-    """What to learn; the package makes its data itself."""
+    task: Literal["maze", "maze-po", "wordle", "corpus"] = "maze"
+    """What to learn. The games make their data themselves; corpus learns to write."""
     seed: int = 0
     """Seeds weights, data and replay; equal seeds give equal runs."""
     run_dir: str | None = None
@@ -38,12 +39,20 @@ class Args:
     """Passes over the data."""
     episodes: int = 0
     """Games of the data's own policy to learn from (0: as many as the task has by default)."""
+    corpus: str | None = None
+    """corpus: folder of .txt files; by default the King James Bible."""
+    reward: str = "sentiment"
+    """corpus: what a text is worth: sentiment, or module:function of a function text -> float."""
+    vocabulary: int = 2_000
+    """corpus: how many of its most frequent words are known (without --encoder, which brings its own)."""
+    window: int = 32
+    """corpus: words in a text."""
     new_items: int = 1_024
     """Transitions, or episodes, that enter the replay buffer at a time."""
     evaluate_every: int = 500
     """Updates between two evaluations."""
     games: int = 800
-    """Games in the last evaluation."""
+    """Games, or texts, in the last evaluation."""
     device: str = "cpu"
     """cpu, gpu, or a device's name in TensorFlow."""
     threads: int = max(1, os.cpu_count() or 1)
@@ -61,25 +70,30 @@ def parse(argv):
     task = next((argv[i][7:] if "=" in word else (argv[i + 1:] or [""])[0]
                  for i, word in enumerate(argv) if word == "--task" or word.startswith("--task=")), Args.task)
     epochs, network, text = default_text_config(task)
-    args = tyro.cli(Args, args=argv, default=Args(task=task if task in Args.__annotations__["task"].__args__ else "maze", epochs=epochs, network=network, text=text),
-                    description=__doc__)
+    default = Args(epochs=epochs, network=network, text=text)
+    if task in TEXT:
+        default = dataclasses.replace(default, task=task)
+    args = tyro.cli(Args, args=argv, default=default, description=__doc__)
     odd = [flag for flag in flags if flag not in RESUME_FLAGS]
     if args.resume is not None and odd:
         raise UsageError(f"--resume goes on with the run's own settings; leave out --{odd[0]}, or start a new run with it.")
     return args, flags
 
 
-SAVED = ("task", "seed", "checkpoint_every", "epochs", "episodes", "new_items", "evaluate_every", "games")
+SAVED = ("task", "seed", "checkpoint_every", "epochs", "episodes", "corpus", "reward", "vocabulary", "window", "new_items",
+         "evaluate_every", "games")
 
 
 def new_run(args):
     check_text_network(args.network)
     check_text(args.text)
-    for field in ("epochs", "checkpoint_every", "new_items", "evaluate_every", "games", "threads"):
+    for field in ("epochs", "checkpoint_every", "new_items", "evaluate_every", "games", "threads", "vocabulary", "window"):
         if getattr(args, field) < 1:
             raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(args, field)}.")
     if args.seed < 0 or args.episodes < 0:
         raise UsageError("--seed and --episodes must be 0 or more.")
+    if args.corpus is not None and not Path(args.corpus).exists():
+        raise UsageError(f"--corpus={args.corpus} does not exist; give a folder of .txt files.")
     run_dir = start_run(args.run_dir or f"runs/{args.task}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}", version=tfdqt.__version__,
                         algorithm="text", network=args.network, text=args.text, **{name: getattr(args, name) for name in SAVED})
     return run_dir, None, args
@@ -88,6 +102,8 @@ def new_run(args):
 def old_run(args, flags):
     run_dir = find_run(args.resume)
     settings = load_config(run_dir / "config.json", network=TextNetworkConfig, text=TextConfig)
+    if settings.get("algorithm") != "text":
+        raise UsageError(f"{run_dir} is not a text run; go on with it by run_dqn.py.")
     saved, path = load_checkpoint(run_dir, args.checkpoint)
     print(f"Going on from {path}.")
     kept = {name: settings[name] for name in SAVED if name != "checkpoint_every" or "checkpoint-every" not in flags}
@@ -102,30 +118,23 @@ def main():
 
     backend.set_threads(args.threads)
 
-    import numpy as np
-
-    from tfdqt import bert, tasks, text
+    from tfdqt import bert, text, text_runs
     from tfdqt.backend import tf
     from tfdqt.replay import ExperienceReplay
 
     cfg = args.text
-    tf.keras.utils.set_random_seed(args.seed)
-    task = tasks.make_task(args.task, bert.load_tokenizer(args.network.encoder) if args.network.encoder else None)
-    transformer, head = bert.build_text_networks(args.network, vocabulary=len(task.tokenizer), length=task.length,
-                                                 num_actions=len(task.actions), causal=task.causal)
-    data = task.data(np.random.default_rng([args.seed, 6]), args.episodes or task.size, cfg.gamma)
-    batches = tasks.Batches(tasks.prepare(data, cfg.method, keep_best=cfg.keep_best), args.new_items, args.seed)
+    task, transformer, head = text_runs.make_networks(run_dir, args)
+    batches, about = text_runs.make_data(task, args)
     for part in (args.network, cfg):
         print("  ".join(f"{key}={value}" for key, value in dataclasses.asdict(part).items()))
-    print(f"{args.task}: {len(batches.order):,} {type(batches.items).__name__.lower()}s to learn from, mean return of a game in the data "
-          f"{data.mean:.2f}. Encoder {transformer.bert.count_params():,} weights, {bert.sparsity(transformer):.0%} of its kernels "
+    print(f"{args.task}: {about} Encoder {transformer.bert.count_params():,} weights, {bert.sparsity(transformer):.0%} of its kernels "
           f"zero; head {head.count_params():,}.")
     print(f"Run folder: {run_dir}", flush=True)
 
-    scores = text.make_scores(transformer, head, beta=cfg.beta, clone=cfg.method in ("clone", "filtered"))
+    scores = text_runs.make_run_scores(task, transformer, head, cfg)
 
-    def evaluate(games=min(args.games, 512 if task.causal and args.task == "wordle" else 25)):
-        return tasks.play(task, scores, games=games, seed=args.seed, greedy=cfg.greedy).mean()
+    def evaluate():
+        return text_runs.returns_of(task, scores, cfg, games=min(args.games, text_runs.QUICK[args.task]), seed=args.seed)[0].mean()
 
     total = args.epochs * len(batches) * cfg.updates_per_batch
     step = saved["place"]["step"] if saved else None
@@ -141,10 +150,9 @@ def main():
     if stop():
         print(f"Stopped. Go on with: python scripts/run_text.py --resume={run_dir}")
         return 128 + stop.signal
-    returns = tasks.play(task, scores, games=args.games, seed=args.seed + 1, greedy=cfg.greedy)
-    published = ", ".join(f"{name} {score:g}" for name, score in task.scores.items())
-    print(f"{args.task}, {cfg.method}: mean return {returns.mean():.2f} over {args.games} games "
-          f"({bert.sparsity(transformer):.0%} of the encoder's kernels zero). Published: {published}.")
+    returns, texts = text_runs.returns_of(task, scores, cfg, games=args.games, seed=args.seed + 1)
+    print(f"{args.task}, {cfg.method}: mean return {returns.mean():.2f} over {args.games} "
+          f"({bert.sparsity(transformer):.0%} of the encoder's kernels zero). {text_runs.beside(task, texts)}")
     print(f"Evaluate with: python scripts/evaluate.py {run_dir}")
     return 0
 

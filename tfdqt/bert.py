@@ -6,6 +6,8 @@ These are tf_keras (Keras 2) models, because transformers and TF-MOT are. Never 
 import json
 from pathlib import Path
 
+import numpy as np
+
 from tfdqt.backend import quiet, tf
 from tfdqt.config import UsageError, check_text_network
 
@@ -203,16 +205,20 @@ class DeepQLearningModel(tf_keras.Model):
 
     Args:
       hidden: sizes of the hidden layers.
+      features: [action_dim, F] what each action is made of, such as the letters of a word. An action's value is then also a sum
+        over its features, so that what is learned of one action holds for those like it.
 
     Besides Q it has `value(x)` -> V [...], for implicit Q-learning (Kostrikov et al., 2022), and `prior(x)` -> logits
     [..., action_dim] of the actions in the data (the cloned policy), each behind hidden layers of its own.
     """
 
-    def __init__(self, input_dim=768, action_dim=10, *, hidden=(256,)):
+    def __init__(self, input_dim=768, action_dim=10, *, hidden=(256,), features=None):
         super().__init__(name="deep_q_learning")
         if min((input_dim, action_dim, *hidden)) < 1:
             raise UsageError(f"input_dim, action_dim and hidden must be positive, not {input_dim}, {action_dim}, {tuple(hidden)}.")
         self.input_dim, self.action_dim, self.hidden = input_dim, action_dim, tuple(hidden)
+        self.features = None if features is None else np.asarray(features, np.float32)
+        count = 0 if features is None else self.features.shape[1]
 
         def branch(units, name):
             parts = [tf_keras.layers.Dense(size, activation="relu", kernel_initializer="he_uniform") for size in self.hidden]
@@ -220,26 +226,31 @@ class DeepQLearningModel(tf_keras.Model):
             branch.build((None, input_dim))
             return branch
 
-        self.q, self.v, self.cloned = branch(action_dim, "q"), branch(1, "v"), branch(action_dim, "cloned")
+        self.q, self.v, self.cloned = branch(action_dim + count, "q"), branch(1, "v"), branch(action_dim + count, "cloned")
         self.built = True
 
+    def _actions(self, y):
+        if self.features is None:
+            return y
+        return y[..., :self.action_dim] + tf.tensordot(y[..., self.action_dim:], self.features.T, 1)
+
     def call(self, x):
-        return self.q(x)
+        return self._actions(self.q(x))
 
     def value(self, x):
         return self.v(x)[..., 0]
 
     def prior(self, x):
-        return self.cloned(x)
+        return self._actions(self.cloned(x))
 
     def copy(self):
         """A second network of the same shape and weights."""
-        twin = DeepQLearningModel(self.input_dim, self.action_dim, hidden=self.hidden)
+        twin = DeepQLearningModel(self.input_dim, self.action_dim, hidden=self.hidden, features=self.features)
         twin.set_weights(self.get_weights())
         return twin
 
 
-def build_text_networks(cfg, *, vocabulary, length, num_actions, causal):
+def build_text_networks(cfg, *, vocabulary, length, num_actions, causal, features=None):
     """The encoder and head of a TextNetworkConfig, for texts of `length` tokens out of `vocabulary`: -> (transformer, head)."""
     check_text_network(cfg)
     source = cfg.encoder or transformers.BertConfig(
@@ -249,4 +260,4 @@ def build_text_networks(cfg, *, vocabulary, length, num_actions, causal):
                                          pattern=cfg.pruning_pattern, causal=causal or None)
     if transformer.bert.config.max_position_embeddings < length:
         raise UsageError(f"The encoder reads {transformer.bert.config.max_position_embeddings} tokens, not {length}; shorten the text.")
-    return transformer, DeepQLearningModel(transformer.bert.config.hidden_size, num_actions, hidden=cfg.hidden)
+    return transformer, DeepQLearningModel(transformer.bert.config.hidden_size, num_actions, hidden=cfg.hidden, features=features)

@@ -65,6 +65,9 @@ class DQNConfig:
     """Discount per environment step."""
     n_step: int = 3
     """Rewards summed before the bootstrap."""
+    advantage_learning: float = 0.0
+    """How much of the gap between the best action and the one taken is subtracted from its target, so that actions stay
+    apart where they matter little (Bellemare et al., 2016); 0: none."""
     double: bool = True
     """Whether the online network chooses the action that the target network values (van Hasselt et al., 2016)."""
     learning_rate: float = 3e-4
@@ -81,6 +84,8 @@ class DQNConfig:
     """How far the target moves towards the online network (1: a copy)."""
     target_every: int = 1
     """Updates between two moves of the target."""
+    act_with_target: bool = False
+    """Whether the target network, the smoother one, chooses the actions, in training and evaluation."""
     epsilon_start: float = 1.0
     """Probability of a random action at the start."""
     epsilon_end: float = 0.02
@@ -158,10 +163,10 @@ CARTPOLE = dict(
     dqn=dict(total_steps=40_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
              n_step=3, learning_starts=1_000, replay_size=60_000, epsilon_fraction=0.1, target_tau=0.01))
 ATARI_RAM = dict(
-    network=dict(context=4, layers=2, heads=4, width=64, quantiles=16),
+    network=dict(context=4, layers=2, heads=4, width=64, quantiles=16, dueling=True),
     dqn=dict(total_steps=1_000_000, num_envs=16, chunk=4, updates_per_step=0.25, batch_size=32, learning_rate=3e-4,
-             final_learning_rate=1e-4, learning_starts=5_000, replay_size=1_000_000, epsilon_fraction=0.02,
-             life_loss_ends=True))
+             final_learning_rate=1e-5, learning_starts=5_000, replay_size=1_000_000, epsilon_fraction=0.02,
+             life_loss_ends=True, advantage_learning=0.9, act_with_target=True))
 
 
 def default_config(name):
@@ -176,7 +181,7 @@ def default_config(name):
 
 
 TEXT = {
-    "maze": dict(epochs=2, network={}, text={}),
+    "maze": dict(epochs=2, network=dict(width=64, hidden=(128,)), text=dict(batch_size=128)),
     "maze-po": dict(epochs=10, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64)),
     "wordle": dict(epochs=3, network={}, text=dict(method="implicit", batch_size=128, cloning=1.0, beta=8.0)),
     "corpus": dict(epochs=2, network={}, text=dict(method="implicit", batch_size=64, cloning=1.0, beta=4.0, updates_per_batch=2)),
@@ -206,7 +211,7 @@ def check_dqn(cfg):
     _positive(cfg, "total_steps", "num_envs", "chunk", "batch_size", "replay_size", "n_step", "target_every",
               "learning_rate", "final_learning_rate", "adam_epsilon", "max_grad_norm", "huber_delta",
               "updates_per_step", "epsilon_fraction")
-    for field in ("gamma", "target_tau", "epsilon_start", "epsilon_end"):
+    for field in ("gamma", "target_tau", "epsilon_start", "epsilon_end", "advantage_learning"):
         if not 0 <= getattr(cfg, field) <= 1:
             raise UsageError(f"--{field.replace('_', '-')} must lie between 0 and 1, not {getattr(cfg, field)}.")
     if cfg.learning_starts < 0:

@@ -118,6 +118,11 @@ def first_state(networks):
     return DQNState(networks.start, tf.identity(networks.start), (nothing, tf.identity(nothing)), tf.constant(0, tf.int64))
 
 
+def acting_weights(state, cfg):
+    """The weights that choose actions: [W]."""
+    return state.target if cfg.act_with_target else state.online
+
+
 def window_inputs(steps, begin, context):
     """What the network is shown of steps [B, T, ...]: the `context` steps from `begin` on."""
     part = tf.nest.map_structure(lambda field: field[:, begin:begin + context], steps)
@@ -131,7 +136,8 @@ def q_learning(networks, cfg, online, target, steps):
 
     Q is learned at the last P of the first C steps. Its target bootstraps n steps on, from a window as long as its own.
     A window in which an episode was cut short (truncated) within reach bootstraps one step on instead, because the true
-    last observation is the last state of that episode with a value.
+    last observation is the last state of that episode with a value. The gap that advantage learning widens is the target
+    network's and at most 1, as Munchausen Q-learning clips its own (Vieillard et al., 2020).
     """
     context, positions, n = networks.context, networks.positions, cfg.n_step
     skip = context - positions
@@ -155,6 +161,10 @@ def q_learning(networks, cfg, online, target, steps):
                                     gamma=cfg.gamma, n=n)
     one_step = losses.n_step_targets(rewards[:, skip:context], steps.discount[:, skip:context], values, gamma=cfg.gamma, n=1)
     targets = tf.where(tf.reshape(cut, [-1] + [1] * (targets.shape.rank - 1)), one_step, targets)
+    if cfg.advantage_learning:
+        gap = losses.action_gap(networks.apply(target, window_inputs(steps, 0, context)), steps.action[:, skip:context])
+        gap = cfg.advantage_learning * tf.minimum(gap, 1.0)
+        targets -= tf.reshape(gap, [*gap.shape, *[1] * (targets.shape.rank - 2)])
 
     mask = 1.0 - tf.cast(last[:, skip:context], tf.float32)
     with tf.GradientTape() as tape:
@@ -337,7 +347,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
 
         with ThreadPoolExecutor(1, "collect") as pool:
             while progress.step < cfg.total_steps:
-                chunk = pool.submit(collect, state.online, progress.step, window, rng)
+                chunk = pool.submit(collect, acting_weights(state, cfg), progress.step, window, rng)
                 if steps_stored(replay) >= needed:
                     if networks.model.non_trainable_variables and int(state.updates) == 0:
                         state = standardize(networks, state, stored_obs(replay))
@@ -362,7 +372,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
                     break
     finally:
         vec.close()
-    set_weights(networks, state.online)
+    set_weights(networks, acting_weights(state, cfg))
     return state, networks, progress
 
 

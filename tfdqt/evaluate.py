@@ -33,7 +33,7 @@ def load_run(run_dir, checkpoint=None):
     info = env_info(env, settings["name"])
     env.close()
     networks = dqn.flatten_model(gpt.build_q(info, settings["network"]))
-    weights = tf.constant(saved["learner"][0])
+    weights = tf.constant(saved["learner"][1 if settings["dqn"].act_with_target else 0])
     if weights.shape != networks.start.shape:
         raise UsageError(f"The checkpoint of {run_dir} holds {weights.shape[0]} weights, but the network of its config.json has "
                          f"{networks.start.shape[0]}; put back the config.json that the run was started with.")

@@ -22,6 +22,11 @@ def select_actions(q, actions):
     return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-1], dtype=q.dtype), axis=-1)
 
 
+def action_gap(q, actions):
+    """How far the best action's value lies above that of the one taken: [..., A], [...] -> [...], at least 0."""
+    return tf.reduce_max(q, axis=-1) - select_actions(q, actions)
+
+
 def n_step_targets(rewards, discounts, values, *, gamma, n):
     """n-step targets: [B, P+n-1], [B, P+n-1], [B, P, ...] -> [B, P, ...] (Sutton and Barto, 2018, equation 7.1).
 

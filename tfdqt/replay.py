@@ -166,7 +166,7 @@ class ExperienceReplay:
     def _make(self, kind, shapes):
         dtypes = [tf.float32 if name in ("reward", "discount", "mask") else tf.int32 for name in kind._fields]
         self.kind, self.shapes = kind, [list(shape) for shape in shapes]
-        self.kept = make_replay(kind(*map(tf.TensorSpec, shapes, dtypes)), 1, self.capacity)
+        self.kept = make_replay(kind(*map(tf.TensorSpec, shapes, dtypes, kind._fields)), 1, self.capacity)
         self._add, self._sample = make_add(self.kept), make_sampler(self.kept, 1)
 
     def draw(self, size, seed):

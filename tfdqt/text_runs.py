@@ -1,0 +1,133 @@
+"""What every script on text runs needs: the networks and data that a run's settings name, its play, and its newest weights."""
+
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
+
+from tfdqt import bert, tasks, text
+from tfdqt.backend import tf
+from tfdqt.config import TextConfig, TextNetworkConfig, UsageError, load_config
+from tfdqt.runs import find_run, load_checkpoint
+
+QUICK = {"maze": len(tasks.STARTS), "maze-po": len(tasks.STARTS), "wordle": 512, "corpus": 64}  # games in an evaluation underway
+
+
+class TrainedText(NamedTuple):
+    """The networks of a text run and where they come from."""
+
+    task: tuple  # Task or Corpus
+    transformer: bert.PrunedTransformerModel
+    head: bert.DeepQLearningModel
+    settings: dict  # config.json
+    step: int  # updates
+
+
+def make_networks(run_dir, settings):
+    """The task of a run's settings (an object with their names) and fresh networks for it: -> (task, transformer, head).
+
+    A corpus and its tokenizer are kept in the run's folder, so that the run can be used where the corpus is not.
+    """
+    network = settings.network
+    tokenizer = bert.load_tokenizer(network.encoder) if network.encoder else None
+    if settings.task == "corpus":
+        kept = Path(run_dir, "tokenizer")
+        folder = settings.corpus or Path(run_dir, "corpus")
+        if settings.corpus is None and not folder.exists():
+            tasks.write_king_james(folder)
+        if kept.exists():
+            tokenizer = bert.load_tokenizer(kept)
+        task = tasks.make_corpus(folder, settings.reward, tokenizer=tokenizer, vocabulary=settings.vocabulary, length=settings.window + 1)
+        if not kept.exists():
+            task.tokenizer.save_pretrained(kept)
+    else:
+        task = tasks.make_task(settings.task, tokenizer)
+    tf.keras.utils.set_random_seed(settings.seed)
+    transformer, head = bert.build_text_networks(network, vocabulary=len(task.tokenizer), length=task.length,
+                                                 num_actions=len(task.actions), causal=task.causal,
+                                                 features=getattr(task, "features", None))
+    return task, transformer, head
+
+
+def make_data(task, settings):
+    """What a run learns from: -> (batches, a sentence about them)."""
+    cfg = settings.text
+    if isinstance(task, tasks.Corpus):
+        batches = tasks.CorpusBatches(task, settings.new_items, cfg)
+        if not batches.size:
+            raise UsageError(f"The texts in {task.folder} hold no {settings.window} words in a row; give longer ones, or less --window.")
+        return batches, f"about {batches.size * settings.new_items:,} texts of {settings.window} words, {len(task.actions):,} words known."
+    data = task.data(np.random.default_rng([settings.seed, 6]), settings.episodes or task.size, cfg.gamma)
+    batches = tasks.Batches(tasks.prepare(data, cfg.method, keep_best=cfg.keep_best), settings.new_items, settings.seed)
+    return batches, (f"{len(batches.order):,} {type(batches.items).__name__.lower()}s to learn from, mean return of a game in the "
+                     f"data {data.mean:.2f}.")
+
+
+def make_run_scores(task, transformer, head, cfg, *, beta=None):
+    """`text.make_scores` as a run's settings say, or with another `beta` (0: the cloned policy alone)."""
+    beta = cfg.beta if beta is None else beta
+    if beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):
+        raise UsageError("This run did not learn the cloned policy that beta steers; train with --cloning greater than 0.")
+    return text.make_scores(transformer, head, beta=beta, clone=cfg.method in ("clone", "filtered") or beta == 0)
+
+
+def returns_of(task, scores, cfg, *, games, seed, best_of=1):
+    """Play, or write, `games` times: -> (returns [games], texts written or None). best_of: of so many texts the best counts."""
+    if not isinstance(task, tasks.Corpus):
+        return tasks.play(task, scores, games=games, seed=seed, greedy=cfg.greedy), None
+    texts = text.generate(scores, task.tokenizer, [""] * games * best_of, words=task.length - 1, length=task.length, seed=seed,
+                          method="greedy" if cfg.greedy else "sample")
+    worth = np.array([task.reward(written) for written in texts]).reshape(games, best_of)
+    best = worth.argmax(axis=1)
+    return worth.max(axis=1), [texts[i * best_of + j] for i, j in enumerate(best)]
+
+
+def beside(task, texts):
+    """What to read a mean return beside: published scores, or how varied the texts are."""
+    if texts is None:
+        return "Published: " + ", ".join(f"{name} {score:g}" for name, score in task.scores.items()) + "."
+    found = text.diversity(texts)
+    numbers = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if name != "collapsed")
+    return f"{numbers}.{' ' + found['collapsed'] if found['collapsed'] else ''}"
+
+
+def perplexity(task, transformer, head, cfg, *, batch_size=64):
+    """The cloned policy's perplexity on the held-out texts of a corpus, per word it knows."""
+    total = count = 0.0
+    batches = tasks.CorpusBatches(task, batch_size, dataclasses.replace(cfg, method="clone"), heldout=True)
+
+    @tf.function
+    def surprise(ids, actions, mask):
+        logits = head.prior(transformer(ids)[:, :-1])
+        return tf.reduce_sum(mask * tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits))
+
+    for items in batches:
+        total += float(surprise(tf.constant(items.text), tf.constant(items.action), tf.constant(items.mask)))
+        count += float(items.mask.sum())
+    return float(np.exp(total / max(count, 1.0)))
+
+
+def sample_texts(task, count):
+    """A few texts as the task shows them, [count, length] token ids."""
+    if isinstance(task, tasks.Corpus):
+        texts = next(iter(text.text_loader(task.folder, task.length - 1, count))).numpy()
+        return text.encode(task.tokenizer, [line.decode() for line in texts], task.length)
+    boards, rng = task.start(count, np.random.default_rng(0)), np.random.default_rng(1)
+    for _ in range(3):
+        task.step(boards, rng.integers(len(task.actions), size=count))
+    return task.show(boards)[0]
+
+
+def load_text_run(run_dir, checkpoint=None):
+    """The networks of a text run's newest checkpoint, or of the one named. Raises UsageError if there is none that is whole."""
+    settings = load_config(find_run(run_dir) / "config.json", network=TextNetworkConfig, text=TextConfig)
+    saved, _ = load_checkpoint(run_dir, checkpoint)
+    task, transformer, head = make_networks(run_dir, SimpleNamespace(**settings))
+    variables = [*transformer.variables, *head.variables]
+    if [list(v.shape) for v in variables] != [list(np.shape(a)) for a in saved["weights"][:len(variables)]]:
+        raise UsageError(f"The checkpoint of {run_dir} does not fit its config.json; put back the one that the run was started with.")
+    for variable, array in zip(variables, saved["weights"]):
+        variable.assign(array)
+    return TrainedText(task, transformer, head, settings, saved["place"]["step"])
