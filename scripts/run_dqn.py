@@ -85,6 +85,8 @@ def new_run(args):
 
 def old_run(args, flags):
     run_dir = find_run(args.resume)
+    if load_config(run_dir / "config.json").get("algorithm") != "dqn":
+        raise UsageError(f"{run_dir} is not a run of DQN; go on with it by the script that started it.")
     settings = load_config(run_dir / "config.json", network=NetworkConfig, dqn=DQNConfig)
     saved, path = load_checkpoint(run_dir, args.checkpoint)
     every = args.checkpoint_every if "checkpoint-every" in flags else settings["checkpoint_every"]

@@ -15,7 +15,17 @@ from typing import Annotated, Literal
 import tyro
 
 import tfdqt
-from tfdqt.config import TEXT, TextConfig, TextNetworkConfig, UsageError, check_text, check_text_network, default_text_config, load_config
+from tfdqt.config import (
+    TEXT,
+    TextConfig,
+    TextNetworkConfig,
+    UsageError,
+    check_text,
+    check_text_network,
+    default_text_config,
+    load_config,
+    save_config,
+)
 from tfdqt.runs import find_run, load_checkpoint, make_logger, make_saver, run_main, start_run, stop_on_signals
 
 
@@ -30,7 +40,7 @@ class Args:
     run_dir: str | None = None
     """Folder for settings, log and checkpoints; by default runs/TASK-SEED-TIME."""
     resume: str | None = None
-    """Folder of a run to go on with; its own settings hold, only --threads and --checkpoint-every can be given."""
+    """Folder of a run to go on with; its own settings hold, only --epochs, --threads, --device can be given."""
     checkpoint: str | None = None
     """With --resume: the checkpoint to go on from, by default the newest."""
     checkpoint_every: int = 1_000
@@ -61,7 +71,7 @@ class Args:
     text: Annotated[TextConfig, tyro.conf.arg(name="")] = TextConfig()
 
 
-RESUME_FLAGS = {"resume", "checkpoint", "threads", "checkpoint-every", "device"}
+RESUME_FLAGS = {"resume", "checkpoint", "epochs", "threads", "checkpoint-every", "device"}
 
 
 def parse(argv):
@@ -101,12 +111,14 @@ def new_run(args):
 
 def old_run(args, flags):
     run_dir = find_run(args.resume)
+    if load_config(run_dir / "config.json").get("algorithm") != "text":
+        raise UsageError(f"{run_dir} is not a text run; go on with it by the script that started it.")
     settings = load_config(run_dir / "config.json", network=TextNetworkConfig, text=TextConfig)
-    if settings.get("algorithm") != "text":
-        raise UsageError(f"{run_dir} is not a text run; go on with it by run_dqn.py.")
     saved, path = load_checkpoint(run_dir, args.checkpoint)
     print(f"Going on from {path}.")
-    kept = {name: settings[name] for name in SAVED if name != "checkpoint_every" or "checkpoint-every" not in flags}
+    kept = {name: settings[name] for name in SAVED if name.replace("_", "-") not in flags}
+    if "epochs" in flags:
+        save_config(run_dir / "config.json", **{**settings, "epochs": args.epochs})
     return run_dir, saved, dataclasses.replace(args, network=settings["network"], text=settings["text"], **kept)
 
 

@@ -17,7 +17,7 @@ TINY = ["--layers=1", "--heads=2", "--width=16", "--batch-size=8", "--learning-s
 
 def script(name, *flags, cwd=None):
     return subprocess.run([sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, flags)], capture_output=True, text=True,
-                          cwd=cwd, timeout=600)
+                          cwd=cwd, timeout=600, env={**os.environ, "HF_HUB_OFFLINE": "1"})
 
 
 class TestScripts(unittest.TestCase):

@@ -7,11 +7,15 @@ import tempfile
 import warnings
 
 import tfdqt  # noqa: F401  (its environment variables must be set before TensorFlow loads)
+from tfdqt.config import UsageError
 
 
 @contextlib.contextmanager
 def quiet():
-    """Hold back what the block writes to standard error, C++ included, and what it warns of; show it all if it raises."""
+    """Hold back what the block writes to standard error, C++ included, and what it warns of.
+
+    It is shown if the block raises, unless that is a UsageError, which says itself what is wrong.
+    """
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -20,6 +24,8 @@ def quiet():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
+        except UsageError:
+            raise
         except BaseException:
             sys.stderr.flush()
             held.seek(0)

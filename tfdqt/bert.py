@@ -3,6 +3,7 @@
 These are tf_keras (Keras 2) models, because transformers and TF-MOT are. Never mix their layers with those of `gpt`.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -36,12 +37,9 @@ def load_encoder(source, *, causal=None):
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise UsageError(f"{source} has no config.json; give a folder that save_pretrained wrote, or a hub name.")
-    try:
-        with quiet():
-            config = transformers.AutoConfig.from_pretrained(source, **overrides)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"The encoder {source} can't be found here or on the Hugging Face hub ({_first_line(error)}); give a local "
-                         "folder with config.json and weights, or go online once.") from None
+    with _said(f"The encoder {source} can't be found here or on the Hugging Face hub (%s); give a local folder with config.json and "
+               "weights, or go online once."):
+        config = transformers.AutoConfig.from_pretrained(source, **overrides)
     torch_file = folder / "model.safetensors"
     if torch_file.is_file() and _safetensors_format(torch_file) == "pt":
         # transformers' own loader wants PyTorch here (its issue 40028); its conversion of plain arrays does not.
@@ -49,43 +47,36 @@ def load_encoder(source, *, causal=None):
         from transformers.modeling_tf_pytorch_utils import load_pytorch_state_dict_in_tf2_model
 
         model = _build(config)
-        try:
-            arrays = safetensors.numpy.load_file(torch_file)
-            with quiet():
-                load_pytorch_state_dict_in_tf2_model(model, arrays, tf_inputs=False, allow_missing_keys=True)
-        except (OSError, ValueError, AttributeError, safetensors.SafetensorError) as error:
-            raise UsageError(f"{torch_file} does not hold this encoder's weights ({_first_line(error)}); fetch it again.") from None
+        with _said(f"{torch_file} does not hold this encoder's weights (%s); fetch it again.", safetensors.SafetensorError):
+            load_pytorch_state_dict_in_tf2_model(model, safetensors.numpy.load_file(torch_file), tf_inputs=False, allow_missing_keys=True)
         return model
-    try:
-        with quiet():
-            return transformers.TFAutoModel.from_pretrained(source, config=config)
-    except (OSError, ValueError, ImportError, TypeError) as error:
-        raise UsageError(f"The weights of {source} can't be loaded in TensorFlow ({_first_line(error)}); give a folder with "
-                         "model.safetensors or tf_model.h5 of an encoder that transformers has for TensorFlow.") from None
+    with _said(f"The weights of {source} can't be loaded in TensorFlow (%s); give a folder with model.safetensors or tf_model.h5 of an "
+               "encoder that transformers has for TensorFlow."):
+        return transformers.TFAutoModel.from_pretrained(source, config=config)
 
 
 def load_tokenizer(source):
     """The tokenizer that belongs to an encoder of `load_encoder`. Raises UsageError if there is none."""
-    try:
-        with quiet():
-            return transformers.AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"There is no tokenizer with the encoder {source} ({_first_line(error)}); give a folder that holds one.") from None
+    with _said(f"There is no tokenizer with the encoder {source} (%s); give a folder that holds one."):
+        return transformers.AutoTokenizer.from_pretrained(source)
 
 
 def _build(config):
-    try:
-        with quiet():
-            model = transformers.TFAutoModel.from_config(config)
-            model.build_in_name_scope()
-    except (ValueError, KeyError, ImportError) as error:
-        raise UsageError(f"transformers has no TensorFlow encoder for {type(config).__name__} ({_first_line(error)}); use a "
-                         "BERT-like one.") from None
+    with _said(f"transformers has no TensorFlow encoder for {type(config).__name__} (%s); use a BERT-like one."):
+        model = transformers.TFAutoModel.from_config(config)
+        model.build_in_name_scope()
     return model
 
 
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+@contextlib.contextmanager
+def _said(sentence, *others):
+    """What goes wrong in transformers while it loads becomes a UsageError, its first line in place of %s; its noise is held back."""
+    with quiet():
+        try:
+            yield
+        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError, *others) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UsageError(sentence % line) from None
 
 
 def _safetensors_format(path):

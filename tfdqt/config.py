@@ -182,9 +182,11 @@ def default_config(name):
 
 TEXT = {
     "maze": dict(epochs=2, network=dict(width=64, hidden=(128,)), text=dict(batch_size=128)),
-    "maze-po": dict(epochs=10, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64)),
-    "wordle": dict(epochs=3, network={}, text=dict(method="implicit", batch_size=128, cloning=1.0, beta=8.0)),
-    "corpus": dict(epochs=2, network={}, text=dict(method="implicit", batch_size=64, cloning=1.0, beta=4.0, updates_per_batch=2)),
+    "maze-po": dict(epochs=10, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64, target_tau=0.1)),
+    "wordle": dict(epochs=16, network=dict(width=64),
+                   text=dict(method="implicit", batch_size=128, cloning=1.0, beta=2.0)),
+    "corpus": dict(epochs=2, network={},
+                   text=dict(method="implicit", batch_size=64, cloning=1.0, beta=4.0, greedy=False, updates_per_batch=16)),
 }
 
 

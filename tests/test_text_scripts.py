@@ -1,0 +1,136 @@
+"""The scripts on texts at toy size, as a user calls them, killed and resumed; and what they answer to bad input."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+import numpy as np
+from test_resume import flat, log_without_time
+from test_scripts import ROOT, script
+
+from tfdqt.runs import checkpoints, load_checkpoint
+
+TINY = ["--layers=1", "--heads=2", "--width=16", "--hidden", "16", "--batch-size=16"]
+MAZE = ["--task=maze", "--episodes=30", "--new-items=256", "--epochs=4", "--checkpoint-every=16", "--games=25", *TINY]
+VERSES = "the lord is good and his mercy is great . he shall destroy the wicked in his anger and love the meek .\n"
+
+
+class TestTextScripts(unittest.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.tmp = Path(cls.folder.name)
+        cls.run_dir = cls.tmp / "corpus"
+        texts = cls.tmp / "texts"
+        texts.mkdir()
+        texts.joinpath("a.txt").write_text(VERSES * 60, encoding="utf-8")
+        cls.trained = script("run_text", "--task=corpus", f"--corpus={texts}", "--vocabulary=30", "--window=6", "--new-items=64",
+                             "--games=8", f"--run-dir={cls.run_dir}", *TINY)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def test_training_shows_one_line_and_no_noise(self):
+        self.assertEqual(self.trained.returncode, 0, self.trained.stderr)
+        for line in [line for line in re.split(r"[\r\n]+", self.trained.stderr) if line.strip()][1:]:
+            self.assertRegex(line, r"^Epoch: \d+ \| \d+ \| [\d.nan]+ \| [-\d.nan]+ \| playing games: \d+/\d+: +\d+%\|.*\|")
+        for noise in ("oneDNN", "WARNING", "Warning", "retracing", "huggingface"):
+            self.assertNotIn(noise, self.trained.stderr + self.trained.stdout)
+        self.assertRegex(self.trained.stdout, r"mean return -?[\d.]+ over 8 .* distinct1 [\d.]+")
+
+    def test_write_evaluate_and_export(self):
+        done = script("generate", self.run_dir, "--prompt=The lord", "--words=5", "--count=2", "--top-p=0.9")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = done.stdout.splitlines()
+        self.assertEqual([len(line.split()) for line in lines[:2]], [1 + 2 + 5] * 2)
+        self.assertEqual(lines[0].split()[1:3], ["the", "lord"])
+
+        done = script("evaluate", self.run_dir, "--episodes=4", "--best-of=2", "--beta=0")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"4 texts: mean [-\d.]+, std")
+        perplexity = float(re.search(r"perplexity of the cloned policy: ([\d.]+)", done.stdout)[1])
+        self.assertLess(1.0, perplexity)
+        self.assertLess(perplexity, 30.0)  # better than a uniform guess among the words it knows
+
+        out, lite = self.tmp / "saved_model", self.tmp / "encoder.tflite"
+        done = script("export", self.run_dir, out, f"--tflite={lite}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertGreater(float(re.search(r"cosine ([\d.]+)", done.stdout)[1]), 0.99)
+        from tfdqt.backend import tf
+        from tfdqt.text_runs import load_text_run, make_run_scores
+
+        trained = load_text_run(self.run_dir)
+        texts, at = np.array([[2, 3, 4, 5, 0, 0, 0], [2, 9, 8, 7, 6, 5, 4]], np.int32), np.array([3, 6], np.int32)
+        np.savez(self.tmp / "inputs.npz", text=texts, at=at)
+        code = ("import numpy as np, tensorflow as tf, sys\n"
+                "model = tf.saved_model.load(sys.argv[1]); x = {k: tf.constant(v) for k, v in np.load(sys.argv[2]).items()}\n"
+                "q, a = model.signatures['q_values'](**x)['q'], model.signatures['action'](**x)['action']\n"
+                "assert not any(name.startswith('tfdqt') for name in sys.modules)\n"
+                "np.savez(sys.argv[3], q=q, a=a)\n")
+        env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TF_USE_LEGACY_KERAS")}
+        alone = subprocess.run([sys.executable, "-c", code, str(out), str(self.tmp / "inputs.npz"), str(self.tmp / "q.npz")],
+                               capture_output=True, text=True, env=env, cwd=self.tmp)
+        self.assertEqual(alone.returncode, 0, alone.stderr)
+        saved = np.load(self.tmp / "q.npz")
+        x = tf.gather(trained.transformer(tf.constant(texts)), at, axis=1, batch_dims=1)
+        np.testing.assert_allclose(saved["q"], trained.head(x), rtol=1e-4, atol=1e-5)
+        scores = make_run_scores(trained.task, trained.transformer, trained.head, trained.settings["text"])
+        np.testing.assert_array_equal(saved["a"], np.argmax(scores(tf.constant(texts), tf.constant(at)), axis=-1))
+
+    def test_killed_and_resumed_equals_unbroken(self):
+        whole, broken = self.tmp / "whole", self.tmp / "broken"
+        command = [sys.executable, str(ROOT / "scripts" / "run_text.py"), *MAZE]
+        first, second = (subprocess.Popen([*command, f"--run-dir={run}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+                         for run in (whole, broken))
+        deadline = time.monotonic() + 300
+        while not checkpoints(broken) and second.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        second.send_signal(signal.SIGKILL)
+        self.assertEqual(second.wait(), -signal.SIGKILL, second.stdout.read())
+        self.assertEqual(first.wait(), 0, first.stdout.read())
+        done = script("run_text", f"--resume={broken}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        one, two = flat(load_checkpoint(whole)[0]), flat(load_checkpoint(broken)[0])
+        self.assertEqual(one.keys(), two.keys())
+        for key in one:
+            np.testing.assert_array_equal(one[key], two[key], err_msg=key)
+        self.assertEqual(log_without_time(whole), log_without_time(broken))
+        for process in (first, second):
+            process.stdout.close()
+
+    def refused(self, message, name, *flags):
+        done = script(name, *flags, cwd=self.tmp)
+        self.assertEqual(done.returncode, 2, done.stdout + done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        self.assertRegex(done.stderr.strip(), message)
+        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+
+    def test_bad_input_gets_one_sentence(self):
+        self.refused("multiple of the heads", "run_text", "--width=30", "--heads=4")
+        self.refused("--pruning-amount", "run_text", "--pruning-amount=1")
+        self.refused("--cloning greater than 0", "run_text", "--beta=2")
+        self.refused("does not exist", "run_text", "--task=corpus", "--corpus=nowhere")
+        self.refused("module:function", "run_text", "--task=corpus", f"--corpus={self.tmp / 'texts'}", "--reward=nothing",
+                     f"--run-dir={self.tmp / 'r1'}")
+        self.refused("words in a row", "run_text", "--task=corpus", f"--corpus={self.tmp / 'texts'}", "--window=9999",
+                     f"--run-dir={self.tmp / 'r2'}")
+        self.refused("tokenizer", "run_text", "--encoder=nowhere/nothing", f"--run-dir={self.tmp / 'r3'}")
+        self.refused("already holds a run", "run_text", f"--run-dir={self.run_dir}")
+        self.refused("leave out --layers", "run_text", f"--resume={self.run_dir}", "--layers=3")
+        self.refused("not a run of DQN", "run_dqn", f"--resume={self.run_dir}")
+        self.refused("for gymnasium", "evaluate", self.run_dir, "--epsilon=0.05")
+        self.refused("temperature above 0", "generate", self.run_dir, "--temperature=0")
+        self.refused("There is no run", "generate", "nowhere")
+
+
+if __name__ == "__main__":
+    unittest.main()
