@@ -149,12 +149,13 @@ def main():
         return text_runs.returns_of(task, scores, cfg, games=min(args.games, text_runs.QUICK[args.task]), seed=args.seed)[0].mean()
 
     total = args.epochs * len(batches) * cfg.updates_per_batch
+    rate = tf.keras.optimizers.schedules.PolynomialDecay(cfg.learning_rate, total, cfg.final_learning_rate)
     step = saved["place"]["step"] if saved else None
     log, close = make_logger(run_dir, text.Metrics._fields, total, min(1_000, total), resume_step=step)
     save = make_saver(run_dir, args.checkpoint_every, resume_step=step or 0)
     with stop_on_signals() as stop:
         try:
-            text.train_model(transformer, head, tf.keras.optimizers.Adam(cfg.learning_rate), args.epochs, task.tokenizer, batches,
+            text.train_model(transformer, head, tf.keras.optimizers.Adam(rate), args.epochs, task.tokenizer, batches,
                              ExperienceReplay(cfg.replay_size), args.device, cfg=cfg, seed=args.seed, evaluate=evaluate,
                              evaluate_every=args.evaluate_every, log=log, save=save, saved=saved, should_stop=stop)
         finally:

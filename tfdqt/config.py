@@ -137,7 +137,9 @@ class TextConfig:
     gamma: float = 0.99
     """Discount per decision."""
     learning_rate: float = 1e-3
-    """The optimizer's step size."""
+    """Adam's step size at the start."""
+    final_learning_rate: float = 1e-4
+    """Adam's step size at the end; it moves in a straight line between the two."""
     max_grad_norm: float = 1.0
     """The gradient's global norm is clipped to this."""
     huber_delta: float = 1.0
@@ -181,7 +183,7 @@ def default_config(name):
 
 
 TEXT = {
-    "maze": dict(epochs=2, network=dict(width=64, hidden=(128,)), text=dict(batch_size=128)),
+    "maze": dict(epochs=2, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64)),
     "maze-po": dict(epochs=10, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64, target_tau=0.1)),
     "wordle": dict(epochs=16, network=dict(width=64),
                    text=dict(method="implicit", batch_size=128, cloning=1.0, beta=2.0)),
@@ -238,7 +240,8 @@ def check_text_network(cfg):
 
 def check_text(cfg):
     """Raise UsageError for settings Q-learning on texts can't run with."""
-    _positive(cfg, "updates_per_batch", "batch_size", "replay_size", "learning_rate", "max_grad_norm", "huber_delta")
+    _positive(cfg, "updates_per_batch", "batch_size", "replay_size", "learning_rate", "final_learning_rate", "max_grad_norm",
+              "huber_delta")
     for field in ("gamma", "target_tau", "expectile", "keep_best"):
         if not 0 <= getattr(cfg, field) <= 1:
             raise UsageError(f"--{field.replace('_', '-')} must lie between 0 and 1, not {getattr(cfg, field)}.")
