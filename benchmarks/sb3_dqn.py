@@ -13,9 +13,10 @@ import ale_py
 import gymnasium
 import stable_baselines3
 import torch
+from meter import make_meter, versions
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
-from torch_update import choose_threads, make_meter, versions
+from torch_update import choose_threads, matmul_rate
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 gymnasium.register_envs(ale_py)
@@ -65,7 +66,7 @@ def serve(settings):
     model = make_model(trial)
     choose_threads(settings["torch_threads"], lambda: model.learn(200))
     names = versions("torch", "stable-baselines3", "numpy", "gymnasium", "ale-py")
-    tick = make_meter(dict(names, threads=torch.get_num_threads()))
+    tick = make_meter(dict(names, threads=torch.get_num_threads()), matmul_rate)
     make_model(settings).learn(settings["dqn"]["total_steps"], callback=Measure(tick, settings["warm_up"]))
 
 

@@ -5,25 +5,23 @@ weights and batches give equal losses, and the benchmark checks that they do. It
 eager code can do: attention by scaled_dot_product_attention, Adam by its fused kernel, one call for all of Polyak's
 averages, batches that are tensors already.
 
-The environment of requirements-bench.txt has no tfdqt, so this file also holds its side of the conversation with the
-benchmark, for `sb3_dqn.py` too.
+It runs in the environment of requirements-bench.txt, which has no tfdqt.
 """
 
 import copy
-import importlib.metadata
 import json
-import platform
 import sys
 import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from meter import make_meter, versions
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The conversation with the benchmark
+# The machine
 
 
 def matmul_rate(size=1024, repeats=10):
@@ -49,40 +47,6 @@ def choose_threads(wanted, work):
         work()
         seconds[threads] = time.perf_counter() - start
     torch.set_num_threads(min(seconds, key=seconds.get))
-
-
-def versions(*packages):
-    """What was measured."""
-    return dict({name.replace("-", "_"): importlib.metadata.version(name) for name in packages}, python=platform.python_version())
-
-
-def make_meter(ready):
-    """`tick(count, updates) -> whether to go on`, to call wherever nothing is half done.
-
-    The first call answers `ready`. Each line on standard input asks for so many more counts; the first call by which
-    they are done answers what they took, as one line of JSON. The clock stands while a line is awaited.
-    """
-    run = dict(goal=None)
-
-    def answer(values):
-        print(json.dumps(values), flush=True)
-
-    def tick(count, updates):
-        if run["goal"] is None:
-            answer(ready)
-        elif count < run["goal"]:
-            return True
-        else:
-            seconds, cpu = time.perf_counter() - run["start"], time.process_time() - run["cpu"]
-            answer(dict(count=count - run["count"], updates=updates - run["updates"], seconds=seconds, cpu_seconds=cpu,
-                        matmul_rate=matmul_rate()))
-        line = sys.stdin.readline()
-        if not line:
-            return False
-        run.update(goal=count + int(line), count=count, updates=updates, cpu=time.process_time(), start=time.perf_counter())
-        return True
-
-    return tick
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -197,7 +161,7 @@ def serve(settings):
     load_keras(online, arrays)
     update = make_update(online, settings["dqn"])
     losses = [update(batch) for batch in batches]
-    tick = make_meter(dict(versions("torch", "numpy"), threads=torch.get_num_threads(), losses=losses))
+    tick = make_meter(dict(versions("torch", "numpy"), threads=torch.get_num_threads(), losses=losses), matmul_rate)
     done = 0
     while tick(done, done):
         update(batches[done % len(batches)])

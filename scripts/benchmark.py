@@ -9,13 +9,13 @@ A B A B: while one works, the other waits. Ratios are taken pair by pair. The ro
 
   dense-cartpole  Our dense DQN against Stable-Baselines3's: same network, batch, updates per step, replay size, target
   dense-breakout  network, fixed epsilon. What is timed is the training loop itself, between two calls of its callback.
-                  Ours is measured as it is meant to be used: --num-envs environments in one worker process, which steps
+                  Ours is measured as it is meant to be used: --num-envs environments in --workers processes, which step
                   them while the learner learns. Stable-Baselines3's DQN works in one process (torch's threads aside),
                   in its usual form with one environment; --sb3-envs gives it more of them.
   gpt-update      Our update of the GPT (target network, double Q, gradient, clipping, Adam, Polyak) against the same in
                   eager PyTorch, from the same weights on the same batches; that their losses agree is checked first.
                   Ours does as many updates in a call as training does.
-  gpt-breakout    Our training run of the GPT on Breakout-ram-v0 with one worker process, at what its target is stated for
+  gpt-breakout    Our training run of the GPT on Breakout-ram-v0, at what its target is stated for
                   (one update per 4 steps, batch 32, context 4) and otherwise with the default settings.
 
 The arithmetic floor is the time that an update's matrix products alone would take at the rate of a large float32 matrix
@@ -25,24 +25,19 @@ product, measured in the same process after each measurement. Elementwise work, 
 import csv
 import dataclasses
 import datetime
-import functools
-import importlib.metadata
 import json
-import multiprocessing
 import os
 import platform
 import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import tyro
 
-import tfdqt
 from tfdqt.config import DQNConfig, NetworkConfig, UsageError, check_dqn, default_config
 from tfdqt.runs import run_main
 
@@ -68,6 +63,8 @@ class Args:
     """Environments of our side in the dense rows, by default as many as tfdqt's default settings for them have."""
     sb3_envs: int = 1
     """Environments of Stable-Baselines3's side, in its DummyVecEnv."""
+    workers: int = 1
+    """Processes that step the environments of our side."""
     threads: int = max(1, os.cpu_count() or 1)
     """Threads inside TensorFlow's operations."""
     torch_threads: int = 0
@@ -99,14 +96,14 @@ def make_rows(args):
                         replay_size=100_000, learning_starts=1_000, gamma=0.99, n_step=1, double=False,
                         learning_rate=1e-4, final_learning_rate=1e-4, max_grad_norm=10.0, target_tau=1.0,
                         target_every=target_every, epsilon_start=0.1, epsilon_end=0.1, reward_transform="none",
-                        life_loss_ends=False)
+                        life_loss_ends=False, advantage_learning=0.0)
         return Row(name, env, network, cfg, "env steps", 2.5, "sb3_dqn.py", theirs_env)
 
     network, cfg = default_config("Breakout-ram-v0")
     update_network = NetworkConfig(context=4, layers=2, heads=4, width=64, prev_action=False, ram_bits=False, standardize=False,
                                    dueling=False, tokens="steps", gru_gate=False)
     update_cfg = dataclasses.replace(cfg, batch_size=32, n_step=3, double=True, target_tau=0.005, target_every=1,
-                                     final_learning_rate=cfg.learning_rate, reward_transform="none")
+                                     final_learning_rate=cfg.learning_rate, reward_transform="none", advantage_learning=0.0)
     network = dataclasses.replace(network, context=4)
     steady = dataclasses.replace(cfg, **endless, epsilon_start=cfg.epsilon_end, batch_size=32, updates_per_step=0.25)
     rows = (dense("dense-cartpole", "CartPole-v1", 5_000, dict(id="CartPole-v1"), batch_size=64, updates_per_step=0.5),
@@ -123,7 +120,7 @@ def describe(row):
     size = (f"MLP {list(network.hidden)}" if network.network == "dense" else
             f"GPT of {network.layers} layers, width {network.width}, {network.heads} heads, context {network.context}")
     way = (f"{updates_per_call(cfg)} updates a call" if row.unit == "updates" else
-           f"{cfg.updates_per_step:g} updates per step, {cfg.num_envs} environments in one worker process")
+           f"{cfg.updates_per_step:g} updates per step, {cfg.num_envs} environments")
     return f"{row.env}, {size}, batch {cfg.batch_size}, {cfg.n_step}-step, {way}"
 
 
@@ -145,131 +142,9 @@ def matmul_flops(row, info):
         first = tokens * features * width
         attended = 2 * tokens * width  # scores and weighted values
         rest = tokens * (network.layers * ((3 + 1 + 4 + 4) * width ** 2 + attended) + width * info.num_actions)
-    passes = 3 if cfg.double else 2
+    passes = 2 + cfg.double + (cfg.advantage_learning > 0)
     # Backwards, each product has two: for its weights and for its input. The first layer's input needs none.
     return 2 * cfg.batch_size * (passes * (first + rest) + first + 2 * rest)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Our side of a row, a process of its own. The environment of the other side has no tfdqt: torch_update.py has its meter
-
-
-def cpu_seconds():
-    """CPU time of this process and its living children; NaN where there is no /proc."""
-    total = time.process_time()
-    for child in multiprocessing.active_children():
-        try:
-            fields = Path(f"/proc/{child.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:
-            return float("nan")
-        total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return total
-
-
-def make_matmul_rate(tf, size=1024, repeats=10):
-    """`rate()`: floating point operations per second of the fastest of some float32 matrix products."""
-    a = tf.random.stateless_uniform([size, size], [0, 0])
-
-    def rate():
-        best = float("inf")
-        for _ in range(repeats):
-            start = time.perf_counter()
-            tf.linalg.matmul(a, a)
-            best = min(best, time.perf_counter() - start)
-        return 2 * size ** 3 / best
-
-    return rate
-
-
-def make_meter(ready, matmul_rate):
-    """`tick(count, updates) -> whether to go on`, to call wherever nothing is half done.
-
-    The first call answers `ready`. Each line on standard input asks for so many more counts; the first call by which
-    they are done answers what they took, as one line of JSON. The clock stands while a line is awaited.
-    """
-    run = dict(goal=None)
-
-    def answer(values):
-        print(json.dumps(values), flush=True)
-
-    def tick(count, updates):
-        if run["goal"] is None:
-            answer(ready)
-        elif count < run["goal"]:
-            return True
-        else:
-            seconds, cpu = time.perf_counter() - run["start"], cpu_seconds() - run["cpu"]
-            answer(dict(count=count - run["count"], updates=updates - run["updates"], seconds=seconds, cpu_seconds=cpu,
-                        matmul_rate=matmul_rate()))
-        line = sys.stdin.readline()
-        if not line:
-            return False
-        run.update(goal=count + int(line), count=count, updates=updates, cpu=cpu_seconds(), start=time.perf_counter())
-        return True
-
-    return tick
-
-
-def serve(settings):
-    """Measure our side as the driver asks for it."""
-    from tfdqt import backend
-
-    backend.set_threads(settings["threads"])
-    backend.tf.config.set_visible_devices([], "GPU")
-    network = NetworkConfig(**{**settings["network"], "hidden": tuple(settings["network"]["hidden"])})
-    cfg = DQNConfig(**settings["dqn"])
-    names = ("tensorflow", "keras", "numpy", "gymnasium", "ale-py")
-    ready = dict({name.replace("-", "_"): importlib.metadata.version(name) for name in names},
-                 python=platform.python_version(), tfdqt=tfdqt.__version__, threads=settings["threads"])
-    rate = make_matmul_rate(backend.tf)
-    (serve_updates if settings["unit"] == "updates" else serve_training)(settings, network, cfg, ready, rate)
-
-
-def serve_training(settings, network, cfg, ready, rate):
-    """Train by `tfdqt.dqn.dqn`; the clock runs from one call of its `log` to another."""
-    from tfdqt import dqn, gpt
-    from tfdqt.envs import make_env
-
-    tick, going = make_meter(ready, rate), [True]
-
-    def log(metrics):
-        if metrics.step >= settings["warm_up"]:
-            going[0] = tick(metrics.step, metrics.updates)
-
-    dqn.dqn(functools.partial(make_env, settings["env"]), lambda info: gpt.build_q(info, network), cfg, workers=1, log=log,
-            should_stop=lambda: not going[0])
-
-
-def serve_updates(settings, network, cfg, ready, rate, calls=4):
-    """Update on random batches. They and the first weights go to settings["exchange"], for the other side."""
-    from tfdqt import dqn, gpt
-    from tfdqt.backend import keras, tf
-    from tfdqt.envs import env_info, make_env
-    from tfdqt.replay import Steps
-
-    keras.utils.set_random_seed(0)
-    info = env_info(make_env(settings["env"]))
-    networks = dqn.flatten_model(gpt.build_q(info, network))
-    state, update = dqn.first_state(networks), dqn.make_update(networks, cfg)
-    per_call = updates_per_call(cfg)
-    rng, shape = np.random.default_rng(0), (calls, per_call, cfg.batch_size, network.context + cfg.n_step)
-    steps = Steps(obs=rng.integers(0, 256, (*shape, *info.obs_shape), np.uint8),
-                  action=rng.integers(0, info.num_actions, shape, np.int32),
-                  reward=rng.integers(0, 2, shape).astype(np.float32),
-                  discount=(rng.random(shape) > 0.02).astype(np.float32), first=rng.random(shape) < 0.05)
-    weights = {f"{layer.name}/{variable.name}": variable.numpy() for layer in networks.model.layers for variable in layer.weights}
-    np.savez(settings["exchange"], **steps._asdict(), **weights)
-
-    batches = [tf.nest.map_structure(lambda field: tf.constant(field[call]), steps) for call in range(calls)]
-    losses = []
-    for batch in batches:
-        state, diagnostics = update(state, batch)
-        losses.append(float(diagnostics["loss"]))
-    tick, done = make_meter(dict(ready, losses=losses, updates_per_call=per_call), rate), 0
-    while tick(done, done):
-        state, diagnostics = update(state, batches[done // per_call % calls])
-        float(diagnostics["loss"])
-        done += per_call
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -278,7 +153,7 @@ def serve_updates(settings, network, cfg, ready, rate, calls=4):
 
 def check_args(args):
     """Raise UsageError for arguments that can't work."""
-    for field in ("repeats", "steps", "num_envs", "sb3_envs", "threads"):
+    for field in ("repeats", "steps", "num_envs", "sb3_envs", "threads", "workers"):
         if getattr(args, field) is not None and getattr(args, field) < 1:
             raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(args, field)}.")
     if args.torch_threads < 0:
@@ -375,9 +250,10 @@ def measure(row, args, info):
         settings = dict(env=row.env, theirs_env=row.theirs_env, unit=row.unit, network=dataclasses.asdict(row.network),
                         dqn=dataclasses.asdict(row.dqn), actions=info.num_actions, threads=args.threads,
                         torch_threads=args.torch_threads, sb3_envs=args.sb3_envs, warm_up=row.dqn.learning_starts + 1_000,
+                        workers=args.workers, updates_per_call=updates_per_call(row.dqn),
                         exchange=str(Path(folder, "update.npz")))
         try:
-            sides.append(("ours", *start([sys.executable, __file__, "--serve"], settings)))
+            sides.append(("ours", *start([sys.executable, str(ROOT / "benchmarks" / "tfdqt_dqn.py")], settings)))
             if row.theirs:
                 script = str(ROOT / "benchmarks" / row.theirs)
                 sides.append(("theirs", *start([args.bench_python, script], settings, bare_environ())))
@@ -462,8 +338,6 @@ def print_table(lines):
 
 
 def main():
-    if sys.argv[1:2] == ["--serve"]:  # a process that the driver started
-        return serve(json.loads(sys.argv[2]))
     args = tyro.cli(Args, description=__doc__)
     rows = check_args(args)
 
@@ -483,7 +357,7 @@ def main():
         lines.append(summary(row, measured))
     print("\nMedians. Floor: the part of the time that the update's matrix products alone would take.")
     if any(row.theirs == "sb3_dqn.py" for row in rows):
-        print("Dense rows: ours steps the environments in one worker process beside the learner; Stable-Baselines3's DQN "
+        print("Dense rows: ours steps the environments beside the learner; Stable-Baselines3's DQN "
               f"steps {args.sb3_envs} in its only process.")
     print_table(lines)
     print(f"Every measurement: {args.out}")
