@@ -64,24 +64,25 @@ class TestMaze(tf.test.TestCase):
             texts, at = task.show(boards)
             self.assertAllEqual(texts[0], texts[1])
             task.step(boards, np.full(2, tasks.MOVES.index(move)))
-        texts, at = task.show(boards)
-        self.assertEqual(task.tokenizer.decode(texts[0, 1:at[0] + 1]),
-                         "wall-left-up-down right wall-up-down right wall-up down wall-left-right")
-        for _ in range(30):  # a long history is cut at its beginning
-            task.step(boards, np.full(2, tasks.MOVES.index("left")))
-        texts, at = task.show(boards)
-        self.assertAllEqual(at, [task.length - 1] * 2)
+        expected = ["wall-left-up-down", "right", "wall-up-down", "right", "wall-up", "down", "wall-left-right"]
+        shown = task.tokenizer.decode(task.show(boards)[0][0], skip_special_tokens=True)
+        self.assertEqual(shown.split(), expected[-1 - 2 * tasks.SEEN:])
+        task.step(boards, np.full(2, tasks.MOVES.index("left")))  # the oldest place is forgotten
+        shown = task.tokenizer.decode(task.show(boards)[0][0], skip_special_tokens=True)
+        self.assertEqual(shown.split(), [*expected, "left", "wall-left-right"][-1 - 2 * tasks.SEEN:])
 
-    def test_episodes_hold_what_the_game_shows(self):
+    def test_data_of_the_partially_observed_maze_is_what_the_game_shows(self):
         task = tasks.make_task("maze-po")
-        self.assertBetween(task.data(np.random.default_rng(0), 1_200, 0.99).mean, -86, -76)  # published: -83
-        items = task.data(np.random.default_rng(0), 20, 0.99).items
-        walls = {word for word in task.tokenizer.get_vocab() if word.startswith("wall")}
-        for text, at, action, mask in zip(items.text, items.at, items.action, items.mask):
-            for place, move, decides in zip(at, action, mask):
-                if decides:
-                    self.assertIn(task.tokenizer.convert_ids_to_tokens(int(text[place])), walls)
-                    self.assertEqual(task.tokenizer.convert_ids_to_tokens(int(text[place + 1])), tasks.MOVES[int(move)])
+        data = task.data(np.random.default_rng(0), 1_200, 0.99)
+        self.assertBetween(data.mean, -86, -76)  # published: -83
+        boards, items = task.start(1, np.random.default_rng(0)), data.items
+        cells, moves, *_ = next(tasks._maze_walk(np.random.default_rng(0), 1, confined=False))
+        boards["cell"][:] = cells[0]
+        for i, move in enumerate(moves):
+            self.assertAllEqual(items.state[i], task.show(boards)[0][0])
+            self.assertEqual(items.action[i], move)
+            self.assertEqual(items.reward[i], task.step(boards, np.array([move]))[0])
+            self.assertAllEqual(items.next_state[i], task.show(boards)[0][0])
 
 
 class TestWordle(tf.test.TestCase):

@@ -47,3 +47,26 @@ def plot_learning(groups, path, *, column="mean_return", title="", levels=None):
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_pruning(rows, title, path):
+    """Draw the mean return of runs (dots) and the compressed size of their encoders over sparsity into a PNG.
+
+    `rows` are dicts with sparsity, mean_return and gzip_bytes, as `scripts/plot_pruning.py` makes them.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = sorted(rows, key=lambda row: row["sparsity"])
+    x = [100 * row["sparsity"] for row in rows]
+    figure, (above, below) = plt.subplots(2, 1, figsize=(6, 6), sharex=True, layout="constrained")
+    above.plot(x, [row["mean_return"] for row in rows], "o")
+    above.set(title=title, ylabel="mean return")
+    below.plot(x, [row["gzip_bytes"] / 1_000 for row in rows], "o-")
+    below.set(xlabel="zeros in the encoder's kernels, %", ylabel="kernels after gzip, kB", ylim=(0, None))
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

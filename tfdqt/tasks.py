@@ -55,7 +55,7 @@ CELLS = np.array(sorted({(1, c) for c in (*range(1, 6), *range(7, 12))} | {(r, c
                         {(5, c) for c in range(3, 10)} | {(r, 6) for r in range(5, 9)}))
 GOAL = (8, 6)
 LONGEST = 100  # moves in a game
-SEEN = 8  # steps of history shown in the partially observed maze
+SEEN = 3  # past steps told in the partially observed maze
 
 
 def _maze_tables():
@@ -122,11 +122,6 @@ def to_go(rewards, gamma):
     return sums
 
 
-def _side_words(walls):
-    """Walls [...] as names such as wall-left-up, for all 16."""
-    return ["wall" + "".join(f"-{move}" for side, move in enumerate(MOVES) if walls >> side & 1) for walls in range(16)][walls]
-
-
 def _maze_boards(n, rng):
     return dict(cell=STARTS[np.arange(n) % len(STARTS)].copy(), done=np.zeros(n, bool), moves=np.zeros(n, int),
                 past=[[] for _ in range(n)])
@@ -175,51 +170,42 @@ def make_maze(tokenizer=None):
 
 
 def make_maze_po():
-    """The partially observed maze: only the walls beside each place passed, and the moves between; two words a step.
+    """The partially observed maze: only the walls beside this place and the last SEEN places, and the moves between.
 
     Its trajectories are not confined, for a history that jumps would be none; their mean return, -80, is near the published -83.
     """
-    sides = [_side_words(walls) for walls in range(16)]
+    sides = ["wall" + "".join(f"-{move}" for side, move in enumerate(MOVES) if walls >> side & 1) for walls in range(16)]
     tokenizer = make_tokenizer([*MOVES, *sides])
     move_ids = np.array(tokenizer.convert_tokens_to_ids(list(MOVES)))
     wall_ids = np.array(tokenizer.convert_tokens_to_ids(sides))
-    length = 2 * (SEEN + 1)
+    length = 2 + 2 * SEEN
 
-    def write(cells, moves):
-        """[CLS] walls, move walls, move walls, ...: cells [S + 1], moves [S] -> ids [2 S + 2], a decision behind each walls."""
-        ids = np.empty(2 * len(moves) + 2, np.int32)
-        ids[0], ids[1::2], ids[2::2] = tokenizer.cls_token_id, wall_ids[WALLS[cells]], move_ids[moves]
+    def write(cells, moves, cell):
+        """[CLS] walls move walls move ... walls, of the last SEEN of cells [S] and moves [S] and the cell they led to: [length]."""
+        past = min(SEEN, len(moves))
+        ids = np.zeros(length, np.int32)
+        ids[0], ids[1 + 2 * past] = tokenizer.cls_token_id, wall_ids[WALLS[cell]]
+        ids[1:1 + 2 * past:2] = wall_ids[WALLS[cells[len(moves) - past:]]]
+        ids[2:2 + 2 * past:2] = move_ids[moves[len(moves) - past:]]
         return ids
 
     def data(rng, size, gamma):
-        rows, returns, rest, games = [], [], [], []
-        at = np.arange(1, length, 2, dtype=np.int32)
+        rows, games = [], []
         for cells, moves, behind, done in _maze_walk(rng, size, confined=False):
             rewards, discounts = _maze_rewards(len(moves), done)
-            sums = to_go(rewards, gamma)
             games.append(rewards.sum())
-            for begin in range(0, len(moves), SEEN // 2):  # pieces overlap, so that most decisions have a history
-                end = min(begin + SEEN, len(moves))
-                text = np.zeros(length, np.int32)
-                piece = write(np.append(cells[begin:end], behind[end - 1]), moves[begin:end])
-                text[:len(piece)] = piece
-                fields = np.zeros((5, SEEN))
-                fields[:, :end - begin] = [part[begin:end] for part in (moves, rewards, discounts, np.ones(len(moves)), sums)]
-                rows.append((text, at, *fields[:4]))
-                rest.append(fields[4])
-                returns.append(rewards.sum())
-        return Data(Episode(*map(np.array, zip(*rows))), np.array(returns), np.array(rest), float(np.mean(games)))
+            texts = np.array([write(cells[:i], moves[:i], cell) for i, cell in enumerate([*cells, behind[-1]])])
+            whole = np.full(len(moves), rewards.sum())
+            rows.append((texts[:-1], moves, rewards, texts[1:], discounts, whole, to_go(rewards, gamma)))
+        texts, moves, rewards, after, discounts, returns, rest = map(np.concatenate, zip(*rows))
+        return Data(Transition(texts, moves, rewards, after, discounts), returns, rest, float(np.mean(games)))
 
     def show(boards):
-        texts, at = np.zeros((len(boards["cell"]), length), np.int32), np.zeros(len(boards["cell"]), np.int32)
-        for i, past in enumerate(boards["past"]):
-            latest = past[-SEEN:]
-            cells = np.array([cell for cell, _ in latest] + [boards["cell"][i]])
-            piece = write(cells, np.array([move for _, move in latest], int))
-            texts[i, :len(piece)], at[i] = piece, len(piece) - 1
-        return texts, at
+        pasts = [np.array(past[-SEEN:], int).reshape(-1, 2) for past in boards["past"]]
+        texts = np.array([write(past[:, 0], past[:, 1], cell) for past, cell in zip(pasts, boards["cell"])])
+        return texts, np.zeros(len(texts), np.int32)
 
-    return Task("maze-po", tokenizer, MOVES, length, True, data, _maze_boards, show, _maze_step, 1_200,
+    return Task("maze-po", tokenizer, MOVES, length, False, data, _maze_boards, show, _maze_step, 1_200,
                 {"optimum": -25.75, "ILQL": -52.9, "BC": -79.5, "MC": -80.3, "GPT-4": -88.0, "PPO": -91.7})
 
 
