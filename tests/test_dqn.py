@@ -69,6 +69,14 @@ class TestQLearning(tf.test.TestCase):
         steps = window([10, 20, 30, 40], [0, 1, 0, 0], [5, -2, 3, 4], [0, 0, 1, 1], [0, 0, 0, 0])
         self.assertAllClose(self.loss(steps, cfg=dataclasses.replace(CFG, reward_transform="sign")), 0.5 * (9.0 ** 2 + 41.0 ** 2) / 2)
 
+    def test_advantage_learning_lowers_the_target_of_the_worse_action(self):
+        # Both steps end a return: targets 1 and 2. The target network's Q(s) = (0.04s, 0.03s) prefers action 0, so step 0 keeps
+        # its target; at step 1, action 1 lies 0.2 below the best. With (4s, 3s) the gap of 20 counts as 1.
+        steps = window([10, 20, 30, 40], [0, 1, 0, 0], [1, 2, 3, 4], [0, 0, 1, 1], [0, 0, 0, 0])
+        cfg = dataclasses.replace(CFG, advantage_learning=0.5)
+        self.assertAllClose(self.loss(steps, cfg=cfg, target_slopes=(0.04, 0.03)), 0.5 * (9.0 ** 2 + (2.0 - 0.5 * 0.2 - 40.0) ** 2) / 2)
+        self.assertAllClose(self.loss(steps, cfg=cfg), 0.5 * (9.0 ** 2 + (2.0 - 0.5 - 40.0) ** 2) / 2)
+
     def test_gradient_by_finite_differences_and_none_for_fixed_weights(self):
         info = EnvInfo("Number", (1,), "float32", (), 2)
         networks = dqn.flatten_model(gpt.build_gpt_q(info, NetworkConfig(context=2, layers=1, heads=1, width=4, standardize=True)))
@@ -123,6 +131,11 @@ class TestUpdate(tf.test.TestCase):
         self.assertAllEqual(two.target, start.target)
         three, _ = dqn.make_update(self.networks, copied)(start, self.steps)
         self.assertAllEqual(three.target, three.online)
+
+    def test_the_target_network_acts_if_it_is_told_to(self):
+        state = dqn.first_state(self.networks)._replace(target=self.networks.start * 2)
+        self.assertAllEqual(dqn.acting_weights(state, CFG), self.networks.start)
+        self.assertAllEqual(dqn.acting_weights(state, dataclasses.replace(CFG, act_with_target=True)), self.networks.start * 2)
 
     def test_learning_rate_falls_to_its_end(self):
         cfg = dataclasses.replace(CFG, total_steps=6, updates_per_step=0.5, final_learning_rate=1e-12, max_grad_norm=1e6)

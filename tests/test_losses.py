@@ -64,6 +64,30 @@ class BootstrapValues(tf.test.TestCase):
         self.assertAllClose(losses.select_actions(quantiles, tf.constant([[1]])), [[[4.0, 5.0, 6.0]]])
 
 
+class TextTerms(tf.test.TestCase):
+
+    mask = tf.constant([1.0, 1.0, 0.0])
+
+    def test_action_gap(self):
+        self.assertAllClose(losses.action_gap(tf.constant([[1.0, 3.0], [2.0, -1.0]]), tf.constant([0, 0])), [2.0, 0.0])
+
+    def test_conservative_by_hand(self):
+        q = tf.math.log([[1.0, 3.0], [2.0, 2.0], [9.0, 9.0]])
+        self.assertAllClose(losses.conservative(q, tf.constant([1, 0, 0]), self.mask), (np.log(4 / 3) + np.log(2)) / 2)
+
+    def test_expectile_by_hand_and_least_where_it_should_be(self):
+        found = losses.expectile(tf.constant([1.0, 1.0, 5.0]), tf.constant([3.0, 0.0, 0.0]), self.mask, 0.75)
+        self.assertAllClose(found, (0.75 * 4 + 0.25 * 1) / 2)
+        # Half of the targets 0, half 1: the 0.8-expectile v solves 0.8 (1 - v) = 0.2 v.
+        targets, best = tf.constant([0.0, 1.0]), losses.expectile(tf.fill([2], 0.8), tf.constant([0.0, 1.0]), tf.ones(2), 0.8)
+        for other in (0.75, 0.85):
+            self.assertLess(float(best), float(losses.expectile(tf.fill([2], other), targets, tf.ones(2), 0.8)))
+
+    def test_cloning_by_hand(self):
+        logits = tf.math.log([[1.0, 3.0], [1.0, 1.0], [1.0, 99.0]])
+        self.assertAllClose(losses.cloning(logits, tf.constant([1, 0, 0]), self.mask), (np.log(4 / 3) + np.log(2)) / 2)
+
+
 class TDLoss(tf.test.TestCase):
 
     def setUp(self):
