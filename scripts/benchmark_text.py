@@ -41,8 +41,8 @@ class Args:
 
 def main():
     args = tyro.cli(Args, description=__doc__)
-    if min(dataclasses.asdict(args)[name] for name in ("repeats", "updates", "batch_size", "threads")) < 1 or args.length < 2:
-        raise UsageError("--repeats, --updates, --batch-size and --threads must be at least 1, --length at least 2.")
+    if min(args.repeats, args.updates, args.batch_size, args.threads) < 1 or args.length < 2 or args.vocabulary < 4:
+        raise UsageError("--repeats, --updates, --batch-size and --threads must be at least 1, --length 2, --vocabulary 4.")
 
     from tfdqt import backend
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -77,7 +78,9 @@ def evaluate_text(run_dir, args):
     print(f"{task.name} seed {trained.settings['seed']} after {trained.step} updates: {args.episodes} {'texts' if texts else 'games'}: "
           f"mean {returns.mean():.3f}, std {returns.std():.3f}, 95% CI of the mean [{low:.3f}, {high:.3f}]. {beside(task, texts)}")
     if texts:
-        if cfg.cloning or cfg.method in ("clone", "filtered"):
+        if not Path(task.folder).exists():
+            print(f"The corpus is not in {task.folder} any more, so there is no held-out perplexity.")
+        elif cfg.cloning or cfg.method in ("clone", "filtered"):
             print(f"Held-out perplexity of the cloned policy: {perplexity(task, trained.transformer, trained.head, cfg):.1f}")
         for text, value in list(zip(texts, returns))[:10]:
             print(f"{value:8.3f}  {text}")

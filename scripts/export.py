@@ -24,6 +24,7 @@ class Args:
 
 
 def export_text(args):
+    from tfdqt.backend import tf
     from tfdqt.export import compare_tflite, export_text_model, export_tflite
     from tfdqt.text_runs import load_text_run, make_run_scores, sample_texts
 
@@ -31,14 +32,17 @@ def export_text(args):
     task = trained.task
     scores = make_run_scores(task, trained.transformer, trained.head, trained.settings["text"])
     try:
-        export_text_model(task, trained.transformer, trained.head, scores, args.out)
-        print(f"{args.out}: signatures q_values and action; inputs text [None, {task.length}] int32, at [None] int32.")
         if args.tflite:
             size = export_tflite(trained.transformer, task.length, args.tflite)
             found = compare_tflite(trained.transformer, sample_texts(task, 32), args.tflite)
             print(f"{args.tflite}: {size:,} bytes. " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     except OSError as error:
-        raise UsageError(f"{args.out} can't be written ({error.strerror or error}); name another folder.") from None
+        raise UsageError(f"{args.tflite} can't be written ({error.strerror or error}); name another file.") from None
+    try:
+        export_text_model(task, trained.transformer, trained.head, scores, args.out)
+    except (OSError, tf.errors.OpError) as error:
+        raise UsageError(f"{args.out} can't be written ({getattr(error, 'strerror', None) or error}); name another folder.") from None
+    print(f"{args.out}: signatures q_values and action; inputs text [None, {task.length}] int32, at [None] int32.")
 
 
 def main():
@@ -51,14 +55,15 @@ def main():
     if args.tflite:
         raise UsageError("--tflite is for text runs; leave it out.")
 
+    from tfdqt.backend import tf
     from tfdqt.evaluate import load_run
     from tfdqt.export import export_saved_model
 
     trained = load_run(args.run, args.checkpoint)
     try:
         export_saved_model(trained.networks, trained.weights, args.out)
-    except OSError as error:
-        raise UsageError(f"{args.out} can't be written ({error.strerror or error}); name another folder.") from None
+    except (OSError, tf.errors.OpError) as error:
+        raise UsageError(f"{args.out} can't be written ({getattr(error, 'strerror', None) or error}); name another folder.") from None
     inputs = ", ".join(f"{name} {[None, *tensor.shape[1:]]} {tensor.dtype}" for name, tensor in trained.networks.model.input.items())
     print(f"{args.out}: signatures q_values and action; inputs {inputs}.")
 

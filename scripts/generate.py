@@ -42,10 +42,10 @@ class Args:
 def main():
     args = tyro.cli(Args, description=__doc__)
     find_run(args.run)
-    if args.count < 1:
-        raise UsageError(f"--count must be at least 1, not {args.count}.")
+    if args.count < 1 or args.seed < 0:
+        raise UsageError("--count must be at least 1 and --seed 0 or more.")
 
-    from tfdqt.text import diversity, generate
+    from tfdqt.text import diversity, generate, words_of
     from tfdqt.text_runs import load_text_run, make_run_scores
 
     trained = load_text_run(args.run, args.checkpoint)
@@ -53,7 +53,7 @@ def main():
     if task.name != "corpus":
         raise UsageError(f"{args.run} learned to play {task.name}, not to write; give a run of run_text.py --task=corpus.")
     scores = make_run_scores(task, trained.transformer, trained.head, trained.settings["text"], beta=args.beta)
-    texts = generate(scores, task.tokenizer, [args.prompt.lower()] * args.count, words=args.words, length=task.length,
+    texts = generate(scores, task.tokenizer, [" ".join(words_of(args.prompt))] * args.count, words=args.words, length=task.length,
                      method=args.method, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, beams=args.beams,
                      seed=args.seed)
     for text in texts:

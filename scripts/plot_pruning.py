@@ -30,8 +30,8 @@ class Args:
 
 def main():
     args = tyro.cli(Args, description=__doc__)
-    if not args.runs or args.games < 1:
-        raise UsageError("Name at least one run, and --games of at least 1.")
+    if not args.runs or args.games < 1 or args.seed < 0 or not args.out.endswith(".png"):
+        raise UsageError("Name at least one run, --games of at least 1, a --seed of 0 or more, and an --out that ends in .png.")
     for run in args.runs:
         find_run(run)
 

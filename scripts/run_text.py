@@ -40,7 +40,7 @@ class Args:
     run_dir: str | None = None
     """Folder for settings, log and checkpoints; by default runs/TASK-SEED-TIME."""
     resume: str | None = None
-    """Folder of a run to go on with; its own settings hold, only --epochs, --threads, --device can be given."""
+    """Folder of a run to go on with; its own settings hold, only --epochs, --checkpoint-every, --threads, --device can be given."""
     checkpoint: str | None = None
     """With --resume: the checkpoint to go on from, by default the newest."""
     checkpoint_every: int = 1_000
@@ -94,7 +94,8 @@ SAVED = ("task", "seed", "checkpoint_every", "epochs", "episodes", "corpus", "re
          "evaluate_every", "games")
 
 
-def new_run(args):
+def check(args):
+    """Raise UsageError for arguments that can't be."""
     check_text_network(args.network)
     check_text(args.text)
     for field in ("epochs", "checkpoint_every", "new_items", "evaluate_every", "games", "threads", "vocabulary", "window"):
@@ -104,6 +105,12 @@ def new_run(args):
         raise UsageError("--seed and --episodes must be 0 or more.")
     if args.corpus is not None and not Path(args.corpus).exists():
         raise UsageError(f"--corpus={args.corpus} does not exist; give a folder of .txt files.")
+
+
+def new_run(args):
+    check(args)
+    if args.corpus is not None:
+        args = dataclasses.replace(args, corpus=str(Path(args.corpus).resolve()))
     run_dir = start_run(args.run_dir or f"runs/{args.task}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}", version=tfdqt.__version__,
                         algorithm="text", network=args.network, text=args.text, **{name: getattr(args, name) for name in SAVED})
     return run_dir, None, args
@@ -117,9 +124,11 @@ def old_run(args, flags):
     saved, path = load_checkpoint(run_dir, args.checkpoint)
     print(f"Going on from {path}.")
     kept = {name: settings[name] for name in SAVED if name.replace("_", "-") not in flags}
+    args = dataclasses.replace(args, network=settings["network"], text=settings["text"], **kept)
+    check(args)
     if "epochs" in flags:
         save_config(run_dir / "config.json", **{**settings, "epochs": args.epochs})
-    return run_dir, saved, dataclasses.replace(args, network=settings["network"], text=settings["text"], **kept)
+    return run_dir, saved, args
 
 
 def main():
@@ -135,8 +144,15 @@ def main():
     from tfdqt.replay import ExperienceReplay
 
     cfg = args.text
-    task, transformer, head = text_runs.make_networks(run_dir, args)
-    batches, about = text_runs.make_data(task, args)
+    if args.device == "cpu":
+        tf.config.set_visible_devices([], "GPU")
+    try:
+        task, transformer, head = text_runs.make_networks(run_dir, args)
+        batches, about = text_runs.make_data(task, args)
+    except UsageError:
+        if saved is None:  # nothing was learned: the folder is free for a better try
+            (run_dir / "config.json").unlink()
+        raise
     for part in (args.network, cfg):
         print("  ".join(f"{key}={value}" for key, value in dataclasses.asdict(part).items()))
     print(f"{args.task}: {about} Encoder {transformer.bert.count_params():,} weights, {bert.sparsity(transformer):.0%} of its kernels "

@@ -53,7 +53,7 @@ class TestMaze(tf.test.TestCase):
         self.assertGreater(crossed, 100)
         data = tasks.make_task("maze").data(np.random.default_rng(0), 400, 0.99)
         self.assertIsInstance(data.items, Transition)
-        self.assertBetween(data.mean, -90, -78)  # published: -83
+        self.assertBetween(data.games.mean(), -90, -78)  # published: -83
         self.assertAllEqual(data.items.reward == 0, data.items.discount == 0)
 
     def test_the_history_tells_only_walls_and_moves(self):
@@ -74,7 +74,7 @@ class TestMaze(tf.test.TestCase):
     def test_data_of_the_partially_observed_maze_is_what_the_game_shows(self):
         task = tasks.make_task("maze-po")
         data = task.data(np.random.default_rng(0), 1_200, 0.99)
-        self.assertBetween(data.mean, -86, -76)  # published: -83
+        self.assertBetween(data.games.mean(), -86, -76)  # published: -83
         boards, items = task.start(1, np.random.default_rng(0)), data.items
         cells, moves, *_ = next(tasks._maze_walk(np.random.default_rng(0), 1, confined=False))
         boards["cell"][:] = cells[0]
@@ -100,7 +100,7 @@ class TestWordle(tf.test.TestCase):
         task = tasks.make_task("wordle")
         self.assertLen(task.actions, 400)
         data = task.data(np.random.default_rng(0), 3_000, 0.99)
-        self.assertAlmostEqual(data.mean, -4.12, delta=0.15)
+        self.assertAlmostEqual(data.games.mean(), -4.12, delta=0.15)
         rng, total = np.random.default_rng(1), 0
         boards = task.start(2_000, rng)
         while not boards["done"].all():
@@ -128,6 +128,9 @@ class TestMethods(tf.test.TestCase):
         best = tasks.prepare(data, "filtered", keep_best=0.1)
         self.assertLess(len(best.text), 300)
         self.assertGreaterEqual(best.reward.sum(axis=1).min(), np.quantile(data.returns, 0.9))
+        maze = tasks.make_task("maze").data(np.random.default_rng(0), 400, 0.99)
+        self.assertGreater(maze.returns[tasks.prepare(maze, "filtered").reward.size - 1] + 101, 0)
+        self.assertLess(len(tasks.prepare(maze, "filtered", keep_best=0.1).action), 0.1 * len(maze.items.action))
         sums = tasks.prepare(data, "montecarlo").reward
         row = int(np.argmin(data.returns))  # a lost game: -1 in each of six turns
         self.assertAllClose(sums[row], [-(2 - 0.5 ** k) for k in range(5, -1, -1)])

@@ -5,6 +5,7 @@ These are tf_keras (Keras 2) models, because transformers and TF-MOT are. Never 
 
 import contextlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,10 @@ def load_encoder(source, *, causal=None):
                "weights, or go online once."):
         config = transformers.AutoConfig.from_pretrained(source, **overrides)
     torch_file = folder / "model.safetensors"
+    if not folder.is_dir():
+        with quiet():
+            cached = transformers.utils.cached_file(str(source), "model.safetensors", _raise_exceptions_for_missing_entries=False)
+        torch_file = Path(cached or torch_file)
     if torch_file.is_file() and _safetensors_format(torch_file) == "pt":
         # transformers' own loader wants PyTorch here (its issue 40028); its conversion of plain arrays does not.
         import safetensors.numpy
@@ -134,6 +139,8 @@ class PrunedTransformerModel(tf_keras.Model):
                              frequency=frequency, pattern=pattern, block_size=tuple(block_size))
         self.bert = load_encoder(source, causal=causal)
         self.causal = bool(getattr(self.bert.config, "is_decoder", False))
+        if self.causal and self._looks_ahead():
+            raise UsageError(f"{type(self.bert).__name__} also reads what stands behind a word; use a BERT or RoBERTa to write.")
         self.steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="pruning_steps")
         self.masks = []
         if pruning_amount:
@@ -143,8 +150,10 @@ class PrunedTransformerModel(tf_keras.Model):
         kernels = dense_kernels(self.bert)
         self.masks = [tf.Variable(tf.ones_like(kernel), trainable=False, name=f"mask{i}") for i, kernel in enumerate(kernels)]
         thresholds = [tf.Variable(0.0, trainable=False, name=f"threshold{i}") for i in range(len(kernels))]
-        plan = ConstantSparsity(pruning_amount, begin_step, frequency=frequency) if schedule == "constant" else \
-            PolynomialDecay(0.0, pruning_amount, begin_step, end_step, frequency=frequency)
+        if schedule == "constant":
+            plan = ConstantSparsity(pruning_amount, begin_step, frequency=frequency)
+        else:  # the last step must be one at which masks are renewed, or the amount is not reached
+            plan = PolynomialDecay(0.0, pruning_amount, begin_step, end_step, frequency=math.gcd(frequency, end_step - begin_step))
         pruner = pruning_impl.Pruning(lambda: self.steps, list(zip(kernels, self.masks, thresholds)), plan,
                                       block_size if pattern == "block" else (1, 1), "AVG", (2, 4) if pattern == "2:4" else None)
 
@@ -160,6 +169,12 @@ class PrunedTransformerModel(tf_keras.Model):
         self._prune = step
         if schedule == "constant" and begin_step == 0:
             step()
+
+    def _looks_ahead(self):
+        """Whether the state of a token depends on the one behind it."""
+        ids = [i for i in range(min(8, self.bert.config.vocab_size)) if i != self.bert.config.pad_token_id][-3:]
+        one, other = self(tf.constant([ids[:2]])), self(tf.constant([[ids[0], ids[2]]]))
+        return float(tf.reduce_max(tf.abs(one[:, 0] - other[:, 0]))) > 1e-5
 
     def prune_step(self):
         """Count a step of the optimizer, renew the masks when the schedule says so, and set what they cover to zero."""
@@ -248,7 +263,7 @@ def build_text_networks(cfg, *, vocabulary, length, num_actions, causal, feature
         vocab_size=vocabulary, hidden_size=cfg.width, num_hidden_layers=cfg.layers, num_attention_heads=cfg.heads,
         intermediate_size=4 * cfg.width, max_position_embeddings=length)
     transformer = PrunedTransformerModel(source, cfg.pruning_amount, schedule=cfg.pruning_schedule, end_step=cfg.pruning_end,
-                                         pattern=cfg.pruning_pattern, causal=causal or None)
+                                         pattern=cfg.pruning_pattern, causal=causal)
     if transformer.bert.config.max_position_embeddings < length:
         raise UsageError(f"The encoder reads {transformer.bert.config.max_position_embeddings} tokens, not {length}; shorten the text.")
     return transformer, DeepQLearningModel(transformer.bert.config.hidden_size, num_actions, hidden=cfg.hidden, features=features)

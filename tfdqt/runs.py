@@ -90,7 +90,7 @@ def make_logger(run_dir, fields, total_steps, epochs, *, resume_step=None, show=
     place = dict(epoch=int(rows[-1]["epoch"]) if rows else 0, games=int(rows[-1]["games"]) if rows else 0)
     bars = []  # made with the first line, below whatever was printed before
 
-    def log(metrics):
+    def log(metrics, last=False):
         epoch = min(epochs, metrics.step * epochs // total_steps)
         if not bars:
             bars.append(tqdm(total=epochs, initial=place["epoch"], disable=not show, mininterval=0.2 if sys.stderr.isatty() else 30,
@@ -98,7 +98,7 @@ def make_logger(run_dir, fields, total_steps, epochs, *, resume_step=None, show=
         bar, = bars
         bar.set_description_str(f"Epoch: {epoch} | {metrics.step} | {metrics.loss:.3f} | {metrics.mean_return:.3f} | "
                                 f"playing games: {metrics.games - place['games']}/{metrics.games}", refresh=False)
-        if epoch == place["epoch"]:
+        if epoch == place["epoch"] and not last:
             bar.update(0)
             return
         bar.update(epoch - place["epoch"])

@@ -7,6 +7,8 @@ actions)` plays; `data(rng)` makes what is learned from. Nothing is downloaded.
 
 import importlib.util
 import json
+import os
+import sys
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -17,7 +19,7 @@ import numpy as np
 from tfdqt.config import UsageError
 from tfdqt.policy import choose
 from tfdqt.replay import Episode, Transition
-from tfdqt.text import common_words, encode, episodes, make_tokenizer, text_loader
+from tfdqt.text import common_words, encode, episodes, make_tokenizer, text_loader, text_windows
 
 
 class Data(NamedTuple):
@@ -26,7 +28,7 @@ class Data(NamedTuple):
     items: tuple  # Transition or Episode of arrays [N, ...]
     returns: np.ndarray  # [N], of the whole game that each comes from
     to_go: np.ndarray  # discounted return from each decision on, of the shape of items.reward
-    mean: float  # return of a whole game
+    games: np.ndarray  # returns of all games, one each
 
 
 class Task(NamedTuple):
@@ -160,7 +162,7 @@ def make_maze(tokenizer=None):
             whole = np.full(len(moves), rewards.sum())
             rows.append((cells, moves, rewards, behind, discounts, whole, to_go(rewards, gamma)))
         cells, moves, rewards, behind, discounts, returns, rest = map(np.concatenate, zip(*rows))
-        return Data(Transition(texts[cells], moves, rewards, texts[behind], discounts), returns, rest, float(np.mean(games)))
+        return Data(Transition(texts[cells], moves, rewards, texts[behind], discounts), returns, rest, np.array(games))
 
     def show(boards):
         return texts[boards["cell"]], np.zeros(len(boards["cell"]), np.int32)
@@ -198,7 +200,7 @@ def make_maze_po():
             whole = np.full(len(moves), rewards.sum())
             rows.append((texts[:-1], moves, rewards, texts[1:], discounts, whole, to_go(rewards, gamma)))
         texts, moves, rewards, after, discounts, returns, rest = map(np.concatenate, zip(*rows))
-        return Data(Transition(texts, moves, rewards, after, discounts), returns, rest, float(np.mean(games)))
+        return Data(Transition(texts, moves, rewards, after, discounts), returns, rest, np.array(games))
 
     def show(boards):
         pasts = [np.array(past[-SEEN:], int).reshape(-1, 2) for past in boards["past"]]
@@ -291,7 +293,7 @@ def make_wordle():
             returns.append(reward.sum(axis=1))
         items = Episode(*map(np.concatenate, zip(*parts)))
         returns = np.concatenate(returns)
-        return Data(items, returns, to_go(items.reward, gamma), float(returns.mean()))
+        return Data(items, returns, to_go(items.reward, gamma), returns)
 
     def show(boards):
         return boards["text"][:, :length], (5 * np.minimum(boards["turn"], TURNS - 1)).astype(np.int32)
@@ -340,11 +342,14 @@ def make_reward(name):
         analyzer = SentimentIntensityAnalyzer()
         return lambda text: analyzer.polarity_scores(text)["compound"]
     module, _, function = name.partition(":")
+    sys.path.append(os.getcwd())
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"--reward={name} can't be found ({error}); give sentiment, or module:function of a function "
                          "text -> float.") from None
+    finally:
+        sys.path.pop()
 
 
 def make_corpus(folder, reward, *, tokenizer=None, vocabulary=2_000, length=33):
@@ -360,7 +365,7 @@ class CorpusBatches:
     def __init__(self, corpus, size, cfg, *, heldout=False):
         self.corpus, self.cfg = corpus, cfg
         self.loader = text_loader(corpus.folder, corpus.length - 1, size, heldout=heldout)
-        self.size = sum(1 for _ in self.loader)
+        self.size = -(-sum(1 for _ in text_windows(corpus.folder, corpus.length - 1, heldout)) // size)
 
     def __len__(self):
         return self.size
@@ -369,7 +374,7 @@ class CorpusBatches:
         for texts in self.loader:
             items = episodes(self.corpus.tokenizer, [text.decode() for text in texts.numpy()], self.corpus.length, self.corpus.reward)
             returns = items.reward.sum(axis=1)
-            data = Data(items, returns, to_go(items.reward * items.mask, self.cfg.gamma), float(returns.mean()))
+            data = Data(items, returns, to_go(items.reward * items.mask, self.cfg.gamma), returns)
             yield prepare(data, self.cfg.method, keep_best=self.cfg.keep_best)
 
 
@@ -397,7 +402,7 @@ def prepare(data, method, *, keep_best=0.1):
     if method == "montecarlo":
         return items._replace(reward=data.to_go)
     if method == "filtered":
-        rows = data.returns >= np.quantile(data.returns, 1 - keep_best)
+        rows = data.returns >= np.quantile(data.games, 1 - keep_best)  # of equal games all are kept
         return type(items)(*(np.asarray(field)[rows] for field in items))
     return items
 

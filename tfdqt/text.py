@@ -84,29 +84,29 @@ def common_words(folder, count):
     return [word for word, _ in counts.most_common(count)]
 
 
+def text_windows(folder, length, heldout=None):
+    """The strings of `text_loader`, one by one."""
+    number = 0
+    for _, pieces in itertools.groupby(read_texts(folder), key=lambda piece: piece[0]):
+        left = []
+        for _, words in pieces:
+            words = left + words
+            whole = len(words) // length * length
+            for i in range(0, whole, length):
+                if heldout is None or heldout == (number % 20 == 19):
+                    yield " ".join(words[i:i + length])
+                number += 1
+            left = words[whole:]
+
+
 def text_loader(folder, length, batch_size, *, heldout=None):
     """A tf.data.Dataset over a folder of texts: batches of strings, each `length` words in a row of one file.
 
     The texts are streamed in a fixed order; what is left of a file behind its last whole window is dropped. Every twentieth
     window is held out: heldout=True gives only those, False only the others.
     """
-    def all_windows():
-        for _, pieces in itertools.groupby(read_texts(folder), key=lambda piece: piece[0]):
-            left = []
-            for _, words in pieces:
-                words = left + words
-                whole = len(words) // length * length
-                for i in range(0, whole, length):
-                    yield " ".join(words[i:i + length])
-                left = words[whole:]
-
-    def windows():
-        for i, window in enumerate(all_windows()):
-            if heldout is None or heldout == (i % 20 == 19):
-                yield window
-
-    next(read_texts(folder), None)  # a fault is told here, not from inside TensorFlow
-    return tf.data.Dataset.from_generator(windows, output_signature=tf.TensorSpec((), tf.string)).batch(batch_size).prefetch(2)
+    return tf.data.Dataset.from_generator(lambda: text_windows(folder, length, heldout),
+                                          output_signature=tf.TensorSpec((), tf.string)).batch(batch_size).prefetch(2)
 
 
 def encode(tokenizer, texts, length):
@@ -128,6 +128,7 @@ def episodes(tokenizer, texts, length, reward_fn):
     written = (ids[:, 1:] != pad).astype(np.float32)
     worth = np.zeros(ids.shape, np.float32)
     for row, line in enumerate(ids):
+        i = 0
         for i in range(1, 1 + int(written[row].sum())):
             worth[row, i] = reward_fn(tokenizer.decode(line[:i + 1], skip_special_tokens=True))
         worth[row, i + 1:] = worth[row, i]
@@ -267,7 +268,7 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
       device: "cpu", "gpu" or a name of TensorFlow's such as "/GPU:0".
       cfg: TextConfig. reward_fn: text -> float, for strings. length: tokens a string is cut or padded to.
       evaluate: called as evaluate() every `evaluate_every` updates and at the end -> mean return, for the log.
-      log, save, saved, should_stop: as in `dqn.dqn`; a step is an update.
+      log, save, saved, should_stop: as in `dqn.dqn`; a step is an update. The last evaluation is logged by log(Metrics, last=True).
 
     Raises UsageError for what can't be trained on. An exception of the loader, the reward or the evaluation is not swallowed.
     """
@@ -275,7 +276,11 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
     check_text(cfg)
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, not {epochs}.")
-    with tf.device(device if "/" in device else f"/{device.upper()}:0"):
+    try:
+        place_of = tf.device(device if "/" in device else f"/{device.upper()}:0")
+    except ValueError:
+        raise UsageError(f"There is no device {device}; give cpu, gpu, or a device's name in TensorFlow such as /GPU:0.") from None
+    with place_of:
         target_transformer, target_head = transformer.copy(), dq_learning_model.copy()
         update = make_text_update(transformer, dq_learning_model, target_transformer, target_head, optimizer, cfg)
         networks = (transformer, dq_learning_model, target_transformer, target_head)
@@ -287,8 +292,7 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
         place = dict(epoch=0, batch=0, step=0, games=0, mean_return=math.nan)
         if saved is not None:
             place = _restore(saved, networks, optimizer, replay_buffer)
-        diagnostics = dict.fromkeys(("loss", "q_mean", "td_error", "cloning", "grad_norm"), math.nan)
-        metrics = None
+        place.setdefault("diagnostics", dict.fromkeys(("loss", "q_mean", "td_error", "cloning", "grad_norm"), math.nan))
 
         def snapshot():
             return dict(weights=[array for network in networks for array in _arrays(network)],
@@ -312,10 +316,9 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
                 if not math.isfinite(diagnostics["loss"]):
                     raise UsageError(f"The loss is {diagnostics['loss']} at update {place['step']}; lower --learning-rate "
                                      "or look for odd rewards. The last checkpoint is whole.")
-                place.update(epoch=epoch, batch=number, games=place["games"] + len(items.action))
-                metrics = Metrics(place["step"], place["games"], place["mean_return"], **diagnostics)
+                place.update(epoch=epoch, batch=number, games=place["games"] + len(items.action), diagnostics=diagnostics)
                 if log:
-                    log(metrics)
+                    log(_metrics(place))
                 stop = should_stop is not None and should_stop()
                 if save:
                     save(place["step"], snapshot, last=stop)
@@ -326,15 +329,18 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
             if stop:
                 break
             place.update(epoch=epoch + 1, batch=0)
-        if not stop and metrics:
-            if evaluate and place["step"] % evaluate_every:
+        if not stop:
+            if evaluate:
                 place["mean_return"] = float(evaluate())
-                metrics = metrics._replace(mean_return=place["mean_return"])
-                if log:
-                    log(metrics)
+            if log and evaluate:
+                log(_metrics(place), last=True)
             if save:
                 save(place["step"], snapshot, last=True)
-    return metrics
+    return _metrics(place)
+
+
+def _metrics(place):
+    return Metrics(place["step"], place["games"], place["mean_return"], **place["diagnostics"])
 
 
 def _items(items, tokenizer, length, reward_fn):

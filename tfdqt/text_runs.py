@@ -28,7 +28,7 @@ class TrainedText(NamedTuple):
 def make_networks(run_dir, settings):
     """The task of a run's settings (an object with their names) and fresh networks for it: -> (task, transformer, head).
 
-    A corpus and its tokenizer are kept in the run's folder, so that the run can be used where the corpus is not.
+    The tokenizer of a corpus is kept in the run's folder, so that the run can write where the corpus is not.
     """
     network = settings.network
     tokenizer = bert.load_tokenizer(network.encoder) if network.encoder else None
@@ -62,12 +62,14 @@ def make_data(task, settings):
     data = task.data(np.random.default_rng([settings.seed, 6]), settings.episodes or task.size, cfg.gamma)
     batches = tasks.Batches(tasks.prepare(data, cfg.method, keep_best=cfg.keep_best), settings.new_items, settings.seed)
     return batches, (f"{len(batches.order):,} {type(batches.items).__name__.lower()}s to learn from, mean return of a game in the "
-                     f"data {data.mean:.2f}.")
+                     f"data {data.games.mean():.2f}.")
 
 
 def make_run_scores(task, transformer, head, cfg, *, beta=None):
     """`text.make_scores` as a run's settings say, or with another `beta` (0: the cloned policy alone)."""
     beta = cfg.beta if beta is None else beta
+    if cfg.method in ("clone", "filtered") and beta:
+        raise UsageError(f"A {cfg.method} run has no values to steer by; leave out --beta.")
     if beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):
         raise UsageError("This run did not learn the cloned policy that beta steers; train with --cloning greater than 0.")
     return text.make_scores(transformer, head, beta=beta, clone=cfg.method in ("clone", "filtered") or beta == 0)
@@ -94,7 +96,7 @@ def beside(task, texts):
 
 
 def perplexity(task, transformer, head, cfg, *, batch_size=64):
-    """The cloned policy's perplexity on the held-out texts of a corpus, per word it knows."""
+    """The cloned policy's perplexity on the held-out texts of a corpus, per word it knows; NaN if nothing is held out."""
     total = count = 0.0
     batches = tasks.CorpusBatches(task, batch_size, dataclasses.replace(cfg, method="clone"), heldout=True)
 
@@ -106,7 +108,7 @@ def perplexity(task, transformer, head, cfg, *, batch_size=64):
     for items in batches:
         total += float(surprise(tf.constant(items.text), tf.constant(items.action), tf.constant(items.mask)))
         count += float(items.mask.sum())
-    return float(np.exp(total / max(count, 1.0)))
+    return float(np.exp(total / count)) if count else float("nan")
 
 
 def sample_texts(task, count):
