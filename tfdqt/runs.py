@@ -65,7 +65,8 @@ def make_logger(run_dir, fields, total_steps, epochs, *, resume_step=None, show=
     """`log(metrics)` for the CSV, TensorBoard and the progress line, and `close()`.
 
     `metrics` is a NamedTuple with `fields`, among them step, games, mean_return and loss. One row is written each
-    epoch, `total_steps / epochs` steps. After a resume the rows behind `resume_step` are dropped: they come again.
+    epoch, `total_steps / epochs` steps, and one for log(metrics, last=True). After a resume the rows behind `resume_step`
+    are dropped: they come again.
     """
     from tqdm import tqdm
 
