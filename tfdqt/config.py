@@ -184,7 +184,8 @@ def default_config(name):
 
 TEXT = {
     "maze": dict(epochs=2, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64, gamma=0.95, target_tau=0.05)),
-    "maze-po": dict(epochs=8, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64, gamma=0.95, target_tau=0.05)),
+    "maze-po": dict(epochs=8, network=dict(width=64, hidden=(128,)),
+                    text=dict(batch_size=64, gamma=0.95, target_tau=0.05, final_learning_rate=1e-5)),
     "wordle": dict(epochs=16, network=dict(width=64),
                    text=dict(method="implicit", batch_size=128, cloning=1.0, beta=2.0)),
     "corpus": dict(epochs=2, network={},
