@@ -26,7 +26,7 @@ from tfdqt.config import (
     load_config,
     save_config,
 )
-from tfdqt.runs import find_run, load_checkpoint, make_logger, make_saver, run_main, start_run, stop_on_signals
+from tfdqt.runs import find_run, make_logger, make_saver, run_main, start_run, stop_on_signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,9 @@ def old_run(args, flags):
     if load_config(run_dir / "config.json").get("algorithm") != "text":
         raise UsageError(f"{run_dir} is not a text run; go on with it by the script that started it.")
     settings = load_config(run_dir / "config.json", network=TextNetworkConfig, text=TextConfig)
-    saved, path = load_checkpoint(run_dir, args.checkpoint)
+    from tfdqt.text_runs import load_text_checkpoint
+
+    saved, path = load_text_checkpoint(run_dir, args.checkpoint)
     print(f"Going on from {path}.")
     kept = {name: settings[name] for name in SAVED if name.replace("_", "-") not in flags}
     args = dataclasses.replace(args, network=settings["network"], text=settings["text"], **kept)

@@ -122,10 +122,18 @@ def sample_texts(task, count):
     return task.show(boards)[0]
 
 
+def load_text_checkpoint(run_dir, checkpoint=None):
+    """`runs.load_checkpoint` of a text run: -> (tree, path). Raises UsageError for one of another kind of run."""
+    saved, path = load_checkpoint(run_dir, checkpoint)
+    if "weights" not in saved:
+        raise UsageError(f"{path} is not a checkpoint of a text run; give one from {run_dir}.")
+    return saved, path
+
+
 def load_text_run(run_dir, checkpoint=None):
     """The networks of a text run's newest checkpoint, or of the one named. Raises UsageError if there is none that is whole."""
     settings = load_config(find_run(run_dir) / "config.json", network=TextNetworkConfig, text=TextConfig)
-    saved, _ = load_checkpoint(run_dir, checkpoint)
+    saved = load_text_checkpoint(run_dir, checkpoint)[0]
     task, transformer, head = make_networks(run_dir, SimpleNamespace(**settings))
     variables = [*transformer.variables, *head.variables]
     if [list(v.shape) for v in variables] != [list(np.shape(a)) for a in saved["weights"][:len(variables)]]:
