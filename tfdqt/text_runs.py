@@ -67,12 +67,13 @@ def make_data(task, settings):
 
 def make_run_scores(task, transformer, head, cfg, *, beta=None):
     """`text.make_scores` as a run's settings say, or with another `beta` (0: the cloned policy alone)."""
-    beta = cfg.beta if beta is None else beta
-    if cfg.method in ("clone", "filtered") and beta:
+    imitates = cfg.method in ("clone", "filtered")
+    if imitates and beta:
         raise UsageError(f"A {cfg.method} run has no values to steer by; leave out --beta.")
-    if beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):
+    beta = cfg.beta if beta is None else beta
+    if beta is not None and not cfg.cloning and not imitates:
         raise UsageError("This run did not learn the cloned policy that beta steers; train with --cloning greater than 0.")
-    return text.make_scores(transformer, head, beta=beta, clone=cfg.method in ("clone", "filtered") or beta == 0)
+    return text.make_scores(transformer, head, beta=beta, clone=imitates or beta == 0)
 
 
 def returns_of(task, scores, cfg, *, games, seed, best_of=1):
