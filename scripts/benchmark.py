@@ -39,7 +39,7 @@ import numpy as np
 import tyro
 
 from tfdqt.config import DQNConfig, NetworkConfig, UsageError, check_dqn, default_config
-from tfdqt.runs import run_main
+from tfdqt.runs import check_at_least_one, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
 RowName = Literal["dense-cartpole", "dense-breakout", "gpt-update", "gpt-breakout"]
@@ -153,9 +153,7 @@ def matmul_flops(row, info):
 
 def check_args(args):
     """Raise UsageError for arguments that can't work."""
-    for field in ("repeats", "steps", "num_envs", "sb3_envs", "threads", "workers"):
-        if getattr(args, field) is not None and getattr(args, field) < 1:
-            raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(args, field)}.")
+    check_at_least_one(args, "repeats", "steps", "num_envs", "sb3_envs", "threads", "workers")
     if args.torch_threads < 0:
         raise UsageError(f"--torch-threads must be 0 or more, not {args.torch_threads}.")
     if not args.rows:

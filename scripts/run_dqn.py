@@ -17,7 +17,19 @@ import tyro
 
 import tfdqt
 from tfdqt.config import DQNConfig, NetworkConfig, UsageError, check_dqn, check_network, default_config, load_config, save_config
-from tfdqt.runs import find_run, load_checkpoint, make_logger, make_saver, run_main, start_run, stop_on_signals
+from tfdqt.runs import (
+    check_at_least_one,
+    check_resume_flags,
+    find_run,
+    given_flags,
+    given_value,
+    load_checkpoint,
+    make_logger,
+    make_saver,
+    run_main,
+    start_run,
+    stop_on_signals,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,25 +63,18 @@ RESUME_FLAGS = {"resume", "checkpoint", "total-steps", "workers", "threads", "ch
 
 def parse(argv):
     """The arguments, with the defaults of the environment they name."""
-    flags = [word[2:].split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
-    name = next((argv[i][7:] if "=" in word else (argv[i + 1:] or [""])[0]
-                 for i, word in enumerate(argv) if word == "--name" or word.startswith("--name=")), Args.name)
+    name = given_value(argv, "name", Args.name)
     network, dqn = default_config(name)
     args = tyro.cli(Args, args=argv, default=Args(name=name, network=network, dqn=dqn), description=__doc__)
-    if args.resume is None:
-        return args, flags
-    odd = [flag for flag in flags if flag not in RESUME_FLAGS]
-    if odd:
-        raise UsageError(f"--resume goes on with the run's own settings; leave out --{odd[0]}, or start a new run with it.")
+    flags = given_flags(argv)
+    check_resume_flags(flags, RESUME_FLAGS)
     return args, flags
 
 
 def new_run(args):
     check_network(args.network)
     check_dqn(args.dqn)
-    for field in ("epochs", "checkpoint_every", "threads"):
-        if getattr(args, field) < 1:
-            raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(args, field)}.")
+    check_at_least_one(args, "epochs", "checkpoint_every", "threads")
     if args.workers < 0 or args.seed < 0:
         raise UsageError("--workers and --seed must be 0 or more.")
     from tfdqt.envs import env_info, make_env

@@ -26,7 +26,18 @@ from tfdqt.config import (
     load_config,
     save_config,
 )
-from tfdqt.runs import find_run, make_logger, make_saver, run_main, start_run, stop_on_signals
+from tfdqt.runs import (
+    check_at_least_one,
+    check_resume_flags,
+    find_run,
+    given_flags,
+    given_value,
+    make_logger,
+    make_saver,
+    run_main,
+    start_run,
+    stop_on_signals,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +87,14 @@ RESUME_FLAGS = {"resume", "checkpoint", "epochs", "threads", "checkpoint-every",
 
 def parse(argv):
     """The arguments, with the defaults of the task they name."""
-    flags = [word[2:].split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
-    task = next((argv[i][7:] if "=" in word else (argv[i + 1:] or [""])[0]
-                 for i, word in enumerate(argv) if word == "--task" or word.startswith("--task=")), Args.task)
+    task = given_value(argv, "task", Args.task)
     epochs, network, text = default_text_config(task)
     default = Args(epochs=epochs, network=network, text=text)
     if task in TEXT:
         default = dataclasses.replace(default, task=task)
     args = tyro.cli(Args, args=argv, default=default, description=__doc__)
-    odd = [flag for flag in flags if flag not in RESUME_FLAGS]
-    if args.resume is not None and odd:
-        raise UsageError(f"--resume goes on with the run's own settings; leave out --{odd[0]}, or start a new run with it.")
+    flags = given_flags(argv)
+    check_resume_flags(flags, RESUME_FLAGS)
     return args, flags
 
 
@@ -98,9 +106,7 @@ def check(args):
     """Raise UsageError for arguments that can't be."""
     check_text_network(args.network)
     check_text(args.text)
-    for field in ("epochs", "checkpoint_every", "new_items", "evaluate_every", "games", "threads", "vocabulary", "window"):
-        if getattr(args, field) < 1:
-            raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(args, field)}.")
+    check_at_least_one(args, "epochs", "checkpoint_every", "new_items", "evaluate_every", "games", "threads", "vocabulary", "window")
     if args.seed < 0 or args.episodes < 0:
         raise UsageError("--seed and --episodes must be 0 or more.")
     if args.corpus is not None and not Path(args.corpus).exists():

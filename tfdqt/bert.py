@@ -135,8 +135,6 @@ class PrunedTransformerModel(tf_keras.Model):
             raise UsageError("schedule must be constant or polynomial, and pattern unstructured, block or 2:4.")
         if pattern == "2:4" and pruning_amount not in (0, 0.5):
             raise UsageError(f"The pattern 2:4 sets half of the weights to zero; give pruning_amount=0.5, not {pruning_amount}.")
-        self.settings = dict(pruning_amount=pruning_amount, schedule=schedule, begin_step=begin_step, end_step=end_step,
-                             frequency=frequency, pattern=pattern, block_size=tuple(block_size))
         self.bert = load_encoder(source, causal=causal)
         self.causal = bool(getattr(self.bert.config, "is_decoder", False))
         if self.causal and self._looks_ahead():
@@ -144,7 +142,7 @@ class PrunedTransformerModel(tf_keras.Model):
         self.steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="pruning_steps")
         self.masks = []
         if pruning_amount:
-            self._make_pruner(**self.settings)
+            self._make_pruner(pruning_amount, schedule, begin_step, end_step, frequency, pattern, block_size)
 
     def _make_pruner(self, pruning_amount, schedule, begin_step, end_step, frequency, pattern, block_size):
         kernels = dense_kernels(self.bert)
@@ -197,13 +195,8 @@ class PrunedTransformerModel(tf_keras.Model):
     def copy(self):
         """A second, unpruned network of the same shape and weights; for a target network."""
         twin = PrunedTransformerModel(self.bert.config, 0.0)
-        twin.set_encoder(self)
+        twin.bert.set_weights(self.bert.get_weights())
         return twin
-
-    def set_encoder(self, other):
-        """Take over the weights of another one."""
-        for mine, theirs in zip(self.bert.weights, other.bert.weights):
-            mine.assign(theirs)
 
 
 class DeepQLearningModel(tf_keras.Model):

@@ -202,9 +202,7 @@ def default_text_config(task):
 def check_network(cfg):
     """Raise UsageError for a network that can't be built."""
     _positive(cfg, "context", "layers", "heads", "width")
-    if cfg.width % cfg.heads:
-        raise UsageError(f"--width={cfg.width} can't be divided by --heads={cfg.heads}; choose a width that is a "
-                         f"multiple of the heads, such as {cfg.heads * max(1, round(cfg.width / cfg.heads))}.")
+    _divided(cfg)
     if cfg.quantiles < 0:
         raise UsageError(f"--quantiles must be 0 or more, not {cfg.quantiles}.")
     if cfg.network == "dense" and (not cfg.hidden or min(cfg.hidden) < 1):
@@ -216,9 +214,7 @@ def check_dqn(cfg):
     _positive(cfg, "total_steps", "num_envs", "chunk", "batch_size", "replay_size", "n_step", "target_every",
               "learning_rate", "final_learning_rate", "adam_epsilon", "max_grad_norm", "huber_delta",
               "updates_per_step", "epsilon_fraction")
-    for field in ("gamma", "target_tau", "epsilon_start", "epsilon_end", "advantage_learning"):
-        if not 0 <= getattr(cfg, field) <= 1:
-            raise UsageError(f"--{field.replace('_', '-')} must lie between 0 and 1, not {getattr(cfg, field)}.")
+    _fractions(cfg, "gamma", "target_tau", "epsilon_start", "epsilon_end", "advantage_learning")
     if cfg.learning_starts < 0:
         raise UsageError(f"--learning-starts must be 0 or more, not {cfg.learning_starts}.")
     updates = cfg.updates_per_step * cfg.num_envs * cfg.chunk
@@ -232,9 +228,8 @@ def check_dqn(cfg):
 def check_text_network(cfg):
     """Raise UsageError for an encoder and head that can't be built."""
     _positive(cfg, "layers", "heads", "width", "pruning_end")
-    if cfg.encoder is None and cfg.width % cfg.heads:
-        raise UsageError(f"--width={cfg.width} can't be divided by --heads={cfg.heads}; choose a width that is a "
-                         f"multiple of the heads, such as {cfg.heads * max(1, round(cfg.width / cfg.heads))}.")
+    if cfg.encoder is None:
+        _divided(cfg)
     if not 0 <= cfg.pruning_amount < 1:
         raise UsageError(f"--pruning-amount must be at least 0 and less than 1, not {cfg.pruning_amount}.")
 
@@ -243,14 +238,24 @@ def check_text(cfg):
     """Raise UsageError for settings Q-learning on texts can't run with."""
     _positive(cfg, "updates_per_batch", "batch_size", "replay_size", "learning_rate", "final_learning_rate", "max_grad_norm",
               "huber_delta")
-    for field in ("gamma", "target_tau", "expectile", "keep_best"):
-        if not 0 <= getattr(cfg, field) <= 1:
-            raise UsageError(f"--{field.replace('_', '-')} must lie between 0 and 1, not {getattr(cfg, field)}.")
+    _fractions(cfg, "gamma", "target_tau", "expectile", "keep_best")
     for field in ("conservative", "cloning"):
         if getattr(cfg, field) < 0:
             raise UsageError(f"--{field} must be 0 or more, not {getattr(cfg, field)}.")
     if cfg.beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):
         raise UsageError("--beta steers a cloned policy, which is only learned with --cloning greater than 0.")
+
+
+def _divided(cfg):
+    if cfg.width % cfg.heads:
+        raise UsageError(f"--width={cfg.width} can't be divided by --heads={cfg.heads}; choose a width that is a "
+                         f"multiple of the heads, such as {cfg.heads * max(1, round(cfg.width / cfg.heads))}.")
+
+
+def _fractions(cfg, *fields):
+    for field in fields:
+        if not 0 <= getattr(cfg, field) <= 1:
+            raise UsageError(f"--{field.replace('_', '-')} must lie between 0 and 1, not {getattr(cfg, field)}.")
 
 
 def _positive(cfg, *fields):

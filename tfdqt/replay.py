@@ -153,8 +153,7 @@ class ExperienceReplay:
 
     def extend(self, items):
         """Keep many: a Transition or Episode of arrays with one more leading axis [S, ...]."""
-        items = type(items)(*(np.asarray(field, np.float32 if name in ("reward", "discount", "mask") else np.int32)
-                              for name, field in items._asdict().items()))
+        items = type(items)(*map(np.asarray, items, _dtypes(type(items))))
         shapes = [list(field.shape[1:]) for field in items]
         if self.kept is None:
             self._make(type(items), shapes)
@@ -164,9 +163,8 @@ class ExperienceReplay:
             self._add(tf.nest.map_structure(lambda field: tf.constant(field[:, None]), items))
 
     def _make(self, kind, shapes):
-        dtypes = [tf.float32 if name in ("reward", "discount", "mask") else tf.int32 for name in kind._fields]
         self.kind, self.shapes = kind, [list(shape) for shape in shapes]
-        self.kept = make_replay(kind(*map(tf.TensorSpec, shapes, dtypes, kind._fields)), 1, self.capacity)
+        self.kept = make_replay(kind(*map(tf.TensorSpec, shapes, _dtypes(kind), kind._fields)), 1, self.capacity)
         self._add, self._sample = make_add(self.kept), make_sampler(self.kept, 1)
 
     def draw(self, size, seed):
@@ -195,6 +193,11 @@ class ExperienceReplay:
 
     def __len__(self):
         return steps_stored(self.kept) if self.kept else 0
+
+
+def _dtypes(kind):
+    """How the fields of Transition and Episode are kept."""
+    return [np.float32 if name in ("reward", "discount", "mask") else np.int32 for name in kind._fields]
 
 
 def _name(variable):

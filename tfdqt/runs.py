@@ -30,6 +30,39 @@ def run_main(main):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The command line
+
+
+def given_flags(argv):
+    """The names of the flags on a command line, spelled with dashes."""
+    return [word[2:].split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
+
+
+def given_value(argv, flag, default):
+    """What a command line gives for `flag`, as --flag=value or --flag value; for defaults that depend on it."""
+    for i, word in enumerate(argv):
+        if word == f"--{flag}":
+            return (argv[i + 1:] or [""])[0]
+        if word.startswith(f"--{flag}="):
+            return word.split("=", 1)[1]
+    return default
+
+
+def check_resume_flags(flags, allowed):
+    """Raise UsageError if --resume stands beside a flag that can't change on the way."""
+    odd = [flag for flag in flags if flag not in allowed]
+    if "resume" in flags and odd:
+        raise UsageError(f"--resume goes on with the run's own settings; leave out --{odd[0]}, or start a new run with it.")
+
+
+def check_at_least_one(args, *fields):
+    """Raise UsageError unless each of these arguments is 1 or more; None counts as not given."""
+    for field in fields:
+        if getattr(args, field) is not None and getattr(args, field) < 1:
+            raise UsageError(f"--{field.replace('_', '-')} must be at least 1, not {getattr(args, field)}.")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The folder
 
 

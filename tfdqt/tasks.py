@@ -5,6 +5,7 @@ Every game plays many boards side by side. `start(n, rng)` gives the boards, `sh
 actions)` plays; `data(rng)` makes what is learned from. Nothing is downloaded.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -124,6 +125,18 @@ def to_go(rewards, gamma):
     return sums
 
 
+def _maze_data(walks, gamma, tell):
+    """Data of `_maze_walk`; tell(cells [S], moves [S], cells behind [S]) -> the texts before and behind each move, [S, length]."""
+    rows, games = [], []
+    for cells, moves, behind, done in walks:
+        rewards, discounts = _maze_rewards(len(moves), done)
+        before, after = tell(cells, moves, behind)
+        games.append(rewards.sum())
+        rows.append((before, moves, rewards, after, discounts, np.full(len(moves), rewards.sum()), to_go(rewards, gamma)))
+    *items, returns, rest = map(np.concatenate, zip(*rows))
+    return Data(Transition(*items), returns, rest, np.array(games))
+
+
 def _maze_boards(n, rng):
     return dict(cell=STARTS[np.arange(n) % len(STARTS)].copy(), done=np.zeros(n, bool), moves=np.zeros(n, int),
                 past=[[] for _ in range(n)])
@@ -155,14 +168,7 @@ def make_maze(tokenizer=None):
     texts = encode(tokenizer, sentences, length)
 
     def data(rng, size, gamma):
-        rows, games = [], []
-        for cells, moves, behind, done in _maze_walk(rng, size, confined=True):
-            rewards, discounts = _maze_rewards(len(moves), done)
-            games.append(rewards.sum())
-            whole = np.full(len(moves), rewards.sum())
-            rows.append((cells, moves, rewards, behind, discounts, whole, to_go(rewards, gamma)))
-        cells, moves, rewards, behind, discounts, returns, rest = map(np.concatenate, zip(*rows))
-        return Data(Transition(texts[cells], moves, rewards, texts[behind], discounts), returns, rest, np.array(games))
+        return _maze_data(_maze_walk(rng, size, confined=True), gamma, lambda cells, moves, behind: (texts[cells], texts[behind]))
 
     def show(boards):
         return texts[boards["cell"]], np.zeros(len(boards["cell"]), np.int32)
@@ -191,16 +197,12 @@ def make_maze_po():
         ids[2:2 + 2 * past:2] = move_ids[moves[len(moves) - past:]]
         return ids
 
+    def tell(cells, moves, behind):
+        texts = np.array([write(cells[:i], moves[:i], cell) for i, cell in enumerate([*cells, behind[-1]])])
+        return texts[:-1], texts[1:]
+
     def data(rng, size, gamma):
-        rows, games = [], []
-        for cells, moves, behind, done in _maze_walk(rng, size, confined=False):
-            rewards, discounts = _maze_rewards(len(moves), done)
-            games.append(rewards.sum())
-            texts = np.array([write(cells[:i], moves[:i], cell) for i, cell in enumerate([*cells, behind[-1]])])
-            whole = np.full(len(moves), rewards.sum())
-            rows.append((texts[:-1], moves, rewards, texts[1:], discounts, whole, to_go(rewards, gamma)))
-        texts, moves, rewards, after, discounts, returns, rest = map(np.concatenate, zip(*rows))
-        return Data(Transition(texts, moves, rewards, after, discounts), returns, rest, np.array(games))
+        return _maze_data(_maze_walk(rng, size, confined=False), gamma, tell)
 
     def show(boards):
         pasts = [np.array(past[-SEEN:], int).reshape(-1, 2) for past in boards["past"]]
@@ -363,12 +365,16 @@ class CorpusBatches:
     """A corpus as batches of Episode, streamed, as a method of TextConfig learns from them. Every pass gives the same ones."""
 
     def __init__(self, corpus, size, cfg, *, heldout=False):
-        self.corpus, self.cfg = corpus, cfg
+        self.corpus, self.size, self.cfg, self.heldout = corpus, size, cfg, heldout
         self.loader = text_loader(corpus.folder, corpus.length - 1, size, heldout=heldout)
-        self.size = -(-sum(1 for _ in text_windows(corpus.folder, corpus.length - 1, heldout)) // size)
+
+    @functools.cached_property
+    def count(self):
+        """How many batches a pass has; counting them reads the whole corpus."""
+        return -(-sum(1 for _ in text_windows(self.corpus.folder, self.corpus.length - 1, self.heldout)) // self.size)
 
     def __len__(self):
-        return self.size
+        return self.count
 
     def __iter__(self):
         for texts in self.loader:

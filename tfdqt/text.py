@@ -417,7 +417,6 @@ def generate(scores, tokenizer, prompts, *, words=30, length=64, method="sample"
     rows = [start + ids for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
     if min(map(len, rows), default=1) == 0:
         raise UsageError("An empty prompt needs a tokenizer with a [CLS] token; give at least one word.")
-    never = [i for i in tokenizer.all_special_ids]
     spread = beams if method == "beam" else 1
     rows = [list(row) for row in rows for _ in range(spread)]
     # All but the first beam of a prompt start out impossible, or all would stay equal.
@@ -428,7 +427,7 @@ def generate(scores, tokenizer, prompts, *, words=30, length=64, method="sample"
         for i, row in enumerate(seen):
             text[i, :len(row)] = row
         logits = np.array(scores(tf.constant(text), tf.constant([len(row) - 1 for row in seen])), np.float64)
-        logits[:, never] = -np.inf
+        logits[:, tokenizer.all_special_ids] = -np.inf
         if allowed is not None:
             for i, row in enumerate(rows):
                 may = np.asarray(allowed(tokenizer.decode(row, skip_special_tokens=True)), bool)

@@ -56,9 +56,9 @@ def make_data(task, settings):
     cfg = settings.text
     if isinstance(task, tasks.Corpus):
         batches = tasks.CorpusBatches(task, settings.new_items, cfg)
-        if not batches.size:
+        if not len(batches):
             raise UsageError(f"The texts in {task.folder} hold no {settings.window} words in a row; give longer ones, or less --window.")
-        return batches, f"about {batches.size * settings.new_items:,} texts of {settings.window} words, {len(task.actions):,} words known."
+        return batches, f"about {len(batches) * settings.new_items:,} texts of {settings.window} words, {len(task.actions):,} words known."
     data = task.data(np.random.default_rng([settings.seed, 6]), settings.episodes or task.size, cfg.gamma)
     batches = tasks.Batches(tasks.prepare(data, cfg.method, keep_best=cfg.keep_best), settings.new_items, settings.seed)
     return batches, (f"{len(batches.order):,} {type(batches.items).__name__.lower()}s to learn from, mean return of a game in the "
