@@ -20,6 +20,30 @@ def script(name, *flags, cwd=None):
                           cwd=cwd, timeout=600, env={**os.environ, "HF_HUB_OFFLINE": "1"})
 
 
+def refused(test, message, name, *flags):
+    """The script answers in one sentence, with exit code 2."""
+    done = script(name, *flags, cwd=test.tmp)
+    test.assertEqual(done.returncode, 2, done.stdout + done.stderr)
+    test.assertNotIn("Traceback", done.stderr)
+    test.assertRegex(done.stderr.strip(), message)
+    test.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+
+
+def call_alone(test, saved_model, values, **inputs):
+    """What a SavedModel gives in a process with TensorFlow alone: q, by the name `values`, and a, the actions."""
+    np.savez(test.tmp / "inputs.npz", **inputs)
+    code = ("import numpy as np, tensorflow as tf, sys\n"
+            "model = tf.saved_model.load(sys.argv[1]); x = {k: tf.constant(v) for k, v in np.load(sys.argv[2]).items()}\n"
+            f"q, a = model.signatures['q_values'](**x)['{values}'], model.signatures['action'](**x)['action']\n"
+            "assert not any(name.startswith('tfdqt') for name in sys.modules)\n"
+            "np.savez(sys.argv[3], q=q, a=a)\n")
+    env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TF_USE_LEGACY_KERAS")}
+    alone = subprocess.run([sys.executable, "-c", code, str(saved_model), str(test.tmp / "inputs.npz"), str(test.tmp / "q.npz")],
+                           capture_output=True, text=True, env=env, cwd=test.tmp)
+    test.assertEqual(alone.returncode, 0, alone.stderr)
+    return np.load(test.tmp / "q.npz")
+
+
 class TestScripts(unittest.TestCase):
 
     @classmethod
@@ -67,55 +91,38 @@ class TestScripts(unittest.TestCase):
         trained = load_run(self.run_dir)
         rng = np.random.default_rng(0)
         inputs = dict(obs=rng.integers(0, 256, (5, 4, 128)).astype("uint8"), first=np.eye(4, dtype="int32")[[0, 1, 2, 3, 0]])
-        np.savez(self.tmp / "inputs.npz", **inputs)
-        code = ("import numpy as np, tensorflow as tf, sys\n"
-                "model = tf.saved_model.load(sys.argv[1]); x = {k: tf.constant(v) for k, v in np.load(sys.argv[2]).items()}\n"
-                "q, a = model.signatures['q_values'](**x)['q_values'], model.signatures['action'](**x)['action']\n"
-                "assert not any(name.startswith('tfdqt') for name in sys.modules)\n"
-                "np.savez(sys.argv[3], q=q, a=a)\n")
-        env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TF_USE_LEGACY_KERAS")}
-        alone = subprocess.run([sys.executable, "-c", code, str(out), str(self.tmp / "inputs.npz"), str(self.tmp / "q.npz")],
-                               capture_output=True, text=True, env=env, cwd=self.tmp)
-        self.assertEqual(alone.returncode, 0, alone.stderr)
-        saved = np.load(self.tmp / "q.npz")
+        saved = call_alone(self, out, "q_values", **inputs)
         live = trained.networks.apply(trained.weights, {**inputs, "prev_action": None})[:, -1].numpy()
         np.testing.assert_allclose(saved["q"], live, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(saved["a"], dqn.make_act(trained.networks)(trained.weights, inputs).numpy())
         np.testing.assert_allclose(np.mean(trained.networks.model(inputs)[:, -1], axis=-1), live, rtol=1e-5, atol=1e-6)  # quantiles
 
-    def refused(self, message, name, *flags):
-        done = script(name, *flags, cwd=self.tmp)
-        self.assertEqual(done.returncode, 2, done.stdout + done.stderr)
-        self.assertNotIn("Traceback", done.stderr)
-        self.assertRegex(done.stderr.strip(), message)
-        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
-
     def test_bad_input_gets_one_sentence(self):
-        self.refused("Breakout-ram-v0", "run_dqn", "--name=Brekout-ram-v0")
-        self.refused("images", "run_dqn", "--name=Breakout-v0")
-        self.refused("Discrete actions", "run_dqn", "--name=Pendulum-v1")
-        self.refused("multiple of the heads", "run_dqn", "--width=30", "--heads=4")
-        self.refused("--context must be greater than 0", "run_dqn", "--context=0")
-        self.refused("--total-steps must be greater than 0", "run_dqn", "--total-steps=-5")
-        self.refused("whole number of updates", "run_dqn", "--updates-per-step=0.3")
+        refused(self, "Breakout-ram-v0", "run_dqn", "--name=Brekout-ram-v0")
+        refused(self, "images", "run_dqn", "--name=Breakout-v0")
+        refused(self, "Discrete actions", "run_dqn", "--name=Pendulum-v1")
+        refused(self, "multiple of the heads", "run_dqn", "--width=30", "--heads=4")
+        refused(self, "--context must be greater than 0", "run_dqn", "--context=0")
+        refused(self, "--total-steps must be greater than 0", "run_dqn", "--total-steps=-5")
+        refused(self, "whole number of updates", "run_dqn", "--updates-per-step=0.3")
         (self.tmp / "file").write_text("")
-        self.refused("can't be written", "run_dqn", f"--run-dir={self.tmp / 'file' / 'run'}")
-        self.refused("already holds a run", "run_dqn", f"--run-dir={self.run_dir}")
-        self.refused("There is no run", "run_dqn", "--resume=nowhere")
-        self.refused("leave out --layers", "run_dqn", f"--resume={self.run_dir}", "--layers=3")
-        self.refused("There is no run", "evaluate", "nowhere")
-        self.refused("There is no run", "plot", "nowhere")
-        self.refused("exists already", "export", self.run_dir, self.tmp)
+        refused(self, "can't be written", "run_dqn", f"--run-dir={self.tmp / 'file' / 'run'}")
+        refused(self, "already holds a run", "run_dqn", f"--run-dir={self.run_dir}")
+        refused(self, "There is no run", "run_dqn", "--resume=nowhere")
+        refused(self, "leave out --layers", "run_dqn", f"--resume={self.run_dir}", "--layers=3")
+        refused(self, "There is no run", "evaluate", "nowhere")
+        refused(self, "There is no run", "plot", "nowhere")
+        refused(self, "exists already", "export", self.run_dir, self.tmp)
 
     def test_a_changed_network_is_refused_on_resume(self):
         config = self.run_dir / "config.json"
         before = config.read_text()
         try:
             config.write_text(before.replace('"width": 16', '"width": 32'))
-            self.refused("other sizes", "run_dqn", f"--resume={self.run_dir}")
-            self.refused("weights", "evaluate", self.run_dir)
+            refused(self, "other sizes", "run_dqn", f"--resume={self.run_dir}")
+            refused(self, "weights", "evaluate", self.run_dir)
             config.write_text(before.replace('"width": 16', '"widht": 16'))
-            self.refused("widht", "run_dqn", f"--resume={self.run_dir}")
+            refused(self, "widht", "run_dqn", f"--resume={self.run_dir}")
         finally:
             config.write_text(before)
 

@@ -1,6 +1,5 @@
 """The scripts on texts at toy size, as a user calls them, killed and resumed; and what they answer to bad input."""
 
-import os
 import re
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from test_resume import flat, log_without_time
-from test_scripts import ROOT, script
+from test_scripts import ROOT, call_alone, refused, script
 
 from tfdqt.runs import checkpoints, load_checkpoint
 
@@ -69,17 +68,7 @@ class TestTextScripts(unittest.TestCase):
 
         trained = load_text_run(self.run_dir)
         texts, at = np.array([[2, 3, 4, 5, 0, 0, 0], [2, 9, 8, 7, 6, 5, 4]], np.int32), np.array([3, 6], np.int32)
-        np.savez(self.tmp / "inputs.npz", text=texts, at=at)
-        code = ("import numpy as np, tensorflow as tf, sys\n"
-                "model = tf.saved_model.load(sys.argv[1]); x = {k: tf.constant(v) for k, v in np.load(sys.argv[2]).items()}\n"
-                "q, a = model.signatures['q_values'](**x)['q'], model.signatures['action'](**x)['action']\n"
-                "assert not any(name.startswith('tfdqt') for name in sys.modules)\n"
-                "np.savez(sys.argv[3], q=q, a=a)\n")
-        env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TF_USE_LEGACY_KERAS")}
-        alone = subprocess.run([sys.executable, "-c", code, str(out), str(self.tmp / "inputs.npz"), str(self.tmp / "q.npz")],
-                               capture_output=True, text=True, env=env, cwd=self.tmp)
-        self.assertEqual(alone.returncode, 0, alone.stderr)
-        saved = np.load(self.tmp / "q.npz")
+        saved = call_alone(self, out, "q", text=texts, at=at)
         x = tf.gather(trained.transformer(tf.constant(texts)), at, axis=1, batch_dims=1)
         np.testing.assert_allclose(saved["q"], trained.head(x), rtol=1e-4, atol=1e-5)
         scores = make_run_scores(trained.task, trained.transformer, trained.head, trained.settings["text"])
@@ -107,29 +96,22 @@ class TestTextScripts(unittest.TestCase):
         for process in (first, second):
             process.stdout.close()
 
-    def refused(self, message, name, *flags):
-        done = script(name, *flags, cwd=self.tmp)
-        self.assertEqual(done.returncode, 2, done.stdout + done.stderr)
-        self.assertNotIn("Traceback", done.stderr)
-        self.assertRegex(done.stderr.strip(), message)
-        self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
-
     def test_bad_input_gets_one_sentence(self):
-        self.refused("multiple of the heads", "run_text", "--width=30", "--heads=4")
-        self.refused("--pruning-amount", "run_text", "--pruning-amount=1")
-        self.refused("--cloning greater than 0", "run_text", "--beta=2")
-        self.refused("does not exist", "run_text", "--task=corpus", "--corpus=nowhere")
-        self.refused("module:function", "run_text", "--task=corpus", f"--corpus={self.tmp / 'texts'}", "--reward=nothing",
-                     f"--run-dir={self.tmp / 'r1'}")
-        self.refused("words in a row", "run_text", "--task=corpus", f"--corpus={self.tmp / 'texts'}", "--window=9999",
-                     f"--run-dir={self.tmp / 'r2'}")
-        self.refused("tokenizer", "run_text", "--encoder=nowhere/nothing", f"--run-dir={self.tmp / 'r3'}")
-        self.refused("already holds a run", "run_text", f"--run-dir={self.run_dir}")
-        self.refused("leave out --layers", "run_text", f"--resume={self.run_dir}", "--layers=3")
-        self.refused("not a run of DQN", "run_dqn", f"--resume={self.run_dir}")
-        self.refused("for gymnasium", "evaluate", self.run_dir, "--epsilon=0.05")
-        self.refused("temperature above 0", "generate", self.run_dir, "--temperature=0")
-        self.refused("There is no run", "generate", "nowhere")
+        refused(self, "multiple of the heads", "run_text", "--width=30", "--heads=4")
+        refused(self, "--pruning-amount", "run_text", "--pruning-amount=1")
+        refused(self, "--cloning greater than 0", "run_text", "--beta=2")
+        refused(self, "does not exist", "run_text", "--task=corpus", "--corpus=nowhere")
+        refused(self, "module:function", "run_text", "--task=corpus", f"--corpus={self.tmp / 'texts'}", "--reward=nothing",
+                f"--run-dir={self.tmp / 'r1'}")
+        refused(self, "words in a row", "run_text", "--task=corpus", f"--corpus={self.tmp / 'texts'}", "--window=9999",
+                f"--run-dir={self.tmp / 'r2'}")
+        refused(self, "tokenizer", "run_text", "--encoder=nowhere/nothing", f"--run-dir={self.tmp / 'r3'}")
+        refused(self, "already holds a run", "run_text", f"--run-dir={self.run_dir}")
+        refused(self, "leave out --layers", "run_text", f"--resume={self.run_dir}", "--layers=3")
+        refused(self, "not a run of DQN", "run_dqn", f"--resume={self.run_dir}")
+        refused(self, "for gymnasium", "evaluate", self.run_dir, "--epsilon=0.05")
+        refused(self, "temperature above 0", "generate", self.run_dir, "--temperature=0")
+        refused(self, "There is no run", "generate", "nowhere")
 
 
 if __name__ == "__main__":
