@@ -86,6 +86,16 @@ class TextTerms(tf.test.TestCase):
     def test_cloning_by_hand(self):
         logits = tf.math.log([[1.0, 3.0], [1.0, 1.0], [1.0, 99.0]])
         self.assertAllClose(losses.cloning(logits, tf.constant([1, 0, 0]), self.mask), (np.log(4 / 3) + np.log(2)) / 2)
+        weights = tf.constant([3.0, 1.0, 0.0])
+        self.assertAllClose(losses.cloning(logits, tf.constant([1, 0, 0]), weights), (3 * np.log(4 / 3) + np.log(2)) / 4)
+
+    def test_better_actions_weigh_more_up_to_a_limit(self):
+        advantages = tf.constant([0.0, 0.5, -0.5, 9.0])
+        with tf.GradientTape() as tape:
+            tape.watch(advantages)
+            weights = losses.advantage_weights(advantages, 2.0)
+        self.assertAllClose(weights, [1.0, np.e, 1 / np.e, 20.0])
+        self.assertIsNone(tape.gradient(weights, advantages))
 
 
 class TDLoss(tf.test.TestCase):

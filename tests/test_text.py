@@ -202,6 +202,18 @@ class TestTrainModel(tf.test.TestCase):
                 policy = text.make_scores(*pair, clone=True)(tf.constant([[2, 3]]), tf.constant([0]))
                 self.assertGreater(policy[0, 1], np.log(0.9))
 
+    def test_the_advantage_weights_what_is_cloned(self):
+        """Half of the data's moves go left, away from the reward: cloned alike they stay a half, weighted they hardly count."""
+        left = {}
+        for weighting in (0.0, 10.0):
+            pair, cfg = networks(), TextConfig(method="implicit", batch_size=32, updates_per_batch=4, gamma=0.9, target_tau=0.1,
+                                               cloning=1.0, advantage_weighting=weighting)
+            train(pair, 12, Batches(corridor(), 30), cfg=cfg)
+            policy = text.make_scores(*pair, clone=True)(tf.constant([[2, 4], [2, 5], [2, 6]]), tf.constant([0, 0, 0]))
+            left[weighting] = np.exp(policy[:, 0])
+        self.assertAllClose(left[0.0], [0.5] * 3, atol=0.15)
+        self.assertAllLess(left[10.0], 0.3)
+
     def test_nothing_is_swallowed(self):
         class Broken:
             def __iter__(self):

@@ -152,6 +152,8 @@ class TextConfig:
     """implicit: the expectile of Q that the state's value follows."""
     cloning: float = 0.0
     """Weight of cloning the data's policy beside Q-learning."""
+    advantage_weighting: float = 0.0
+    """implicit: actions count exp(this x advantage) when they are cloned, so that better ones are (Peng et al., 2019); 0: all alike."""
     keep_best: float = 0.1
     """filtered: part of the episodes, those of the highest return, that is imitated."""
     greedy: bool = True
@@ -239,9 +241,11 @@ def check_text(cfg):
     _positive(cfg, "updates_per_batch", "batch_size", "replay_size", "learning_rate", "final_learning_rate", "max_grad_norm",
               "huber_delta")
     _fractions(cfg, "gamma", "target_tau", "expectile", "keep_best")
-    for field in ("conservative", "cloning"):
+    for field in ("conservative", "cloning", "advantage_weighting"):
         if getattr(cfg, field) < 0:
-            raise UsageError(f"--{field} must be 0 or more, not {getattr(cfg, field)}.")
+            raise UsageError(f"--{field.replace('_', '-')} must be 0 or more, not {getattr(cfg, field)}.")
+    if cfg.advantage_weighting and not (cfg.method == "implicit" and cfg.cloning):
+        raise UsageError("--advantage-weighting weighs what is cloned by implicit values; it needs --method=implicit and --cloning.")
     if cfg.beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):
         raise UsageError("--beta steers a cloned policy, which is only learned with --cloning greater than 0.")
 

@@ -104,9 +104,15 @@ def expectile(values, targets, mask, part):
 
 
 def cloning(logits, actions, mask):
-    """Cross-entropy of the actions in the data: [..., A], [...], [...] -> scalar, nats per step whose `mask` is 1."""
+    """Cross-entropy of the actions in the data: [..., A], [...], [...] -> scalar, nats per step whose `mask` is 1, or of that weight."""
     each = tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
-    return tf.reduce_sum(mask * each) / tf.maximum(tf.reduce_sum(mask), 1.0)
+    return tf.reduce_sum(mask * each) / tf.maximum(tf.reduce_sum(mask), 1e-6)
+
+
+def advantage_weights(advantages, temperature, limit=20.0):
+    """How much an action counts when it is imitated: exp(advantage x temperature), at most `limit` (advantage-weighted regression,
+    Peng et al., 2019, as in Kostrikov et al., 2022, equation 7): [...] -> [...]. No gradient enters."""
+    return tf.minimum(tf.exp(temperature * tf.stop_gradient(advantages)), limit)
 
 
 def adam(weights, gradient, moments, count, *, rate, epsilon, beta1=0.9, beta2=0.999):

@@ -239,6 +239,8 @@ def make_text_update(transformer, head, target_transformer, target_head, optimiz
                                           delta=cfg.huber_delta, conservative=cfg.conservative, **extra)
                 diagnostics.update(found)
             if imitates or cfg.cloning:
+                if cfg.advantage_weighting:
+                    mask *= losses.advantage_weights(losses.select_actions(frozen_q, actions) - extra["value"], cfg.advantage_weighting)
                 diagnostics["cloning"] = losses.cloning(head.prior(now), actions, mask)
                 loss += (1.0 if imitates else cfg.cloning) * diagnostics["cloning"]
         gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
