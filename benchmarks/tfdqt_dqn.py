@@ -61,11 +61,12 @@ def serve_updates(settings, network, cfg, ready, rate, calls=4):
     from tfdqt import dqn, gpt
     from tfdqt.backend import keras, tf
     from tfdqt.envs import env_info, make_env
+    from tfdqt.networks import flatten_model
     from tfdqt.replay import Steps
 
     keras.utils.set_random_seed(0)
     info = env_info(make_env(settings["env"]))
-    networks = dqn.flatten_model(gpt.build_q(info, network))
+    networks = flatten_model(gpt.build_q(info, network))
     state, update = dqn.first_state(networks), dqn.make_update(networks, cfg)
     per_call = settings["updates_per_call"]
     rng, shape = np.random.default_rng(0), (calls, per_call, cfg.batch_size, network.context + cfg.n_step)

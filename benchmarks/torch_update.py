@@ -1,6 +1,6 @@
 """The GPT's DQN update in eager PyTorch, to measure tfdqt's against. `scripts/benchmark.py` starts it.
 
-The network is `tfdqt.gpt.build_gpt_q` with one token a step, the update is `tfdqt.dqn.make_update` with double Q: equal
+The network is `tfdqt.gpt.build_q` with one token a step, the update is `tfdqt.dqn.make_update` with double Q: equal
 weights and batches give equal losses, and the benchmark checks that they do. It is written to be fast among what plain
 eager code can do: attention by scaled_dot_product_attention, Adam by its fused kernel, one call for all of Polyak's
 averages, batches that are tensors already.
@@ -92,7 +92,7 @@ class GPTQ(nn.Module):
 
 
 def load_keras(model, weights):
-    """Copy the weights of `tfdqt.gpt.build_gpt_q`, by layer/variable, into `model`."""
+    """Copy the weights of `tfdqt.gpt.build_q`, by layer/variable, into `model`."""
     names = dict(weight="kernel", bias="bias")
     with torch.no_grad():
         for path, parameter in model.named_parameters():

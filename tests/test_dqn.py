@@ -6,9 +6,11 @@ import gymnasium
 import numpy as np
 
 from tfdqt import dqn, gpt
+from tfdqt.acting import make_window, push, shown
 from tfdqt.backend import keras, tf
 from tfdqt.config import DQNConfig, NetworkConfig, UsageError
 from tfdqt.envs import EnvFailure, EnvInfo, env_info, make_vec_env
+from tfdqt.networks import flatten_model, make_act
 from tfdqt.replay import Steps, make_add, make_replay, make_sampler, steps_spec
 
 NUMBER = EnvInfo("Number", (1,), "float32", (), 2)
@@ -20,7 +22,7 @@ def linear_networks(context, slopes):
     """Q(s, a) = slopes[a] * s at every step, whatever came before."""
     inputs = dict(obs=keras.Input((context, 1), name="obs"), first=keras.Input((context,), dtype="int32", name="first"))
     start = keras.initializers.Constant([slopes])
-    return dqn.flatten_model(keras.Model(inputs, keras.layers.Dense(2, use_bias=False, kernel_initializer=start)(inputs["obs"])))
+    return flatten_model(keras.Model(inputs, keras.layers.Dense(2, use_bias=False, kernel_initializer=start)(inputs["obs"])))
 
 
 def window(obs, action, reward, discount, first):
@@ -79,7 +81,7 @@ class TestQLearning(tf.test.TestCase):
 
     def test_gradient_by_finite_differences_and_none_for_fixed_weights(self):
         info = EnvInfo("Number", (1,), "float32", (), 2)
-        networks = dqn.flatten_model(gpt.build_gpt_q(info, NetworkConfig(context=2, layers=1, heads=1, width=4, standardize=True)))
+        networks = flatten_model(gpt.build_q(info, NetworkConfig(context=2, layers=1, heads=1, width=4, standardize=True)))
         steps = window([0.1, 0.2, 0.3, 0.4], [0, 1, 0, 0], [1, 2, 3, 4], [1, 1, 1, 1], [0, 0, 0, 0])
         target = networks.start * 0.9
         direction = tf.constant(np.random.default_rng(0).normal(size=networks.start.shape), tf.float32)
@@ -193,9 +195,9 @@ class TestTraining(tf.test.TestCase):
     def values(self, env_fn, network, n_step):
         cfg = dataclasses.replace(LEARN, n_step=n_step)
         state, networks, progress = dqn.dqn(env_fn, lambda info: gpt.build_q(info, network), cfg, workers=0)
-        window = dqn.make_window(env_info(env_fn()), 3, networks.context)
-        dqn.push(window, np.arange(3)[:, None], np.ones(3), -1)
-        return networks.apply(state.online, dqn.shown(window))[:, -1].numpy(), progress
+        window = make_window(env_info(env_fn()), 3, networks.context)
+        push(window, np.arange(3)[:, None], np.ones(3), -1)
+        return networks.apply(state.online, shown(window))[:, -1].numpy(), progress
 
     def test_known_values_of_a_corridor(self):
         # One step from the end 1, then 1/2, then 1/4; a step left costs two steps.
@@ -269,16 +271,16 @@ class TestActing(tf.test.TestCase):
     def test_the_actor_is_shown_what_the_learner_samples(self):
         info = env_info(Corridor())
         cfg = dataclasses.replace(CFG, num_envs=1, chunk=30)
-        networks = dqn.flatten_model(gpt.build_q(info, NetworkConfig(context=3, layers=1, heads=1, width=8, prev_action=True)))
-        seen, act = [], dqn.make_act(networks)
+        networks = flatten_model(gpt.build_q(info, NetworkConfig(context=3, layers=1, heads=1, width=8, prev_action=True)))
+        seen, act = [], make_act(networks)
 
         def watch(weights, inputs):
             seen.append({key: value.copy() for key, value in inputs.items()})
             return act(weights, inputs)
 
         vec = make_vec_env(Corridor, info, 1, 0, workers=0)
-        window = dqn.make_window(info, 1, 3)
-        dqn.push(window, vec.out["obs"], vec.out["first"], -1)
+        window = make_window(info, 1, 3)
+        push(window, vec.out["obs"], vec.out["first"], -1)
         steps, games = dqn.make_collect(watch, vec, info, cfg)(networks.start, 0, window, np.random.default_rng(0))
         self.assertGreater(len(games), 0)
         replay = make_replay(steps_spec(info), 1, 30)
@@ -289,8 +291,8 @@ class TestActing(tf.test.TestCase):
         self.assertIn(tuple(row.tobytes() for row in drawn.obs[0].numpy()), stored)
         for end in range(3, 31):  # the window that ends with step end - 1
             part = tf.nest.map_structure(lambda field: tf.constant(np.moveaxis(field[end - 3:end], 1, 0)), steps)
-            shown = dqn.window_inputs(part, 0, 3)
-            self.assertAllClose(networks.apply(networks.start, shown)[:, -1], networks.apply(networks.start, seen[end - 1])[:, -1])
+            learned = dqn.window_inputs(part, 0, 3)
+            self.assertAllClose(networks.apply(networks.start, learned)[:, -1], networks.apply(networks.start, seen[end - 1])[:, -1])
 
 
 if __name__ == "__main__":

@@ -88,9 +88,9 @@ class Shapes(tf.test.TestCase):
             with self.assertRaisesRegex(UsageError, "--width"):
                 gpt.build_q(BOX, NetworkConfig(network=name, width=10, heads=4))
         with self.assertRaisesRegex(UsageError, "--context"):
-            gpt.build_gpt_q(BOX, NetworkConfig(context=0))
+            gpt.build_q(BOX, NetworkConfig(context=0))
         with self.assertRaisesRegex(UsageError, "--hidden"):
-            gpt.build_dense_q(BOX, NetworkConfig(network="dense", hidden=()))
+            gpt.build_q(BOX, NetworkConfig(network="dense", hidden=()))
 
     def test_first_values_are_small(self):
         for settings in ({}, dict(gru_gate=True), dict(tokens="features")):

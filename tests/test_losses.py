@@ -98,6 +98,56 @@ class TextTerms(tf.test.TestCase):
         self.assertIsNone(tape.gradient(weights, advantages))
 
 
+class PPOTerms(tf.test.TestCase):
+
+    def test_gae_by_hand(self):
+        # gamma 0.5, lambda 0.5. Row 0: errors 1 + 1 - 1 = 1, 2 + 2 - 2 = 2, 3 + 4 - 4 = 3; each adds a quarter of the next sum.
+        # Row 1: terminates with step 0, so step 0 is 1 - 1; step 1 only resets, and step 2 is 3 + 4 - 4.
+        # Row 2: cut short after step 0, whose last observation is worth 4: 1 + 2 - 2.
+        rewards = tf.constant([[1.0, 2.0, 3.0]] * 3)
+        values = tf.constant([[1.0, 2.0, 4.0, 8.0], [1.0, 2.0, 4.0, 8.0], [2.0, 4.0, 4.0, 8.0]])
+        discounts = tf.constant([[1.0, 1.0, 1.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+        last = tf.constant([[False, False, False], [False, True, False], [False, True, False]])
+        found = losses.gae(rewards, discounts, values, last, gamma=0.5, lam=0.5).numpy()
+        self.assertAllClose(found[0], [1 + (2 + 3 / 4) / 4, 2 + 3 / 4, 3])
+        self.assertAllClose(found[1][[0, 2]], [0, 3])
+        self.assertAllClose(found[2][[0, 2]], [1, 3])
+
+    def test_gae_of_one_and_of_zero(self):
+        """lambda 1: the discounted return less the value; lambda 0: the one-step error."""
+        rng = np.random.default_rng(0)
+        rewards, values = rng.normal(size=(2, 5)).astype("float32"), rng.normal(size=(2, 6)).astype("float32")
+        ones, last = tf.ones((2, 5)), tf.zeros((2, 5), tf.bool)
+        returns = sum(0.9 ** k * rewards[:, k] for k in range(5)) + 0.9 ** 5 * values[:, 5]
+        self.assertAllClose(losses.gae(tf.constant(rewards), ones, tf.constant(values), last, gamma=0.9, lam=1.0)[:, 0],
+                            returns - values[:, 0], atol=1e-5)
+        self.assertAllClose(losses.gae(tf.constant(rewards), ones, tf.constant(values), last, gamma=0.9, lam=0.0),
+                            rewards + 0.9 * values[:, 1:] - values[:, :-1], atol=1e-5)
+
+    def test_ppo_by_hand(self):
+        # New probabilities 3/4, 1/4, 1/2 of the actions, old ones 1/2 each: ratios 1.5, 0.5, 1. The last row is masked.
+        logits = tf.math.log([[1.0, 3.0], [1.0, 3.0], [1.0, 1.0]])
+        found = losses.ppo_losses(logits, tf.constant([1.0, 0.0, 9.0]), tf.constant([1, 0, 0]), tf.fill([3], np.float32(np.log(0.5))),
+                                  tf.constant([0.0, 0.0, 0.0]), tf.constant([2.0, -4.0, 99.0]), tf.constant([3.0, 0.5, 0.0]),
+                                  tf.constant([1.0, 1.0, 0.0]), clip=0.2, value_clip=0.5)
+        # The gain of a likelier good action is cut at 1.2; of a rarer bad one at 0.8.
+        self.assertAllClose(found["policy_loss"], -(1.2 * 2 - 0.8 * 4) / 2)
+        # Values: 1 against 3 is worse clipped to 0.5 (2.5 off); 0 against 0.5 is the same clipped or not.
+        self.assertAllClose(found["value_loss"], 0.5 * (2.5 ** 2 + 0.5 ** 2) / 2)
+        self.assertAllClose(found["entropy"], 0.75 * np.log(4 / 3) + 0.25 * np.log(4))
+        self.assertAllClose(found["approx_kl"], ((0.5 - np.log(1.5)) + (-0.5 - np.log(0.5))) / 2)
+        self.assertAllClose(found["clip_fraction"], 1.0)
+
+    def test_no_gradient_beyond_the_clip(self):
+        logits = tf.Variable(tf.math.log([[1.0, 3.0], [1.0, 1.0]]))
+        rest = [tf.constant([1, 0]), tf.fill([2], np.float32(np.log(0.5))), tf.zeros(2), tf.constant([2.0, 2.0]), tf.zeros(2), tf.ones(2)]
+        with tf.GradientTape() as tape:
+            loss = losses.ppo_losses(logits, tf.zeros(2), *rest, clip=0.2)["policy_loss"]
+        gradient = tape.gradient(loss, logits).numpy()
+        self.assertAllEqual(gradient[0], [0, 0])
+        self.assertAllClose(gradient[1], [-0.5, 0.5])  # -ratio x advantage / 2 x (1 - p)
+
+
 class TDLoss(tf.test.TestCase):
 
     def setUp(self):

@@ -17,13 +17,14 @@ from tfdqt.runs import checkpoints, load_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--layers=1", "--heads=2", "--width=16", "--batch-size=8", "--checkpoint-every=512", "--threads=2"]
 RUNS = {
-    "CartPole-v1": ["--name=CartPole-v1", "--total-steps=3072", "--learning-starts=256", *SMALL],
-    "Breakout-ram-v0": ["--name=Breakout-ram-v0", "--total-steps=3072", "--learning-starts=256", "--replay-size=2000", *SMALL],
+    "CartPole-v1": ("run_dqn", "--name=CartPole-v1", "--total-steps=3072", "--learning-starts=256", *SMALL),
+    "Breakout-ram-v0": ("run_dqn", "--name=Breakout-ram-v0", "--total-steps=3072", "--learning-starts=256", "--replay-size=2000", *SMALL),
+    "PPO": ("run_ppo", "--name=Breakout-ram-v0", "--total-steps=3072", "--rollout-steps=16", *SMALL),
 }
 
 
-def start(*flags):
-    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "run_dqn.py"), *flags], stdout=subprocess.PIPE,
+def start(script, *flags):
+    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / f"{script}.py"), *flags], stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
 
 
@@ -42,8 +43,9 @@ def log_without_time(run):
 
 def compare(test, name, tmp):
     whole, broken = tmp / "whole", tmp / "broken"
-    first = start(f"--run-dir={whole}", *RUNS[name])
-    second = start(f"--run-dir={broken}", *RUNS[name])
+    script, *flags = RUNS[name]
+    first = start(script, f"--run-dir={whole}", *flags)
+    second = start(script, f"--run-dir={broken}", *flags)
     deadline = time.monotonic() + 300
     while not checkpoints(broken) and second.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -54,7 +56,7 @@ def compare(test, name, tmp):
     stopped_at = load_checkpoint(broken)[0]["progress"]["step"]
     test.assertLess(stopped_at, 3072)
 
-    third = start(f"--resume={broken}")
+    third = start(script, f"--resume={broken}")
     output, _ = third.communicate()
     test.assertEqual(third.returncode, 0, output)
     one, two = flat(load_checkpoint(whole)[0]), flat(load_checkpoint(broken)[0])
@@ -79,9 +81,12 @@ class TestResume(unittest.TestCase):
     def test_breakout_survives_sigkill(self):
         compare(self, "Breakout-ram-v0", self.tmp)
 
+    def test_ppo_survives_sigkill(self):
+        compare(self, "PPO", self.tmp)
+
     def test_signals_save_and_tell_how_to_go_on(self):
         run = self.tmp / "run"
-        process = start(f"--run-dir={run}", "--name=CartPole-v1", "--total-steps=1000000", "--learning-starts=256", *SMALL)
+        process = start("run_dqn", f"--run-dir={run}", "--name=CartPole-v1", "--total-steps=1000000", "--learning-starts=256", *SMALL)
         deadline = time.monotonic() + 300
         while not checkpoints(run) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)

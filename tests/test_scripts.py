@@ -85,8 +85,8 @@ class TestScripts(unittest.TestCase):
         out = self.tmp / "saved_model"
         done = script("export", self.run_dir, out)
         self.assertEqual(done.returncode, 0, done.stderr)
-        from tfdqt import dqn
         from tfdqt.evaluate import load_run
+        from tfdqt.networks import make_act
 
         trained = load_run(self.run_dir)
         rng = np.random.default_rng(0)
@@ -94,7 +94,7 @@ class TestScripts(unittest.TestCase):
         saved = call_alone(self, out, "q_values", **inputs)
         live = trained.networks.apply(trained.weights, {**inputs, "prev_action": None})[:, -1].numpy()
         np.testing.assert_allclose(saved["q"], live, rtol=1e-5, atol=1e-6)
-        np.testing.assert_array_equal(saved["a"], dqn.make_act(trained.networks)(trained.weights, inputs).numpy())
+        np.testing.assert_array_equal(saved["a"], make_act(trained.networks)(trained.weights, inputs).numpy())
         np.testing.assert_allclose(np.mean(trained.networks.model(inputs)[:, -1], axis=-1), live, rtol=1e-5, atol=1e-6)  # quantiles
 
     def test_bad_input_gets_one_sentence(self):

@@ -99,6 +99,50 @@ class DQNConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation (Schulman et al., 2017) on rollouts of many environments."""
+
+    total_steps: int = 200_000
+    """Environment steps in the whole run, over all environments."""
+    num_envs: int = 8
+    """Environments stepped in lockstep."""
+    rollout_steps: int = 128
+    """Steps per environment between two rounds of learning."""
+    update_epochs: int = 4
+    """Passes over a rollout."""
+    batch_size: int = 256
+    """Steps per update; must divide num_envs x rollout_steps."""
+    gamma: float = 0.99
+    """Discount per environment step."""
+    gae_lambda: float = 0.95
+    """How far advantages look ahead: 0 one step, 1 the whole return (Schulman et al., 2016)."""
+    clip: float = 0.2
+    """How far the ratio of new to old probability may leave 1 before it no longer pays."""
+    final_clip: float = 0.2
+    """The same at the end of the run; it moves in a straight line between the two."""
+    value_clip: float | None = None
+    """How far a value may leave its old one before it no longer pays; None: as far as it likes."""
+    value_weight: float = 0.5
+    """Weight of the squared error of values."""
+    entropy_weight: float = 0.0
+    """Weight of the policy's entropy."""
+    normalize_advantages: bool = True
+    """Whether the advantages of a batch are brought to mean 0 and deviation 1."""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start."""
+    final_learning_rate: float = 0.0
+    """Adam's step size at the end; it moves in a straight line between the two."""
+    adam_epsilon: float = 1e-5
+    """Adam's epsilon."""
+    max_grad_norm: float = 0.5
+    """The gradient's global norm is clipped to this."""
+    reward_transform: Literal["none", "sign"] = "none"
+    """What the learner sees of a reward: all of it, or only its sign."""
+    life_loss_ends: bool = False
+    """Whether a lost life ends the return in training (games with lives only); logged returns stay whole games."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TextNetworkConfig:
     """The text encoder and the head on it."""
 
@@ -162,26 +206,35 @@ class TextConfig:
     """How strongly the advantage steers the cloned policy when acting: policy x exp(beta x advantage). None: by Q alone."""
 
 
-CARTPOLE = dict(
-    network=dict(context=4, layers=1, heads=4, width=32),
-    dqn=dict(total_steps=40_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
-             n_step=3, learning_starts=1_000, replay_size=60_000, epsilon_fraction=0.1, target_tau=0.01))
-ATARI_RAM = dict(
-    network=dict(context=4, layers=2, heads=4, width=64, quantiles=16, dueling=True),
-    dqn=dict(total_steps=1_000_000, num_envs=16, chunk=4, updates_per_step=0.25, batch_size=32, learning_rate=3e-4,
-             final_learning_rate=1e-5, learning_starts=5_000, replay_size=1_000_000, epsilon_fraction=0.02,
-             life_loss_ends=True, advantage_learning=0.9, act_with_target=True))
+CARTPOLE = dict(context=4, layers=1, heads=4, width=32)
+DQN = {  # by the kind of environment
+    "cartpole": dict(
+        network=CARTPOLE,
+        cfg=dict(total_steps=40_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
+                 n_step=3, learning_starts=1_000, replay_size=60_000, epsilon_fraction=0.1, target_tau=0.01)),
+    "atari": dict(
+        network=dict(context=4, layers=2, heads=4, width=64, quantiles=16, dueling=True),
+        cfg=dict(total_steps=1_000_000, num_envs=16, chunk=4, updates_per_step=0.25, batch_size=32, learning_rate=3e-4,
+                 final_learning_rate=1e-5, learning_starts=5_000, replay_size=1_000_000, epsilon_fraction=0.02,
+                 life_loss_ends=True, advantage_learning=0.9, act_with_target=True)),
+    "other": dict(network={}, cfg=dict(total_steps=200_000)),
+}
+PPO = {
+    "cartpole": dict(network=CARTPOLE,
+                     cfg=dict(total_steps=100_000, rollout_steps=32, update_epochs=20, gamma=0.98, gae_lambda=0.8, learning_rate=1e-3,
+                              final_clip=0.0)),
+    "atari": dict(network=dict(context=4, layers=2, heads=4, width=64),
+                  cfg=dict(total_steps=1_000_000, num_envs=16, clip=0.1, final_clip=0.0, entropy_weight=0.01, learning_rate=5e-4,
+                           life_loss_ends=True)),
+    "other": dict(network={}, cfg={}),
+}
 
 
-def default_config(name):
-    """The defaults for environment `name`: (NetworkConfig, DQNConfig)."""
-    if "-ram" in name or name.startswith("ALE/"):
-        chosen = ATARI_RAM
-    elif name.startswith("CartPole"):
-        chosen = CARTPOLE
-    else:
-        chosen = dict(network={}, dqn=dict(total_steps=200_000))
-    return NetworkConfig(**chosen["network"]), DQNConfig(**chosen["dqn"])
+def default_config(name, algorithm="dqn"):
+    """The defaults for environment `name` and algorithm dqn or ppo: (NetworkConfig, DQNConfig or PPOConfig)."""
+    kind = "atari" if "-ram" in name or name.startswith("ALE/") else "cartpole" if name.startswith("CartPole") else "other"
+    chosen, cls = (DQN, DQNConfig) if algorithm == "dqn" else (PPO, PPOConfig)
+    return NetworkConfig(**chosen[kind]["network"]), cls(**chosen[kind]["cfg"])
 
 
 TEXT = {
@@ -225,6 +278,23 @@ def check_dqn(cfg):
         raise UsageError(
             f"--updates-per-step x --num-envs x --chunk must be a whole number of updates, not "
             f"{updates:g}; change one of them (for example --updates-per-step={near:.10g}).")
+
+
+def check_ppo(cfg):
+    """Raise UsageError for settings PPO can't run with."""
+    _positive(cfg, "total_steps", "num_envs", "rollout_steps", "update_epochs", "batch_size", "learning_rate", "adam_epsilon",
+              "max_grad_norm")
+    _fractions(cfg, "gamma", "gae_lambda", "clip", "final_clip")
+    for field in ("value_weight", "entropy_weight", "final_learning_rate"):
+        if not getattr(cfg, field) >= 0:
+            raise UsageError(f"--{field.replace('_', '-')} must be 0 or more, not {getattr(cfg, field)}.")
+    if cfg.value_clip is not None:
+        _positive(cfg, "value_clip")
+    size = cfg.num_envs * cfg.rollout_steps
+    if size % cfg.batch_size:
+        near = max(n for n in range(1, min(cfg.batch_size, size) + 1) if size % n == 0)
+        raise UsageError(f"--batch-size={cfg.batch_size} does not divide --num-envs x --rollout-steps, {size} steps; choose for "
+                         f"example {near}.")
 
 
 def check_text_network(cfg):

@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt import losses
+from tfdqt.acting import Progress, ended_games, make_window, push, restore_place, restore_state, save_with, shown, snapshot
 from tfdqt.backend import keras, tf
 from tfdqt.config import UsageError, check_dqn
 from tfdqt.envs import EnvFailure, env_info, make_vec_env
+from tfdqt.networks import flatten_model, join, make_act, set_weights, standardize
 from tfdqt.policy import epsilon_at, epsilon_greedy
 from tfdqt.replay import (
     Steps,
@@ -50,66 +52,6 @@ class Metrics(NamedTuple):
     grad_norm: float
     epsilon: float
     updates: int
-
-
-class Networks(NamedTuple):
-    """A Keras model as a pure function of one flat weight vector."""
-
-    model: keras.Model
-    apply: Callable  # (weights [W], inputs) -> Q [B, P, A]
-    raw: Callable  # the same before quantiles, if the model gives them, are averaged: [B, P, A, N]
-    split: Callable  # weights [W] -> list of the model's weights
-    start: tf.Tensor  # [W]
-    context: int
-    positions: int
-
-
-def flatten_model(model):
-    """The Keras model as a function of one flat weight vector; see Networks. Fixed weights stand behind the trained ones."""
-    trained, fixed = model.trainable_variables, model.non_trainable_variables
-    shapes = [variable.shape for variable in (*trained, *fixed)]
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    names = list(model.input)
-
-    def split(flat):
-        parts = [tf.reshape(part, shape) for part, shape in zip(tf.split(flat, sizes), shapes)]
-        return parts[:len(trained)], parts[len(trained):]
-
-    def raw(weights, inputs):
-        parts = weights if isinstance(weights, tuple) else split(weights)
-        return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
-
-    def apply(weights, inputs):
-        q = raw(weights, inputs)
-        return tf.reduce_mean(q, axis=-1) if q.shape.rank == 4 else q
-
-    start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
-    return Networks(model, apply, raw, split, start, model.input["obs"].shape[1], model.output.shape[1])
-
-
-def join(networks, trained, fixed=None):
-    """One flat vector of a value for each trained weight and each fixed one (zeros without `fixed`)."""
-    fixed = [tf.zeros(v.shape, v.dtype) for v in networks.model.non_trainable_variables] if fixed is None else fixed
-    return tf.concat([tf.reshape(part, [-1]) for part in (*trained, *fixed)], 0)
-
-
-def standardize(networks, state, obs):
-    """Set what the network's Standardize layers know of the data, in online and target weights, from obs [M, ...]."""
-    model = networks.model
-    numbers = keras.Model(model.input["obs"], model.get_layer("standardize").input)
-    obs = obs[:len(obs) // networks.context * networks.context].reshape(-1, *model.input["obs"].shape[1:])
-    x = numbers(obs).numpy().reshape(-1, numbers.output.shape[-1])
-    fixed = [x.mean(axis=0), np.maximum(x.std(axis=0), 0.1)]
-    return state._replace(online=join(networks, networks.split(state.online)[0], fixed),
-                          target=join(networks, networks.split(state.target)[0], fixed))
-
-
-def set_weights(networks, weights):
-    """Write a flat weight vector into the Keras model."""
-    trained, fixed = networks.split(weights)
-    model = networks.model
-    for variable, value in zip((*model.trainable_variables, *model.non_trainable_variables), (*trained, *fixed)):
-        variable.assign(value)
 
 
 def first_state(networks):
@@ -219,45 +161,6 @@ def make_learn(update, sample, cfg, count, seed) -> Callable:
     return learn
 
 
-def make_act(networks) -> Callable:
-    """Compile `act(weights, inputs) -> greedy actions [B]` at the last step of windows."""
-
-    @tf.function(jit_compile=True)
-    def act(weights, inputs):
-        return tf.argmax(networks.apply(weights, inputs)[:, -1], axis=-1, output_type=tf.int32)
-
-    return act
-
-
-class Window(NamedTuple):
-    """The latest steps of N environments, as the network is shown them; numpy, changed in place."""
-
-    obs: np.ndarray  # [N, C, ...]
-    first: np.ndarray  # [N, C] int32
-    prev_action: np.ndarray  # [N, C] int32
-
-
-def make_window(info, num_envs, context):
-    """An empty window: every place starts an episode of its own, so nothing looks back at it."""
-    return Window(np.zeros((num_envs, context, *info.obs_shape), info.obs_dtype), np.ones((num_envs, context), np.int32),
-                  np.full((num_envs, context), -1, np.int32))
-
-
-def push(window, obs, first, action):
-    """Move the window on by one step: obs [N, ...], first [N], action before it [N]."""
-    for array in window:
-        array[:, :-1] = array[:, 1:]
-    window.obs[:, -1], window.first[:, -1] = obs, first
-    window.prev_action[:, -1] = np.where(first, -1, action)
-
-
-def shown(window):
-    """The window as inputs of the network: the action before its first step is not shown, as in training."""
-    before = window.prev_action.copy()
-    before[:, 0] = -1
-    return dict(obs=window.obs, first=window.first, prev_action=before)
-
-
 def make_collect(act, vec, info, cfg) -> Callable:
     """`collect(weights, step, window, rng) -> (steps [S, N, ...], games)`, S = cfg.chunk vector steps by epsilon-greedy.
 
@@ -275,19 +178,11 @@ def make_collect(act, vec, info, cfg) -> Callable:
                                     epsilon_at(step + i * cfg.num_envs, cfg))
             vec.step(action)
             chunk.action[i], chunk.reward[i], chunk.discount[i] = action, out["reward"], out["discount"]
-            games += [(float(out["ret"][j]), int(out["length"][j])) for j in np.flatnonzero(out["ended"])]
+            games += ended_games(out)
             push(window, out["obs"], out["first"], action)
         return chunk, games
 
     return collect
-
-
-class Progress(NamedTuple):
-    """Where a run stands, beside the learner's state."""
-
-    step: int = 0
-    games: int = 0
-    recent: tuple = ()  # returns of the last 100 games
 
 
 def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None, should_stop=None):
@@ -295,7 +190,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
 
     Args:
       env_fn: makes one gymnasium environment.
-      q_fn: EnvInfo -> keras.Model from a window to Q-values, as `gpt.build_gpt_q`.
+      q_fn: EnvInfo -> keras.Model from a window to Q-values, as `gpt.build_q`.
       cfg: DQNConfig.
       seed: seeds weights, environments, exploration and replay.
       workers: processes that step the environments; 0 for none. The result does not depend on it.
@@ -331,76 +226,46 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
         window, progress = make_window(info, cfg.num_envs, networks.context), Progress()
         push(window, vec.out["obs"], vec.out["first"], -1)
         if saved is not None:
-            state, window, progress = _restore(saved, state, replay, vec, window, rng)
+            state = restore_state(saved, state)
+            try:
+                restore_replay(replay, saved["replay"])
+            except (KeyError, ValueError) as error:
+                raise UsageError(f"The checkpoint does not fit these settings ({error}); resume with those the run was started "
+                                 "with.") from None
+            progress = restore_place(saved, vec, window, rng)
         collect = make_collect(act, vec, info, cfg)
         diagnostics = dict.fromkeys(("loss", "q_mean", "td_error", "grad_norm"), float("nan"))
 
-        def snapshot(envs=True):
-            return _snapshot(state, replay, vec.states() if envs else [None] * cfg.num_envs, window, rng, progress)
-
-        def keep(last):
-            try:
-                save(progress.step, snapshot, last=last)
-            except EnvFailure:  # a state could not be read: keep the rest
-                save(progress.step, lambda: snapshot(envs=False), last=last)
-                raise
+        def make_snapshot(envs=True):
+            return snapshot(state, vec, window, rng, progress, envs=envs, replay=replay_arrays(replay))
 
         with ThreadPoolExecutor(1, "collect") as pool:
             while progress.step < cfg.total_steps:
                 chunk = pool.submit(collect, acting_weights(state, cfg), progress.step, window, rng)
                 if steps_stored(replay) >= needed:
                     if networks.model.non_trainable_variables and int(state.updates) == 0:
-                        state = standardize(networks, state, stored_obs(replay))
+                        seen = stored_obs(replay)
+                        state = state._replace(online=standardize(networks, state.online, seen),
+                                               target=standardize(networks, state.target, seen))
                     state, fresh = learn(state)
                     diagnostics = {name: float(value) for name, value in fresh.items()}
                 try:
                     steps, games = chunk.result()
                 except EnvFailure:
                     if save:
-                        save(progress.step, lambda: snapshot(envs=False), last=True)
+                        save(progress.step, lambda: make_snapshot(envs=False), last=True)
                     raise
                 add(steps)
-                progress = Progress(progress.step + per_iteration, progress.games + len(games),
-                                    (progress.recent + tuple(ret for ret, _ in games))[-100:])
+                progress = progress.after(per_iteration, games)
                 if log:
-                    log(Metrics(progress.step, progress.games, float(np.mean(progress.recent or [np.nan])),
-                                epsilon=epsilon_at(progress.step, cfg), updates=int(state.updates), **diagnostics))
+                    log(Metrics(progress.step, progress.games, progress.mean_return(), epsilon=epsilon_at(progress.step, cfg),
+                                updates=int(state.updates), **diagnostics))
                 stop = should_stop is not None and should_stop()
                 if save:
-                    keep(last=stop or progress.step >= cfg.total_steps)
+                    save_with(save, progress, make_snapshot, last=stop or progress.step >= cfg.total_steps)
                 if stop:
                     break
     finally:
         vec.close()
     set_weights(networks, acting_weights(state, cfg))
     return state, networks, progress
-
-
-def _snapshot(state, replay, env_states, window, rng, progress):
-    """All that a run needs to go on, as arrays and plain values in a tree of dicts and lists."""
-    return dict(learner=[np.asarray(tensor) for tensor in tf.nest.flatten(state)], replay=replay_arrays(replay), envs=env_states,
-                window=window._asdict(), rng=rng.bit_generator.state, progress=progress._asdict())
-
-
-def _restore(saved, state, replay, vec, window, rng):
-    learner = saved["learner"]
-    same = len(learner) == len(tf.nest.flatten(state)) and all(
-        tensor.shape == array.shape for tensor, array in zip(tf.nest.flatten(state), learner))
-    if not same:
-        raise UsageError("The checkpoint holds a network of other sizes; resume with the settings that the run was started with.")
-    try:
-        restore_replay(replay, saved["replay"])
-    except (KeyError, ValueError) as error:
-        raise UsageError(f"The checkpoint does not fit these settings ({error}); resume with those the run was started with.") from None
-    state = tf.nest.pack_sequence_as(state, [tf.constant(array) for array in learner])
-    vec.restore(saved["envs"])
-    for name, array in saved["window"].items():
-        getattr(window, name)[...] = array
-    for row, env in enumerate(saved["envs"]):
-        if env is None:  # a fresh episode: the window must not show the old one
-            for array, empty in zip(window, (0, 1, -1)):
-                array[row] = empty
-            window.obs[row, -1], window.first[row, -1] = vec.out["obs"][row], 1
-    rng.bit_generator.state = saved["rng"]
-    progress = saved["progress"]
-    return state, window, Progress(progress["step"], progress["games"], tuple(progress["recent"]))

@@ -6,10 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt import dqn, gpt
+from tfdqt import gpt
+from tfdqt.acting import make_window, push, shown
 from tfdqt.backend import tf
-from tfdqt.config import DQNConfig, NetworkConfig, UsageError, load_config
+from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, load_config
 from tfdqt.envs import env_info, make_env, make_vec_env
+from tfdqt.networks import Networks, flatten_model, make_act, set_weights
 from tfdqt.policy import epsilon_greedy
 from tfdqt.runs import find_run, load_checkpoint
 
@@ -17,28 +19,35 @@ from tfdqt.runs import find_run, load_checkpoint
 class Trained(NamedTuple):
     """A trained network and where it comes from."""
 
-    networks: dqn.Networks
+    networks: Networks  # whose `apply` gives what the best action is the largest of: Q-values, or a policy's logits
     weights: tf.Tensor  # [W]
     info: tuple  # EnvInfo
     name: str
+    algorithm: str  # dqn or ppo
     seed: int
     step: int  # environment steps it was trained for
 
 
 def load_run(run_dir, checkpoint=None):
     """The network of a run's newest checkpoint, or of the one named. Raises UsageError if there is none that is whole."""
-    settings = load_config(find_run(run_dir) / "config.json", network=NetworkConfig, dqn=DQNConfig)
+    path = find_run(run_dir) / "config.json"
+    algorithm = "ppo" if load_config(path).get("algorithm") == "ppo" else "dqn"
+    settings = load_config(path, network=NetworkConfig, **{algorithm: PPOConfig if algorithm == "ppo" else DQNConfig})
     saved, _ = load_checkpoint(run_dir, checkpoint)
     env = make_env(settings["name"])
     info = env_info(env, settings["name"])
     env.close()
-    networks = dqn.flatten_model(gpt.build_q(info, settings["network"]))
-    weights = tf.constant(saved["learner"][1 if settings["dqn"].act_with_target else 0])
+    if algorithm == "ppo":
+        networks, acts = flatten_model(gpt.build_pi_v(info, settings["network"])), 0
+        networks = networks._replace(apply=lambda weights, inputs: networks.raw(weights, inputs)[..., :-1])
+    else:
+        networks, acts = flatten_model(gpt.build_q(info, settings["network"])), 1 if settings["dqn"].act_with_target else 0
+    weights = tf.constant(saved["learner"][acts])
     if weights.shape != networks.start.shape:
         raise UsageError(f"The checkpoint of {run_dir} holds {weights.shape[0]} weights, but the network of its config.json has "
                          f"{networks.start.shape[0]}; put back the config.json that the run was started with.")
-    dqn.set_weights(networks, weights)
-    return Trained(networks, weights, info, settings["name"], settings["seed"], saved["progress"]["step"])
+    set_weights(networks, weights)
+    return Trained(networks, weights, info, settings["name"], algorithm, settings["seed"], saved["progress"]["step"])
 
 
 def play(env_fn, info, networks, weights, *, episodes, epsilon=0.0, seed=0, workers=0, max_steps=None):
@@ -47,18 +56,18 @@ def play(env_fn, info, networks, weights, *, episodes, epsilon=0.0, seed=0, work
     Actions are greedy, or uniformly random with probability `epsilon`. A game longer than `max_steps` steps counts as it
     stands then. The outcome depends on `seed` alone.
     """
-    act, rng = dqn.make_act(networks), np.random.default_rng([seed, 2])
+    act, rng = make_act(networks), np.random.default_rng([seed, 2])
     vec = make_vec_env(env_fn, info, episodes, np.random.SeedSequence([seed, 3]).generate_state(1)[0], workers=workers)
     returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
     playing = np.ones(episodes, bool)
     try:
-        window = dqn.make_window(info, episodes, networks.context)
-        dqn.push(window, vec.out["obs"], vec.out["first"], -1)
+        window = make_window(info, episodes, networks.context)
+        push(window, vec.out["obs"], vec.out["first"], -1)
         steps = 0
         while playing.any() and (max_steps is None or steps < max_steps):
-            action = epsilon_greedy(rng, act(weights, dqn.shown(window)).numpy(), info.num_actions, epsilon)
+            action = epsilon_greedy(rng, act(weights, shown(window)).numpy(), info.num_actions, epsilon)
             vec.step(action)
-            dqn.push(window, vec.out["obs"], vec.out["first"], action)
+            push(window, vec.out["obs"], vec.out["first"], action)
             returns[playing], lengths[playing] = vec.out["ret"][playing], vec.out["length"][playing]
             playing &= ~vec.out["ended"]
             steps += 1

@@ -1,16 +1,16 @@
-"""Q-networks in Keras 3: a GPT-like decoder, smallest function first, and the dense baseline.
+"""Networks in Keras 3: a GPT-like decoder, smallest function first, and the dense baseline; with Q-values, or a policy and values.
 
-Every network maps a window of steps to Q-values. Inputs, by name:
+Every network maps a window of steps to numbers for its last steps. Inputs, by name:
   obs [B, C, F]        uint8, int32 or float32, as the replay buffer keeps them
   first [B, C]         1 where an episode starts; a step never sees past the start of its episode
   prev_action [B, C]   the action before each step, -1 where there is none (only with `prev_action`)
-Output: Q [B, P, A], or its quantiles [B, P, A, N], of the last P steps; P = C for the decoder, 1 for the dense network.
+Output: [B, P, ...] of the last P steps; P = C for the decoder, 1 for the dense network.
 """
 
 import numpy as np
 
 from tfdqt.backend import keras
-from tfdqt.config import check_network
+from tfdqt.config import UsageError, check_network
 
 layers, ops = keras.layers, keras.ops
 
@@ -175,28 +175,21 @@ def window_inputs(info, cfg):
     return inputs
 
 
-def build_gpt_q(info, cfg):
-    """The GPT decoder as a keras.Model: window -> Q [B, C, A] at every step.
-
-    Raises UsageError for sizes that don't fit together.
-    """
-    check_network(cfg)
-    inputs = window_inputs(info, cfg)
+def gpt_body(inputs, info, cfg):
+    """The decoder without a head: the named inputs -> [B, C, D], what it makes of every step."""
     x, visible = (step_tokens if cfg.tokens == "steps" else feature_tokens)(inputs, info, cfg)
     for layer in range(cfg.layers):
         x = block(x, visible, cfg, name=f"block{layer}")
     if cfg.tokens == "features":  # the last feature of a step has seen the whole step
         x = ops.reshape(x, (-1, cfg.context, info.obs_shape[0], cfg.width))[:, :, -1]
-    return keras.Model(inputs, q_head(norm(x, name="norm"), info.num_actions, cfg), name="gpt_q")
+    return norm(x, name="norm")
 
 
-def build_dense_q(info, cfg):
-    """The dense baseline over the same window, flattened: window -> Q [B, 1, A] of the last step.
+def dense_body(inputs, info, cfg):
+    """The dense baseline over the same window, flattened: the named inputs -> [B, 1, D] of the last step.
 
-    Steps before the episode's start are zeros. Raises UsageError for sizes that don't fit together.
+    Steps before the episode's start are zeros.
     """
-    check_network(cfg)
-    inputs = window_inputs(info, cfg)
     visible = same_episode(inputs["first"])[:, -1, :, None]  # [B, C, 1]
     steps = [scaled(inputs["obs"], info, cfg)]
     if cfg.prev_action:
@@ -205,12 +198,36 @@ def build_dense_q(info, cfg):
     x = ops.reshape(x, (-1, 1, cfg.context * x.shape[-1]))
     for index, units in enumerate(cfg.hidden):
         x = layers.Dense(units, activation="relu", kernel_initializer="he_uniform", name=f"hidden{index}")(x)
-    return keras.Model(inputs, q_head(x, info.num_actions, cfg), name="dense_q")
+    return x
+
+
+def body(info, cfg):
+    """The network that `cfg.network` names, without a head: -> (named inputs, [B, P, D])."""
+    check_network(cfg)
+    inputs = window_inputs(info, cfg)
+    return inputs, (gpt_body if cfg.network == "gpt" else dense_body)(inputs, info, cfg)
 
 
 def build_q(info, cfg):
-    """The network that `cfg.network` names."""
-    return (build_gpt_q if cfg.network == "gpt" else build_dense_q)(info, cfg)
+    """The Q-network that `cfg` names as a keras.Model: window -> Q [B, P, A], or its quantiles.
+
+    Raises UsageError for sizes that don't fit together.
+    """
+    inputs, x = body(info, cfg)
+    return keras.Model(inputs, q_head(x, info.num_actions, cfg), name=f"{cfg.network}_q")
+
+
+def build_pi_v(info, cfg):
+    """Policy and value on the same body: window -> [B, P, A + 1], the logits of the actions, then the state's value.
+
+    Raises UsageError for sizes that don't fit together, and for quantiles or dueling heads, which are Q's.
+    """
+    if cfg.quantiles or cfg.dueling:
+        raise UsageError("--quantiles and --dueling are for Q-values, which a policy has none of; leave them out.")
+    inputs, x = body(info, cfg)
+    # Small at first: every action about as likely as every other.
+    heads = [dense(x, info.num_actions, name="policy", scale=0.01 / np.sqrt(x.shape[-1])), dense(x, 1, name="value")]
+    return keras.Model(inputs, ops.concatenate(heads, axis=-1), name=f"{cfg.network}_pi_v")
 
 
 def _fan_in_scale(info, cfg):

@@ -1,4 +1,4 @@
-"""The maths of Q-learning on tensors. Knows no network, no replay buffer and no environment."""
+"""The maths of Q-learning and PPO on tensors. Knows no network, no replay buffer and no environment."""
 
 from tfdqt.backend import tf
 
@@ -113,6 +113,46 @@ def advantage_weights(advantages, temperature, limit=20.0):
     """How much an action counts when it is imitated: exp(advantage x temperature), at most `limit` (advantage-weighted regression,
     Peng et al., 2019, as in Kostrikov et al., 2022, equation 7): [...] -> [...]. No gradient enters."""
     return tf.minimum(tf.exp(temperature * tf.stop_gradient(advantages)), limit)
+
+
+def gae(rewards, discounts, values, last, *, gamma, lam):
+    """Generalised advantage estimates (Schulman et al., 2016, equation 16): [N, T], [N, T], [N, T + 1], [N, T] -> [N, T].
+
+    A discount of 0 (a terminated episode) ends the sum. `last` marks steps whose observation was the last of an episode: that
+    observation's value is bootstrapped from if the episode was cut short, and the sum ends before the step.
+    """
+    rewards.shape.assert_is_compatible_with(values[:, 1:].shape)
+    length = rewards.shape[1]
+    goes_on = 1.0 - tf.concat([tf.cast(last[:, 1:], tf.float32), tf.zeros_like(rewards[:, :1])], axis=1)
+    errors = rewards + gamma * discounts * values[:, 1:] - values[:, :-1]
+    total, advantages = tf.zeros_like(rewards[:, 0]), []
+    for i in reversed(range(length)):
+        total = errors[:, i] + gamma * lam * discounts[:, i] * goes_on[:, i] * total
+        advantages.append(total)
+    return tf.stack(advantages[::-1], axis=1)
+
+
+def ppo_losses(logits, value, actions, old_log_p, old_value, advantages, returns, mask, *, clip, value_clip=None):
+    """The terms of PPO (Schulman et al., 2017, equations 7 and 9): [B, A], then [B] each -> dict of scalars.
+
+    policy_loss, value_loss (half the squared error; with `value_clip` the worse of the clipped and the plain one) and entropy,
+    to be weighted and added; beside them approx_kl, as the mean of (ratio - 1) - log ratio, and clip_fraction. Means over
+    what `mask` keeps.
+    """
+    def mean(x):
+        return tf.reduce_sum(mask * x) / tf.maximum(tf.reduce_sum(mask), 1.0)
+
+    log_p = tf.nn.log_softmax(logits)
+    log_ratio = select_actions(log_p, actions) - old_log_p
+    ratio = tf.exp(log_ratio)
+    clipped = tf.clip_by_value(ratio, 1.0 - clip, 1.0 + clip)
+    value_error = tf.square(value - returns)
+    if value_clip is not None:
+        near = old_value + tf.clip_by_value(value - old_value, -value_clip, value_clip)
+        value_error = tf.maximum(value_error, tf.square(near - returns))
+    return dict(policy_loss=-mean(tf.minimum(ratio * advantages, clipped * advantages)), value_loss=0.5 * mean(value_error),
+                entropy=-mean(tf.reduce_sum(tf.exp(log_p) * log_p, axis=-1)), approx_kl=mean(ratio - 1.0 - log_ratio),
+                clip_fraction=mean(tf.cast(tf.abs(ratio - 1.0) > clip, tf.float32)))
 
 
 def adam(weights, gradient, moments, count, *, rate, epsilon, beta1=0.9, beta2=0.999):

@@ -1,0 +1,167 @@
+"""What the scripts that train on games share: their arguments, starting a run, going on with one. Imports no TensorFlow at first,
+so `--help` is instant."""
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+import tfdqt
+from tfdqt.config import (
+    DQNConfig,
+    NetworkConfig,
+    PPOConfig,
+    UsageError,
+    check_dqn,
+    check_network,
+    check_ppo,
+    default_config,
+    load_config,
+    save_config,
+)
+from tfdqt.runs import (
+    check_at_least_one,
+    check_resume_flags,
+    find_run,
+    given_flags,
+    given_value,
+    load_checkpoint,
+    make_logger,
+    make_saver,
+    start_run,
+    stop_on_signals,
+)
+
+ALGORITHMS = {"dqn": (DQNConfig, check_dqn), "ppo": (PPOConfig, check_ppo)}
+RESUME_FLAGS = {"resume", "checkpoint", "total-steps", "workers", "threads", "checkpoint-every"}
+
+
+@dataclasses.dataclass(frozen=True)
+class GameArgs:
+    """Arguments of every algorithm on games. A script adds a field of the algorithm's name with its settings."""
+
+    name: str = "CartPole-v1"
+    """Environment, as gymnasium calls it; old Atari RAM names such as Breakout-ram-v0 work too."""
+    seed: int = 0
+    """Seeds weights, environments, exploration and replay; equal seeds give equal runs."""
+    run_dir: str | None = None
+    """Folder for settings, log and checkpoints; by default runs/NAME-SEED-TIME."""
+    resume: str | None = None
+    """Folder of a run to go on with; its own settings hold, only --total-steps, --workers, --threads can be given."""
+    checkpoint: str | None = None
+    """With --resume: the checkpoint to go on from, by default the newest."""
+    checkpoint_every: int = 50_000
+    """Environment steps between two checkpoints; there is always one at the end."""
+    epochs: int = 1_000
+    """Parts into which the progress line and the log divide the run."""
+    workers: int = max(1, (os.cpu_count() or 2) - 1)
+    """Processes that step the environments (0: none). The result does not depend on it."""
+    threads: int = max(1, os.cpu_count() or 1)
+    """Threads inside TensorFlow's operations."""
+    network: Annotated[NetworkConfig, tyro.conf.arg(name="")] = NetworkConfig()
+
+
+def parse(argv, args_class, algorithm, description):
+    """The arguments, with the defaults of the environment they name: -> (args, names of the flags given)."""
+    name = given_value(argv, "name", args_class.name)
+    network, cfg = default_config(name, algorithm)
+    args = tyro.cli(args_class, args=argv, default=args_class(name=name, network=network, **{algorithm: cfg}), description=description)
+    flags = given_flags(argv)
+    check_resume_flags(flags, RESUME_FLAGS)
+    return args, flags
+
+
+def new_run(args, algorithm):
+    """Check the arguments and make the folder of a run: -> (folder, None, args)."""
+    cfg = getattr(args, algorithm)
+    check_network(args.network)
+    ALGORITHMS[algorithm][1](cfg)
+    check_at_least_one(args, "epochs", "checkpoint_every", "threads")
+    if args.workers < 0 or args.seed < 0:
+        raise UsageError("--workers and --seed must be 0 or more.")
+    from tfdqt.envs import env_info, make_env
+
+    env = make_env(args.name)
+    env_info(env, args.name)
+    env.close()
+    default = f"runs/{args.name.replace('/', '-').replace(':', '-')}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_dir = start_run(args.run_dir or default, version=tfdqt.__version__, algorithm=algorithm, name=args.name, seed=args.seed,
+                        epochs=args.epochs, checkpoint_every=args.checkpoint_every, network=args.network, **{algorithm: cfg})
+    return run_dir, None, args
+
+
+def old_run(args, flags, algorithm):
+    """The run that --resume names: -> (folder, what its checkpoint holds, the arguments it was started with)."""
+    cfg_class, check = ALGORITHMS[algorithm]
+    run_dir = find_run(args.resume)
+    if load_config(run_dir / "config.json").get("algorithm") != algorithm:
+        raise UsageError(f"{run_dir} is not a run of {algorithm.upper()}; go on with it by the script that started it.")
+    settings = load_config(run_dir / "config.json", network=NetworkConfig, **{algorithm: cfg_class})
+    saved, path = load_checkpoint(run_dir, args.checkpoint)
+    every = args.checkpoint_every if "checkpoint-every" in flags else settings["checkpoint_every"]
+    cfg = settings[algorithm]
+    if "total-steps" in flags:
+        cfg = dataclasses.replace(cfg, total_steps=getattr(args, algorithm).total_steps)
+        check(cfg)
+        save_config(run_dir / "config.json", **{**settings, algorithm: cfg})
+    args = dataclasses.replace(args, name=settings["name"], seed=settings["seed"], epochs=settings["epochs"], checkpoint_every=every,
+                               network=settings["network"], **{algorithm: cfg})
+    print(f"Going on from {path}.")
+    if any(state is None for state in saved["envs"]):
+        print("The environments' states are not in it: each starts a fresh episode, and the run differs from an unbroken one.")
+    return run_dir, saved, args
+
+
+def train(args_class, algorithm, description):
+    """The script of an algorithm: parse the command line, start a run or go on with one, and train. Returns the exit code."""
+    args, flags = parse(sys.argv[1:], args_class, algorithm, description)
+    run_dir, saved, args = new_run(args, algorithm) if args.resume is None else old_run(args, flags, algorithm)
+    cfg = getattr(args, algorithm)
+
+    from tfdqt import backend
+
+    backend.set_threads(args.threads)
+
+    from tfdqt import dqn, gpt, ppo
+    from tfdqt.envs import EnvFailure, make_env
+
+    learn, build, metrics = dict(dqn=(dqn.dqn, gpt.build_q, dqn.Metrics), ppo=(ppo.ppo, gpt.build_pi_v, ppo.Metrics))[algorithm]
+
+    def network_fn(info):
+        model = build(info, args.network)
+        other = dataclasses.replace(args.network, network="dense" if args.network.network == "gpt" else "gpt")
+        print(f"{args.name}: {info.num_actions} actions, observations {info.obs_shape} {info.obs_dtype}. "
+              f"{args.network.network} network: {model.count_params():,} weights "
+              f"({other.network} with these settings: {build(info, other).count_params():,}).")
+        return model
+
+    for part in (args.network, cfg):
+        print("  ".join(f"{key}={value}" for key, value in dataclasses.asdict(part).items()))
+    print(f"Run folder: {run_dir}", flush=True)
+    step = saved["progress"]["step"] if saved else None
+    log, close = make_logger(run_dir, metrics._fields, cfg.total_steps, args.epochs, resume_step=step)
+    save = make_saver(run_dir, args.checkpoint_every, resume_step=step or 0)
+    with stop_on_signals() as stop:
+        try:
+            _, _, progress = learn(functools.partial(make_env, args.name), network_fn, cfg, seed=args.seed, workers=args.workers,
+                                   log=log, save=save, saved=saved, should_stop=stop)
+        except EnvFailure as error:
+            first, _, trace = str(error).partition("\n")
+            Path(run_dir, "failure.txt").write_text(str(error), encoding="utf-8")
+            raise UsageError(f"{first}; what was learned is saved, go on with --resume={run_dir} once the environment is "
+                             f"mended (its traceback: {run_dir / 'failure.txt'}).") from None
+        finally:
+            close()
+    done = "Stopped" if stop() else "Done"
+    print(f"{done} at step {progress.step}: {progress.games} games, mean return of the last {len(progress.recent)}: "
+          f"{progress.mean_return():.1f}.")
+    if stop():
+        print(f"Go on with: python scripts/run_{algorithm}.py --resume={run_dir}")
+        return 128 + stop.signal
+    print(f"Evaluate with: python scripts/evaluate.py {run_dir}")
+    return 0

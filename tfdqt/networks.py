@@ -1,0 +1,77 @@
+"""A Keras model as a pure function of one flat weight vector, so that one fused kernel can move all of its weights."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tfdqt.backend import keras, tf
+
+
+class Networks(NamedTuple):
+    """A Keras model as a pure function of one flat weight vector."""
+
+    model: keras.Model
+    apply: Callable  # (weights [W], inputs) -> what the model gives, such as Q [B, P, A]
+    raw: Callable  # the same before quantiles, if the model gives them, are averaged: [B, P, A, N]
+    split: Callable  # weights [W] -> list of the model's weights
+    start: tf.Tensor  # [W]
+    context: int
+    positions: int
+
+
+def flatten_model(model):
+    """The Keras model as a function of one flat weight vector; see Networks. Fixed weights stand behind the trained ones."""
+    trained, fixed = model.trainable_variables, model.non_trainable_variables
+    shapes = [variable.shape for variable in (*trained, *fixed)]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    names = list(model.input)
+
+    def split(flat):
+        parts = [tf.reshape(part, shape) for part, shape in zip(tf.split(flat, sizes), shapes)]
+        return parts[:len(trained)], parts[len(trained):]
+
+    def raw(weights, inputs):
+        parts = weights if isinstance(weights, tuple) else split(weights)
+        return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
+
+    def apply(weights, inputs):
+        q = raw(weights, inputs)
+        return tf.reduce_mean(q, axis=-1) if q.shape.rank == 4 else q
+
+    start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
+    return Networks(model, apply, raw, split, start, model.input["obs"].shape[1], model.output.shape[1])
+
+
+def join(networks, trained, fixed=None):
+    """One flat vector of a value for each trained weight and each fixed one (zeros without `fixed`)."""
+    fixed = [tf.zeros(v.shape, v.dtype) for v in networks.model.non_trainable_variables] if fixed is None else fixed
+    return tf.concat([tf.reshape(part, [-1]) for part in (*trained, *fixed)], 0)
+
+
+def standardize(networks, weights, obs):
+    """The weights [W] with what the network's Standardize layers know of the data set from obs [M, ...]."""
+    model = networks.model
+    numbers = keras.Model(model.input["obs"], model.get_layer("standardize").input)
+    obs = obs[:len(obs) // networks.context * networks.context].reshape(-1, *model.input["obs"].shape[1:])
+    x = numbers(obs).numpy().reshape(-1, numbers.output.shape[-1])
+    fixed = [x.mean(axis=0), np.maximum(x.std(axis=0), 0.1)]
+    return join(networks, networks.split(weights)[0], fixed)
+
+
+def set_weights(networks, weights):
+    """Write a flat weight vector into the Keras model."""
+    trained, fixed = networks.split(weights)
+    model = networks.model
+    for variable, value in zip((*model.trainable_variables, *model.non_trainable_variables), (*trained, *fixed)):
+        variable.assign(value)
+
+
+def make_act(networks) -> Callable:
+    """Compile `act(weights, inputs) -> best actions [B]` at the last step of windows."""
+
+    @tf.function(jit_compile=True)
+    def act(weights, inputs):
+        return tf.argmax(networks.apply(weights, inputs)[:, -1], axis=-1, output_type=tf.int32)
+
+    return act

@@ -1,0 +1,224 @@
+"""PPO as one function (Schulman et al., 2017). It receives environments and a network as functions and knows nothing of either.
+
+One iteration: all environments are stepped for a rollout with the present policy, then one call of XLA makes every update on
+it: advantages, and `update_epochs` passes over minibatches. A step is learned from the window it was acted on, so the ratio of new to
+old probability starts at exactly 1.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tfdqt import losses
+from tfdqt.acting import Progress, Window, ended_games, make_window, push, restore_place, restore_state, save_with, shown, snapshot
+from tfdqt.backend import keras, tf
+from tfdqt.config import check_ppo
+from tfdqt.envs import EnvFailure, env_info, make_vec_env
+from tfdqt.networks import flatten_model, join, set_weights, standardize
+from tfdqt.policy import choose
+
+
+class PPOState(NamedTuple):
+    """What learning changes."""
+
+    weights: tf.Tensor  # [W] of policy and value
+    optimizer: tuple  # Adam's two moments, [W] each
+    updates: tf.Tensor  # int64, updates done
+
+
+class Rollout(NamedTuple):
+    """T steps of N environments. The stream holds, before them, the C - 1 steps that the first one could see."""
+
+    stream: Window  # obs [N, C - 1 + T, ...], first, prev_action
+    action: np.ndarray  # [N, T] int32
+    log_p: np.ndarray  # [N, T] of that action when it was taken
+    value: np.ndarray  # [N, T + 1]
+    reward: np.ndarray  # [N, T]
+    discount: np.ndarray  # [N, T], 0 where the episode terminated
+    last: np.ndarray  # [N, T] bool, where the episode was over and the step only reset
+
+
+class Metrics(NamedTuple):
+    """One line of the log."""
+
+    step: int  # environment steps
+    games: int  # games finished since the start
+    mean_return: float  # of the last 100 games; NaN before the first
+    loss: float
+    policy_loss: float
+    value_loss: float
+    entropy: float
+    approx_kl: float
+    clip_fraction: float
+    grad_norm: float
+    updates: int
+
+
+LOSSES = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
+
+
+def policy_and_value(networks, weights, inputs):
+    """What the network says at the last step of windows: -> logits [B, A], value [B]."""
+    out = networks.raw(weights, inputs)[:, -1]
+    return out[:, :-1], out[:, -1]
+
+
+def first_state(networks):
+    """The state before the first update."""
+    nothing = tf.zeros_like(networks.start)
+    return PPOState(networks.start, (nothing, tf.identity(nothing)), tf.constant(0, tf.int64))
+
+
+def make_collect(networks, vec, info, cfg) -> Callable:
+    """`collect(weights, window, rng) -> (Rollout, games)`. Changes `window` and `rng`.
+
+    `games` lists the (return, length) of each game that ended.
+    """
+    look = tf.function(lambda weights, inputs: policy_and_value(networks, weights, inputs), jit_compile=True)
+    length, before, out = cfg.rollout_steps, networks.context - 1, vec.out
+    shape = (cfg.num_envs, length)
+
+    def collect(weights, window, rng):
+        stream = Window(*(np.zeros((cfg.num_envs, before + length, *part.shape[2:]), part.dtype) for part in window))
+        roll = Rollout(stream, np.zeros(shape, np.int32), *(np.zeros((cfg.num_envs, size), np.float32)
+                                                            for size in (length, length + 1, length, length)), np.zeros(shape, bool))
+        for whole, part in zip(stream, window):
+            whole[:, :before] = part[:, :-1]
+        games = []
+        for t in range(length):
+            for whole, part in zip(stream, window):
+                whole[:, before + t] = part[:, -1]
+            logits, value = look(weights, shown(window))
+            logits = logits.numpy()
+            action = choose(rng, logits, greedy=False)
+            high = logits.max(axis=1)
+            total = high + np.log(np.exp(logits - high[:, None]).sum(axis=1))
+            roll.action[:, t], roll.log_p[:, t], roll.value[:, t] = action, logits[np.arange(len(action)), action] - total, value
+            roll.last[:, t] = out["ended"]
+            vec.step(action)
+            roll.reward[:, t], roll.discount[:, t] = out["reward"], out["discount"]
+            games += ended_games(out)
+            push(window, out["obs"], out["first"], action)
+        roll.value[:, length] = look(weights, shown(window))[1]
+        return roll, games
+
+    return collect
+
+
+def windows_of(stream, rows, context):
+    """The windows that end with chosen steps, as inputs: rows [B] count through the T steps of environment 0, then of 1, ..."""
+    size = stream.obs.shape[1]
+    length = size - context + 1
+    places = (rows // length * size + rows % length)[:, None] + tf.range(context)
+
+    def take(field):
+        return tf.gather(tf.reshape(field, [-1, *field.shape[2:]]), places)
+
+    before = take(stream.prev_action)
+    return dict(obs=take(stream.obs), first=take(stream.first), prev_action=tf.concat([-tf.ones_like(before[:, :1]), before[:, 1:]], 1))
+
+
+def make_learn(networks, cfg) -> Callable:
+    """Compile `learn(state, Rollout, order [K, B]) -> (state, diagnostics)`: K updates, each on the steps that a row of `order` names."""
+    size = cfg.num_envs * cfg.rollout_steps
+    total = -(-cfg.total_steps // size) * cfg.update_epochs * (size // cfg.batch_size)
+
+    def one(state, batch, inputs):
+        part = tf.minimum(tf.cast(state.updates, tf.float32) / total, 1.0)
+        clip = cfg.clip + part * (cfg.final_clip - cfg.clip)
+        advantages, mask = batch["advantages"], batch["mask"]
+        if cfg.normalize_advantages:
+            count = tf.maximum(tf.reduce_sum(mask), 1.0)
+            centred = advantages - tf.reduce_sum(mask * advantages) / count
+            advantages = centred / (tf.sqrt(tf.reduce_sum(mask * tf.square(centred)) / count) + 1e-8)
+        with tf.GradientTape() as tape:
+            trained, fixed = networks.split(state.weights)
+            tape.watch(trained)
+            logits, value = policy_and_value(networks, (trained, fixed), inputs)
+            terms = losses.ppo_losses(logits, value, batch["action"], batch["log_p"], batch["value"], advantages, batch["returns"], mask,
+                                      clip=clip, value_clip=cfg.value_clip)
+            loss = terms["policy_loss"] + cfg.value_weight * terms["value_loss"] - cfg.entropy_weight * terms["entropy"]
+        gradient = join(networks, tape.gradient(loss, trained))
+        norm = tf.norm(gradient)
+        gradient *= tf.minimum(1.0, cfg.max_grad_norm / tf.maximum(norm, 1e-12))
+        updates = state.updates + 1
+        rate = cfg.learning_rate + part * (cfg.final_learning_rate - cfg.learning_rate)
+        weights, moments = losses.adam(state.weights, gradient, state.optimizer, updates, rate=rate, epsilon=cfg.adam_epsilon)
+        return PPOState(weights, moments, updates), dict(terms, loss=loss, grad_norm=norm)
+
+    @tf.function(jit_compile=True)
+    def learn(state, roll, order):
+        rewards = tf.sign(roll.reward) if cfg.reward_transform == "sign" else roll.reward
+        advantages = losses.gae(rewards, roll.discount, roll.value, roll.last, gamma=cfg.gamma, lam=cfg.gae_lambda)
+        fields = dict(action=roll.action, log_p=roll.log_p, value=roll.value[:, :-1], advantages=advantages,
+                      returns=advantages + roll.value[:, :-1], mask=1.0 - tf.cast(roll.last, tf.float32))
+        fields = {name: tf.reshape(field, [-1]) for name, field in fields.items()}
+        count = order.shape[0]
+
+        def body(i, state, sums):
+            batch = {name: tf.gather(field, order[i]) for name, field in fields.items()}
+            state, found = one(state, batch, windows_of(roll.stream, order[i], networks.context))
+            return i + 1, state, {name: sums[name] + found[name] for name in LOSSES}
+
+        start = (tf.constant(0), state, {name: tf.zeros([]) for name in LOSSES})
+        _, state, sums = tf.while_loop(lambda i, *_: i < count, body, start, maximum_iterations=count)
+        return state, {name: value / count for name, value in sums.items()}
+
+    return learn
+
+
+def ppo(env_fn, pi_v_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None, should_stop=None):
+    """Train a policy by PPO and return (state, networks, progress).
+
+    pi_v_fn: EnvInfo -> keras.Model from a window to the logits of the actions and the state's value, as `gpt.build_pi_v`.
+    cfg: PPOConfig. All else, what is raised included, is as in `dqn.dqn`; `log` gets this module's Metrics.
+    """
+    check_ppo(cfg)
+    env = env_fn()
+    info = env_info(env)
+    env.close()
+    keras.utils.set_random_seed(seed)
+    networks = flatten_model(pi_v_fn(info))
+    state, learn = first_state(networks), make_learn(networks, cfg)
+    size = cfg.num_envs * cfg.rollout_steps
+    vec = make_vec_env(env_fn, info, cfg.num_envs, seed, workers=workers, life_loss_ends=cfg.life_loss_ends)
+    try:
+        rng = np.random.default_rng([seed, 1])
+        window, progress = make_window(info, cfg.num_envs, networks.context), Progress()
+        push(window, vec.out["obs"], vec.out["first"], -1)
+        if saved is not None:
+            state = restore_state(saved, state)
+            progress = restore_place(saved, vec, window, rng)
+        collect = make_collect(networks, vec, info, cfg)
+        diagnostics = dict.fromkeys(LOSSES, float("nan"))
+
+        def make_snapshot(envs=True):
+            return snapshot(state, vec, window, rng, progress, envs=envs)
+
+        while progress.step < cfg.total_steps:
+            try:
+                roll, games = collect(state.weights, window, rng)
+            except EnvFailure:
+                if save:
+                    save(progress.step, lambda: make_snapshot(envs=False), last=True)
+                raise
+            if networks.model.non_trainable_variables and progress.step == 0:
+                # What was acted on before the data were known is not learned from: the ratios would not start at 1.
+                state = state._replace(weights=standardize(networks, state.weights, roll.stream.obs.reshape(-1, *info.obs_shape)))
+            else:
+                order = np.concatenate([rng.permutation(size) for _ in range(cfg.update_epochs)]).reshape(-1, cfg.batch_size)
+                state, found = learn(state, tf.nest.map_structure(tf.constant, roll), tf.constant(order, tf.int32))
+                diagnostics = {name: float(value) for name, value in found.items()}
+            progress = progress.after(size, games)
+            if log:
+                log(Metrics(progress.step, progress.games, progress.mean_return(), updates=int(state.updates), **diagnostics))
+            stop = should_stop is not None and should_stop()
+            if save:
+                save_with(save, progress, make_snapshot, last=stop or progress.step >= cfg.total_steps)
+            if stop:
+                break
+    finally:
+        vec.close()
+    set_weights(networks, state.weights)
+    return state, networks, progress
