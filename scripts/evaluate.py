@@ -22,6 +22,8 @@ class Args:
     """Games to play, or texts to write."""
     epsilon: float = 0.0
     """Probability of a random action (0: greedy)."""
+    sample: bool = False
+    """PPO runs: draw actions from the policy instead of taking the likeliest."""
     seed: int = 1_000
     """Seeds the games."""
     checkpoint: str | None = None
@@ -68,8 +70,8 @@ def evaluate_text(run_dir, args):
     from tfdqt.evaluate import confidence
     from tfdqt.text_runs import beside, load_text_run, make_run_scores, perplexity, returns_of
 
-    if args.epsilon or args.video or args.max_steps:
-        raise UsageError("--epsilon, --video and --max-steps are for gymnasium environments; leave them out for a text run.")
+    if args.epsilon or args.sample or args.video or args.max_steps:
+        raise UsageError("--epsilon, --sample, --video and --max-steps are for gymnasium environments; leave them out for a text run.")
     trained = load_text_run(run_dir, args.checkpoint)
     task, cfg = trained.task, trained.settings["text"]
     scores = make_run_scores(task, trained.transformer, trained.head, cfg, beta=args.beta)
@@ -101,11 +103,15 @@ def main():
     from tfdqt.evaluate import confidence, film, load_run, play
 
     trained = load_run(run_dir, args.checkpoint)
+    if args.sample and (trained.algorithm != "ppo" or args.epsilon):
+        raise UsageError("--sample draws from the policy of a PPO run, without --epsilon; leave it out.")
     env_fn = functools.partial(make_env, trained.name)
     returns, lengths = play(env_fn, trained.info, trained.networks, trained.weights, episodes=args.episodes,
-                            epsilon=args.epsilon, seed=args.seed, workers=args.workers, max_steps=args.max_steps)
+                            epsilon=args.epsilon, sample=args.sample, seed=args.seed, workers=args.workers,
+                            max_steps=args.max_steps)
     low, high = confidence(returns)
-    print(f"{trained.name} seed {trained.seed} after {trained.step} steps: {args.episodes} games at epsilon {args.epsilon:g}: "
+    how = "with actions drawn from the policy" if args.sample else f"at epsilon {args.epsilon:g}"
+    print(f"{trained.name} seed {trained.seed} after {trained.step} steps: {args.episodes} games {how}: "
           f"mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean [{low:.1f}, {high:.1f}], "
           f"min {returns.min():.0f}, median {sorted(returns)[len(returns) // 2]:.0f}, max {returns.max():.0f}, "
           f"mean length {lengths.mean():.0f}")

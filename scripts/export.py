@@ -11,7 +11,7 @@ from tfdqt.runs import find_run, run_main
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Write the network of a run as a SavedModel with the signatures q_values and action."""
+    """Write the network of a run as a SavedModel with the signatures q_values (PPO: policy) and action."""
 
     run: tyro.conf.Positional[str]
     """Folder of the run."""
@@ -61,11 +61,11 @@ def main():
 
     trained = load_run(args.run, args.checkpoint)
     try:
-        export_saved_model(trained.networks, trained.weights, args.out)
+        names = export_saved_model(trained.networks, trained.weights, args.out, algorithm=trained.algorithm)
     except (OSError, tf.errors.OpError) as error:
         raise UsageError(f"{args.out} can't be written ({getattr(error, 'strerror', None) or error}); name another folder.") from None
     inputs = ", ".join(f"{name} {[None, *tensor.shape[1:]]} {tensor.dtype}" for name, tensor in trained.networks.model.input.items())
-    print(f"{args.out}: signatures q_values and action; inputs {inputs}.")
+    print(f"{args.out}: signatures {' and '.join(names)}; inputs {inputs}.")
 
 
 if __name__ == "__main__":

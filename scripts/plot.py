@@ -37,11 +37,12 @@ def main():
     groups = {}
     for kind in kinds.values():
         first = settings[kind[0]]
-        label = f"{first['name']} {first['network']['network']}"
+        label = (f"{first['task']} {first['text']['method']}" if first["algorithm"] == "text" else
+                 f"{first['name']} {first['algorithm'].upper()} {first['network']['network']}")
         while label in groups:
             label += "'"
         groups[label] = [read_log(run) for run in kind]
-    for log in next(iter(groups.values())):
+    for log in (log for logs in groups.values() for log in logs):
         if args.column not in log:
             raise UsageError(f"The log has no column {args.column!r}; it has {', '.join(log)}.")
     try:
@@ -52,9 +53,12 @@ def main():
     from tfdqt.plots import plot_learning
 
     out = args.out or find_run(args.runs[0]) / "learning.png"
-    title = args.title or ", ".join(sorted({each["name"] for each in settings.values()}))
+    title = args.title or ", ".join(sorted({each.get("name") or each["task"] for each in settings.values()}))
     try:
-        plot_learning(groups, out, column=args.column, levels=levels, title=title)
+        plot_learning(groups, out, column=args.column, levels=levels, title=title,
+                      steps="updates" if next(iter(settings.values()))["algorithm"] == "text" else "environment steps")
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"The picture {out} can't be written ({error}); name another one with --out=NAME.png.") from None
     print(out)

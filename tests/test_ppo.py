@@ -82,7 +82,7 @@ class TestPPO(tf.test.TestCase):
         state, networks, _ = train(Forever, cfg, NetworkConfig(network="dense", context=1, hidden=(32,)))
         window = make_window(env_info(Forever()), 3, 1)
         push(window, np.arange(3)[:, None], np.ones(3), -1)
-        self.assertAllClose(ppo.policy_and_value(networks, state.weights, window._asdict())[1], [2.0] * 3, atol=0.1)
+        self.assertAllClose(ppo.policy_and_value(networks, state.weights, window._asdict())[1], [2.0] * 3, atol=0.2)
 
     def test_same_seed_same_run_whatever_the_workers(self):
         cfg = dataclasses.replace(CFG, total_steps=512)

@@ -29,12 +29,12 @@ def refused(test, message, name, *flags):
     test.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
 
 
-def call_alone(test, saved_model, values, **inputs):
+def call_alone(test, saved_model, values, *, signature="q_values", **inputs):
     """What a SavedModel gives in a process with TensorFlow alone: q, by the name `values`, and a, the actions."""
     np.savez(test.tmp / "inputs.npz", **inputs)
     code = ("import numpy as np, tensorflow as tf, sys\n"
             "model = tf.saved_model.load(sys.argv[1]); x = {k: tf.constant(v) for k, v in np.load(sys.argv[2]).items()}\n"
-            f"q, a = model.signatures['q_values'](**x)['{values}'], model.signatures['action'](**x)['action']\n"
+            f"q, a = model.signatures['{signature}'](**x)['{values}'], model.signatures['action'](**x)['action']\n"
             "assert not any(name.startswith('tfdqt') for name in sys.modules)\n"
             "np.savez(sys.argv[3], q=q, a=a)\n")
     env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "TF_USE_LEGACY_KERAS")}
@@ -96,6 +96,36 @@ class TestScripts(unittest.TestCase):
         np.testing.assert_allclose(saved["q"], live, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(saved["a"], make_act(trained.networks)(trained.weights, inputs).numpy())
         np.testing.assert_allclose(np.mean(trained.networks.model(inputs)[:, -1], axis=-1), live, rtol=1e-5, atol=1e-6)  # quantiles
+
+    def test_ppo_trains_evaluates_plots_and_exports(self):
+        run = self.tmp / "ppo"
+        done = script("run_ppo", "--total-steps=1024", "--width=16", f"--run-dir={run}", "--workers=0", "--epochs=4")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stderr, r"Epoch: 4 \| 1024 \| ")
+        for flags, how in ((["--sample"], "with actions drawn from the policy"), ([], "at epsilon 0")):
+            done = script("evaluate", run, "--episodes=3", "--workers=0", *flags)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertRegex(done.stdout, rf"after 1024 steps: 3 games {how}: mean [\d.]+")
+        done = script("plot", run, self.run_dir, f"--out={self.tmp / 'two.png'}", "--column=loss")
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+        out = self.tmp / "policy"
+        done = script("export", run, out)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        from tfdqt.evaluate import load_run
+
+        trained = load_run(run)
+        inputs = dict(obs=np.random.default_rng(0).normal(size=(5, 4, 4)).astype("float32"),
+                      first=np.eye(4, dtype="int32")[[0, 1, 2, 3, 0]])
+        saved = call_alone(self, out, "policy", signature="policy", **inputs)
+        logits = trained.networks.apply(trained.weights, inputs)[:, -1].numpy()
+        p = np.exp(logits)
+        np.testing.assert_allclose(saved["q"], p / p.sum(axis=1, keepdims=True), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(saved["a"], logits.argmax(axis=1))
+        refused(self, "not a run of DQN", "run_dqn", f"--resume={run}")
+        refused(self, "--sample draws from the policy of a PPO run", "evaluate", self.run_dir, "--sample")
+        refused(self, "--quantiles", "run_ppo", "--quantiles=8")
+        refused(self, "does not divide", "run_ppo", "--batch-size=100")
 
     def test_bad_input_gets_one_sentence(self):
         refused(self, "Breakout-ram-v0", "run_dqn", "--name=Brekout-ram-v0")

@@ -60,6 +60,36 @@ class EnvFailure(RuntimeError):
     """An environment raised, or returned something that is not a number."""
 
 
+class StickyActions:
+    """An ALE interface whose sticky actions (Machado et al., 2018) are drawn here, from the environment's own generator.
+
+    ALE repeats the last action of a frame with the same probability, but keeps that action out of its states, so that a restored
+    game would go on differently.
+    """
+
+    def __init__(self, env):
+        self.ale, self.env, self.last = env.ale, env, ale_py.Action.NOOP
+        self.probability = env.ale.getFloat("repeat_action_probability")
+        env.ale.setFloat("repeat_action_probability", 0.0)
+        env.load_game()  # ALE reads the setting with the game
+        env.ale = self
+
+    def act(self, action, *strength):
+        if self.env.np_random.random() >= self.probability:
+            self.last = action
+        return self.ale.act(self.last, *strength)
+
+    def reset_game(self):
+        self.last = ale_py.Action.NOOP
+        self.ale.reset_game()
+
+    def getFloat(self, key):
+        return self.probability if key == "repeat_action_probability" else self.ale.getFloat(key)
+
+    def __getattr__(self, name):
+        return getattr(self.ale, name)
+
+
 def make_env(name, **kwargs):
     """Make one gymnasium environment by name.
 
@@ -71,7 +101,10 @@ def make_env(name, **kwargs):
         try:
             if name.startswith("ALE/"):
                 kwargs.setdefault("obs_type", "ram")
-            return gymnasium.make(name, disable_env_checker=True, **kwargs)
+            env = gymnasium.make(name, disable_env_checker=True, **kwargs)
+            if isinstance(env.unwrapped, ale_py.env.AtariEnv):
+                StickyActions(env.unwrapped)
+            return env
         except (gymnasium.error.NameNotFound, gymnasium.error.VersionNotFound, gymnasium.error.NamespaceNotFound,
                 gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
             near = nearest_names(name)
@@ -185,7 +218,7 @@ _PLAIN_ATTRIBUTES = {  # by the module of the environment: what makes up its sta
 def env_state(env):
     """The state of `env` as plain values and arrays, or None if it offers none.
 
-    Known are ALE games, gymnasium's classic control and toy text, and any environment with the methods
+    Known are ALE games (of `make_env`), gymnasium's classic control and toy text, and any environment with the methods
     `get_state() -> dict of arrays and plain values` and `set_state(dict)`.
     """
     wrappers, inner = {}, env
@@ -197,7 +230,9 @@ def env_state(env):
             return None
         inner = inner.env
     if isinstance(inner, ale_py.env.AtariEnv):
-        state = dict(ale=np.frombuffer(inner.clone_state(include_rng=True).serialize(), np.uint8))
+        if not isinstance(inner.ale, StickyActions):
+            return None
+        state = dict(sticky=int(inner.ale.last.value), ale=np.frombuffer(inner.clone_state(include_rng=True).serialize(), np.uint8))
     elif hasattr(inner, "get_state") and hasattr(inner, "set_state"):
         state = dict(own=inner.get_state())
     else:
@@ -218,6 +253,7 @@ def restore_env(env, state):
         inner = inner.env
     if "ale" in state:
         inner.restore_state(ale_py.ALEState(state["ale"].tobytes()))
+        inner.ale.last = ale_py.Action(state["sticky"])
     elif "own" in state:
         inner.set_state(state["own"])
     else:

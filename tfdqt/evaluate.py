@@ -11,8 +11,8 @@ from tfdqt.acting import make_window, push, shown
 from tfdqt.backend import tf
 from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, load_config
 from tfdqt.envs import env_info, make_env, make_vec_env
-from tfdqt.networks import Networks, flatten_model, make_act, set_weights
-from tfdqt.policy import epsilon_greedy
+from tfdqt.networks import Networks, flatten_model, make_act, make_scores, set_weights
+from tfdqt.policy import choose, epsilon_greedy
 from tfdqt.runs import find_run, load_checkpoint
 
 
@@ -50,13 +50,19 @@ def load_run(run_dir, checkpoint=None):
     return Trained(networks, weights, info, settings["name"], algorithm, settings["seed"], saved["progress"]["step"])
 
 
-def play(env_fn, info, networks, weights, *, episodes, epsilon=0.0, seed=0, workers=0, max_steps=None):
+def play(env_fn, info, networks, weights, *, episodes, epsilon=0.0, sample=False, seed=0, workers=0, max_steps=None):
     """Play `episodes` games side by side, one in each of as many environments, and return (returns, lengths), [episodes].
 
-    Actions are greedy, or uniformly random with probability `epsilon`. A game longer than `max_steps` steps counts as it
-    stands then. The outcome depends on `seed` alone.
+    Actions are the best, or uniformly random with probability `epsilon`; sample: they are drawn from a policy instead. A game
+    longer than `max_steps` steps counts as it stands then. The outcome depends on `seed` alone.
     """
-    act, rng = make_act(networks), np.random.default_rng([seed, 2])
+    rng, scores, best = np.random.default_rng([seed, 2]), make_scores(networks), make_act(networks)
+
+    def act(inputs):
+        if sample:
+            return choose(rng, scores(weights, inputs).numpy(), greedy=False)
+        return epsilon_greedy(rng, best(weights, inputs).numpy(), info.num_actions, epsilon)
+
     vec = make_vec_env(env_fn, info, episodes, np.random.SeedSequence([seed, 3]).generate_state(1)[0], workers=workers)
     returns, lengths = np.zeros(episodes), np.zeros(episodes, int)
     playing = np.ones(episodes, bool)
@@ -65,7 +71,7 @@ def play(env_fn, info, networks, weights, *, episodes, epsilon=0.0, seed=0, work
         push(window, vec.out["obs"], vec.out["first"], -1)
         steps = 0
         while playing.any() and (max_steps is None or steps < max_steps):
-            action = epsilon_greedy(rng, act(weights, shown(window)).numpy(), info.num_actions, epsilon)
+            action = act(shown(window))
             vec.step(action)
             push(window, vec.out["obs"], vec.out["first"], action)
             returns[playing], lengths[playing] = vec.out["ret"][playing], vec.out["length"][playing]

@@ -67,6 +67,11 @@ def set_weights(networks, weights):
         variable.assign(value)
 
 
+def make_scores(networks) -> Callable:
+    """Compile `scores(weights, inputs) -> [B, A]` of the actions at the last step of windows: Q-values, or a policy's logits."""
+    return tf.function(lambda weights, inputs: networks.apply(weights, inputs)[:, -1], jit_compile=True)
+
+
 def make_act(networks) -> Callable:
     """Compile `act(weights, inputs) -> best actions [B]` at the last step of windows."""
 

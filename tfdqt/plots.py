@@ -18,13 +18,13 @@ def _known(run, column):
     return run["step"][known], run[column][known]
 
 
-def plot_learning(groups, path, *, column="mean_return", title="", levels=None):
+def plot_learning(groups, path, *, column="mean_return", title="", levels=None, steps="environment steps"):
     """Learning curves: each group of runs as its mean over a band from lowest to highest seed.
 
     Args:
       groups: dict label -> list of logs, as `runs.read_log` gives them.
       path: PNG to write.
-      levels: dict label -> height, drawn as dashed lines to compare with.
+      levels: dict label -> height, drawn as dashed lines to compare with. steps: what a log's steps are.
     """
     import matplotlib
 
@@ -35,13 +35,13 @@ def plot_learning(groups, path, *, column="mean_return", title="", levels=None):
     for label, runs in groups.items():
         if not all(np.isfinite(run[column]).any() for run in runs):
             raise UsageError(f"The log of {label} has no {column} yet; let the run train for longer.")
-        steps, values = band(runs, column)
-        line, = axes.plot(steps, values.mean(axis=0), label=f"{label} ({len(runs)} seed{'s' * (len(runs) > 1)})")
-        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
+        x, values = band(runs, column)
+        line, = axes.plot(x, values.mean(axis=0), label=f"{label} ({len(runs)} seed{'s' * (len(runs) > 1)})")
+        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
     for label, height in (levels or {}).items():
         axes.axhline(height, linestyle="--", color="grey", linewidth=1)
         axes.annotate(label, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="dimgrey")
-    axes.set(xlabel="environment steps", ylabel=column.replace("_", " "), title=title)
+    axes.set(xlabel=steps, ylabel=column.replace("_", " "), title=title)
     axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k"))
     axes.legend(loc="upper left", frameon=False)
     axes.grid(alpha=0.3)
