@@ -175,6 +175,13 @@ class Sight(tf.test.TestCase):
             q = q_of(model, inputs)
             self.assertGreater(np.abs(np.diff(q, axis=1)).max(axis=(0, 2)).min(), 1e-3)
 
+    def test_nothing_beside_the_weights_tells_two_builds_apart(self):
+        for settings in (dict(tokens="features"), dict(network="dense"), dict(dueling=True, quantiles=4)):
+            (one, cfg), (other, _) = build(RAM, **settings), build(RAM, **settings)
+            other.set_weights(one.get_weights())
+            inputs = window(RAM, cfg.context)
+            self.assertAllEqual(q_of(one, inputs), q_of(other, inputs))
+
     def test_features_are_told_apart(self):
         # With one byte in all features but one, it matters in which.
         model, _ = build(RAM, tokens="features")

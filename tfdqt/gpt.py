@@ -131,6 +131,16 @@ def step_tokens(inputs, info, cfg):
     return x, visible
 
 
+class FeaturePlaces(layers.Layer):
+    """Adds a learned vector for every feature: [B, C, F, D] -> [B, C, F, D]."""
+
+    def build(self, shape):
+        self.embeddings = self.add_weight(shape=shape[-2:], initializer=keras.initializers.RandomNormal(stddev=0.02), name="embeddings")
+
+    def call(self, x):
+        return x + self.embeddings
+
+
 def feature_tokens(inputs, info, cfg):
     """One token per feature of each step: -> tokens [B, C * F, D], visible [B, C * F, C * F]."""
     obs, features = inputs["obs"], info.obs_shape[0]
@@ -145,7 +155,7 @@ def feature_tokens(inputs, info, cfg):
         # Each feature has a direction of its own, scaled by the feature's value.
         x = layers.EinsumDense("bcf,fd->bcfd", (cfg.context, features, cfg.width), name="embed_value",
                                kernel_initializer=keras.initializers.RandomNormal(stddev=0.3))(scaled(obs, info, cfg))
-    x = x + dense(np.eye(features, dtype="float32")[None, None], cfg.width, name="embed_feature", use_bias=False)
+    x = FeaturePlaces(name="embed_feature")(x)
     steps = same_episode(inputs["first"]) * causal(cfg.context)
     place = ops.cast(ops.sum(steps, axis=-1) - 1.0, "int32")
     x = x + dense(ops.one_hot(place, cfg.context), cfg.width, name="embed_place", use_bias=False)[:, :, None]
