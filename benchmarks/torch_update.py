@@ -59,10 +59,10 @@ def serve(settings):
     batches = [[field[call, i] for field in fields] for call in range(len(fields[0])) for i in range(fields[0].shape[1])]
     sizes = {key: settings["network"][key] for key in ("context", "layers", "heads", "width")}
     online = GPTQ(fields[0].shape[-1], settings["actions"], **sizes)
-    update = make_update(copy.deepcopy(online), settings["dqn"])
+    update = make_update(copy.deepcopy(online), settings["cfg"])
     choose_threads(settings["torch_threads"], lambda: [update(batch) for batch in batches[:20]])
     load_keras(online, arrays)
-    update = make_update(online, settings["dqn"])
+    update = make_update(online, settings["cfg"])
     losses = [update(batch)["loss"] for batch in batches]
     tick = make_meter(dict(versions("torch", "numpy"), threads=torch.get_num_threads(), losses=losses), matmul_rate)
     done = 0

@@ -15,6 +15,8 @@ A B A B: while one works, the other waits. Ratios are taken pair by pair. The ro
   gpt-update      Our update of the GPT (target network, double Q, gradient, clipping, Adam, Polyak) against the same in
                   eager PyTorch, from the same weights on the same batches; that their losses agree is checked first.
                   Ours does as many updates in a call as training does.
+  ppo-cartpole    Our PPO against Stable-Baselines3's: same dense network under policy and value, environments, rollouts,
+  ppo-breakout    batch and passes over them; theirs in its usual DummyVecEnv, ours with --workers processes.
   gpt-breakout    Our training run of the GPT on Breakout-ram-v0, at what its target is stated for
                   (one update per 4 steps, batch 32, context 4) and otherwise with the default settings.
 
@@ -38,11 +40,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tyro
 
-from tfdqt.config import DQNConfig, NetworkConfig, UsageError, check_dqn, default_config
+from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, check_dqn, check_ppo, default_config
 from tfdqt.runs import check_at_least_one, run_main
 
 ROOT = Path(__file__).resolve().parent.parent
-RowName = Literal["dense-cartpole", "dense-breakout", "gpt-update", "gpt-breakout"]
+RowName = Literal["dense-cartpole", "dense-breakout", "gpt-update", "gpt-breakout", "ppo-cartpole", "ppo-breakout"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Args:
 
     bench_python: str | None = None
     """The python of an environment made from requirements-bench.txt; gpt-breakout needs none."""
-    rows: tuple[RowName, ...] = ("dense-cartpole", "dense-breakout", "gpt-update", "gpt-breakout")
+    rows: tuple[RowName, ...] = ("dense-cartpole", "dense-breakout", "gpt-update", "gpt-breakout", "ppo-cartpole", "ppo-breakout")
     """What to measure."""
     repeats: int = 5
     """Measurements of each side."""
@@ -77,7 +79,7 @@ class Row(NamedTuple):
     name: str
     env: str
     network: NetworkConfig
-    dqn: DQNConfig
+    cfg: DQNConfig | PPOConfig
     unit: str  # what is counted: env steps or updates
     target: float  # the least ratio; without a counterpart the least rate
     theirs: str | None = None  # script of the counterpart
@@ -97,7 +99,12 @@ def make_rows(args):
                         learning_rate=1e-4, final_learning_rate=1e-4, max_grad_norm=10.0, target_tau=1.0,
                         target_every=target_every, epsilon_start=0.1, epsilon_end=0.1, reward_transform="none",
                         life_loss_ends=False, advantage_learning=0.0)
-        return Row(name, env, network, cfg, "env steps", 2.5, "sb3_dqn.py", theirs_env)
+        return Row(name, env, network, cfg, "env steps", 2.5, "sb3.py", theirs_env)
+
+    def ppo(name, env, theirs_env, **settings):
+        network = NetworkConfig(network="dense", context=1, hidden=(64, 64))
+        cfg = PPOConfig(**endless, **settings, final_learning_rate=3e-4)
+        return Row(name, env, network, cfg, "env steps", 2.0, "sb3.py", theirs_env)
 
     network, cfg = default_config("Breakout-ram-v0")
     update_network = NetworkConfig(context=4, layers=2, heads=4, width=64, prev_action=False, ram_bits=False, standardize=False,
@@ -110,15 +117,20 @@ def make_rows(args):
             dense("dense-breakout", "Breakout-ram-v0", 2_500, dict(id="Breakout-v0", obs_type="ram"), batch_size=32,
                   updates_per_step=0.25),
             Row("gpt-update", "Breakout-ram-v0", update_network, update_cfg, "updates", 1.5, "torch_update.py"),
-            Row("gpt-breakout", "Breakout-ram-v0", network, steady, "env steps", 600.0))
+            Row("gpt-breakout", "Breakout-ram-v0", network, steady, "env steps", 600.0),
+            ppo("ppo-cartpole", "CartPole-v1", dict(id="CartPole-v1"), rollout_steps=32, update_epochs=20),
+            ppo("ppo-breakout", "Breakout-ram-v0", dict(id="Breakout-v0", obs_type="ram"), entropy_weight=0.01))
     return {row.name: row for row in rows}
 
 
 def describe(row):
     """What is measured, in a line."""
-    network, cfg = row.network, row.dqn
+    network, cfg = row.network, row.cfg
     size = (f"MLP {list(network.hidden)}" if network.network == "dense" else
             f"GPT of {network.layers} layers, width {network.width}, {network.heads} heads, context {network.context}")
+    if isinstance(cfg, PPOConfig):
+        return (f"{row.env}, {size}, {cfg.num_envs} environments, rollouts of {cfg.rollout_steps} steps, {cfg.update_epochs} passes, "
+                f"batch {cfg.batch_size}")
     way = (f"{updates_per_call(cfg)} updates a call" if row.unit == "updates" else
            f"{cfg.updates_per_step:g} updates per step, {cfg.num_envs} environments")
     return f"{row.env}, {size}, batch {cfg.batch_size}, {cfg.n_step}-step, {way}"
@@ -126,12 +138,14 @@ def describe(row):
 
 def updates_per_call(cfg):
     """Updates that training does in one call."""
+    if isinstance(cfg, PPOConfig):
+        return cfg.update_epochs * cfg.num_envs * cfg.rollout_steps // cfg.batch_size
     return round(cfg.updates_per_step * cfg.chunk * cfg.num_envs)
 
 
 def matmul_flops(row, info):
     """Floating point operations of the matrix products of one update; lookups and GRU gates are not counted."""
-    network, cfg = row.network, row.dqn
+    network, cfg = row.network, row.cfg
     features = info.obs_shape[0] * (9 if network.ram_bits and info.obs_dtype == "uint8" else 1)
     if network.network == "dense":
         sizes = (network.context * features, *network.hidden, info.num_actions)
@@ -142,7 +156,7 @@ def matmul_flops(row, info):
         first = tokens * features * width
         attended = 2 * tokens * width  # scores and weighted values
         rest = tokens * (network.layers * ((3 + 1 + 4 + 4) * width ** 2 + attended) + width * info.num_actions)
-    passes = 2 + cfg.double + (cfg.advantage_learning > 0)
+    passes = 1 if isinstance(cfg, PPOConfig) else 2 + cfg.double + (cfg.advantage_learning > 0)
     # Backwards, each product has two: for its weights and for its input. The first layer's input needs none.
     return 2 * cfg.batch_size * (passes * (first + rest) + first + 2 * rest)
 
@@ -160,11 +174,14 @@ def check_args(args):
         raise UsageError("--rows must name at least one row.")
     rows = make_rows(args)
     for name in args.rows:
-        cfg = rows[name].dqn
+        cfg = rows[name].cfg
+        if isinstance(cfg, PPOConfig):
+            check_ppo(cfg)
+            continue
         check_dqn(cfg)
         each = cfg.updates_per_step * args.sb3_envs
         updates = each * max(1, round(1 / each))
-        if rows[name].theirs == "sb3_dqn.py" and abs(updates - round(updates)) > 1e-6:
+        if rows[name].theirs == "sb3.py" and abs(updates - round(updates)) > 1e-6:
             raise UsageError(f"--sb3-envs={args.sb3_envs} can't keep {cfg.updates_per_step:g} updates per step; choose 1 or "
                              f"a multiple of {round(1 / cfg.updates_per_step)}.")
     if any(rows[name].theirs for name in args.rows):
@@ -242,16 +259,17 @@ def check_losses(ours, theirs):
 def measure(row, args, info):
     """Measure one row: -> list of dicts, one a measurement, ours and theirs in turn."""
     flops = matmul_flops(row, info)
-    goal = args.steps if row.unit == "env steps" else max(1, round(args.steps * row.dqn.updates_per_step))
+    goal = args.steps if row.unit == "env steps" else max(1, round(args.steps * row.cfg.updates_per_step))
     found, sides = [], []
     with tempfile.TemporaryDirectory() as folder:
+        ppo = isinstance(row.cfg, PPOConfig)
         settings = dict(env=row.env, theirs_env=row.theirs_env, unit=row.unit, network=dataclasses.asdict(row.network),
-                        dqn=dataclasses.asdict(row.dqn), actions=info.num_actions, threads=args.threads,
-                        torch_threads=args.torch_threads, sb3_envs=args.sb3_envs, warm_up=row.dqn.learning_starts + 1_000,
-                        workers=args.workers, updates_per_call=updates_per_call(row.dqn),
+                        algorithm="ppo" if ppo else "dqn", cfg=dataclasses.asdict(row.cfg), actions=info.num_actions, threads=args.threads,
+                        torch_threads=args.torch_threads, sb3_envs=args.sb3_envs, warm_up=1_000 + (0 if ppo else row.cfg.learning_starts),
+                        workers=args.workers, updates_per_call=updates_per_call(row.cfg),
                         exchange=str(Path(folder, "update.npz")))
         try:
-            sides.append(("ours", *start([sys.executable, str(ROOT / "benchmarks" / "tfdqt_dqn.py")], settings)))
+            sides.append(("ours", *start([sys.executable, str(ROOT / "benchmarks" / "ours.py")], settings)))
             if row.theirs:
                 script = str(ROOT / "benchmarks" / row.theirs)
                 sides.append(("theirs", *start([args.bench_python, script], settings, bare_environ())))
@@ -354,8 +372,8 @@ def main():
         write(args.out, found)
         lines.append(summary(row, measured))
     print("\nMedians. Floor: the part of the time that the update's matrix products alone would take.")
-    if any(row.theirs == "sb3_dqn.py" for row in rows):
-        print("Dense rows: ours steps the environments beside the learner; Stable-Baselines3's DQN "
+    if any(row.theirs == "sb3.py" for row in rows):
+        print("Dense DQN rows: ours steps the environments beside the learner; Stable-Baselines3's DQN "
               f"steps {args.sb3_envs} in its only process.")
     print_table(lines)
     print(f"Every measurement: {args.out}")

@@ -1,6 +1,6 @@
-"""Stable-Baselines3's DQN, to measure tfdqt's dense DQN against. `scripts/benchmark.py` starts it.
+"""Stable-Baselines3's DQN and PPO, to measure tfdqt's against on dense networks. `scripts/benchmark.py` starts it.
 
-Its usual form: one process, one environment in a DummyVecEnv, without Monitor. The clock runs inside `model.learn`,
+Their usual form: one process, environments (DQN: one) in a DummyVecEnv, without Monitor. The clock runs inside `model.learn`,
 between the starts of two rollouts. More environments are possible (`--sb3-envs`) at an equal ratio of updates to steps.
 """
 
@@ -15,6 +15,7 @@ import stable_baselines3
 import torch
 from meter import make_meter, versions
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch_update import choose_threads, matmul_rate
 
@@ -25,13 +26,13 @@ gymnasium.register_envs(ale_py)
 class Measure(BaseCallback):
     """Calls `tick` before each rollout, when every stored step is learned from, once `warm_up` steps are done."""
 
-    def __init__(self, tick, warm_up):
+    def __init__(self, tick, warm_up, per_count):
         super().__init__()
-        self.tick, self.warm_up, self.going = tick, warm_up, True
+        self.tick, self.warm_up, self.per_count, self.going = tick, warm_up, per_count, True
 
     def _on_rollout_start(self):
         if self.going and self.model.num_timesteps >= self.warm_up:
-            self.going = self.tick(self.model.num_timesteps, self.model._n_updates)
+            self.going = self.tick(self.model.num_timesteps, self.model._n_updates * self.per_count)
 
     def _on_step(self):
         return self.going
@@ -44,9 +45,33 @@ def make_env(theirs_env):
         return gymnasium.make(**theirs_env, disable_env_checker=True)
 
 
+class Shared(BaseFeaturesExtractor):
+    """The dense network that policy and value share, as ours do."""
+
+    def __init__(self, observation_space, hidden):
+        super().__init__(observation_space, hidden[-1])
+        sizes = (observation_space.shape[0], *hidden)
+        self.layers = torch.nn.Sequential(*(part for a, b in zip(sizes, sizes[1:]) for part in (torch.nn.Linear(a, b), torch.nn.ReLU())))
+
+    def forward(self, obs):
+        return self.layers(obs)
+
+
+def make_ppo(settings):
+    """The PPO with the settings of ours; see `stable_baselines3.PPO`."""
+    cfg = settings["cfg"]
+    vec = DummyVecEnv([lambda: make_env(settings["theirs_env"])] * cfg["num_envs"])
+    return stable_baselines3.PPO(
+        "MlpPolicy", vec, learning_rate=cfg["learning_rate"], n_steps=cfg["rollout_steps"], batch_size=cfg["batch_size"],
+        n_epochs=cfg["update_epochs"], gamma=cfg["gamma"], gae_lambda=cfg["gae_lambda"], clip_range=cfg["clip"],
+        ent_coef=cfg["entropy_weight"], vf_coef=cfg["value_weight"], max_grad_norm=cfg["max_grad_norm"], seed=0, device="cpu",
+        policy_kwargs=dict(net_arch=[], features_extractor_class=Shared, optimizer_kwargs=dict(eps=cfg["adam_epsilon"]),
+                           features_extractor_kwargs=dict(hidden=list(settings["network"]["hidden"]))))
+
+
 def make_model(settings):
     """The DQN with the settings of ours; see `stable_baselines3.DQN`."""
-    cfg, envs = settings["dqn"], settings["sb3_envs"]
+    cfg, envs = settings["cfg"], settings["sb3_envs"]
     train_freq = max(1, round(1 / (cfg["updates_per_step"] * envs)))  # in steps of the whole vector
     vec = DummyVecEnv([lambda: make_env(settings["theirs_env"])] * envs)
     return stable_baselines3.DQN(
@@ -59,15 +84,22 @@ def make_model(settings):
         policy_kwargs=dict(net_arch=list(settings["network"]["hidden"]), optimizer_kwargs=dict(eps=cfg["adam_epsilon"])))
 
 
+def updates_per_pass(cfg):
+    """Steps of the optimizer for each pass over a rollout, which is what PPO counts."""
+    return cfg["num_envs"] * cfg["rollout_steps"] // cfg["batch_size"]
+
+
 def serve(settings):
     """Train, and measure the steps that the benchmark asks for."""
-    trial = copy.deepcopy(settings)
-    trial["dqn"]["learning_starts"] = settings["dqn"]["batch_size"]
-    model = make_model(trial)
+    ppo, trial = settings["algorithm"] == "ppo", copy.deepcopy(settings)
+    if not ppo:
+        trial["cfg"]["learning_starts"] = settings["cfg"]["batch_size"]
+    make, per_count = (make_ppo, updates_per_pass(settings["cfg"])) if ppo else (make_model, 1)
+    model = make(trial)
     choose_threads(settings["torch_threads"], lambda: model.learn(200))
     names = versions("torch", "stable-baselines3", "numpy", "gymnasium", "ale-py")
     tick = make_meter(dict(names, threads=torch.get_num_threads()), matmul_rate)
-    make_model(settings).learn(settings["dqn"]["total_steps"], callback=Measure(tick, settings["warm_up"]))
+    make(settings).learn(settings["cfg"]["total_steps"], callback=Measure(tick, settings["warm_up"], per_count))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""tfdqt's own DQN, to be measured. `scripts/benchmark.py` starts it."""
+"""tfdqt's own DQN and PPO, to be measured. `scripts/benchmark.py` starts it."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ import numpy as np
 from meter import make_meter, versions
 
 import tfdqt
-from tfdqt.config import DQNConfig, NetworkConfig
+from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig
 
 
 def make_matmul_rate(tf, size=1024, repeats=10):
@@ -34,7 +34,7 @@ def serve(settings):
     backend.set_threads(settings["threads"])
     backend.tf.config.set_visible_devices([], "GPU")
     network = NetworkConfig(**{**settings["network"], "hidden": tuple(settings["network"]["hidden"])})
-    cfg = DQNConfig(**settings["dqn"])
+    cfg = (PPOConfig if settings["algorithm"] == "ppo" else DQNConfig)(**settings["cfg"])
     names = versions("tensorflow", "keras", "numpy", "gymnasium", "ale-py")
     ready = dict(names, tfdqt=tfdqt.__version__, threads=settings["threads"])
     rate = make_matmul_rate(backend.tf)
@@ -42,18 +42,19 @@ def serve(settings):
 
 
 def serve_training(settings, network, cfg, ready, rate):
-    """Train by `tfdqt.dqn.dqn`; the clock runs from one call of its `log` to another."""
-    from tfdqt import dqn, gpt
+    """Train by `tfdqt.dqn.dqn` or `tfdqt.ppo.ppo`; the clock runs from one call of its `log` to another."""
+    from tfdqt import dqn, gpt, ppo
     from tfdqt.envs import make_env
 
+    learn, build = (ppo.ppo, gpt.build_pi_v) if settings["algorithm"] == "ppo" else (dqn.dqn, gpt.build_q)
     tick, going = make_meter(ready, rate), [True]
 
     def log(metrics):
         if metrics.step >= settings["warm_up"]:
             going[0] = tick(metrics.step, metrics.updates)
 
-    dqn.dqn(functools.partial(make_env, settings["env"]), lambda info: gpt.build_q(info, network), cfg,
-            workers=settings["workers"], log=log, should_stop=lambda: not going[0])
+    learn(functools.partial(make_env, settings["env"]), lambda info: build(info, network), cfg,
+          workers=settings["workers"], log=log, should_stop=lambda: not going[0])
 
 
 def serve_updates(settings, network, cfg, ready, rate, calls=4):
