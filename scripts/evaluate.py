@@ -67,7 +67,7 @@ def keep(run_dir, rows):
 
 def evaluate_text(run_dir, args):
     """Play or write with a text run, and print what came of it beside what is published."""
-    from tfdqt.evaluate import confidence
+    from tfdqt.stats import confidence
     from tfdqt.text_runs import beside, load_text_run, make_run_scores, perplexity, returns_of
 
     if args.epsilon or args.sample or args.video or args.max_steps:
@@ -100,7 +100,8 @@ def main():
         return evaluate_text(run_dir, args)
 
     from tfdqt.envs import make_env
-    from tfdqt.evaluate import confidence, film, load_run, play
+    from tfdqt.evaluate import film, load_run, play
+    from tfdqt.stats import confidence
 
     trained = load_run(run_dir, args.checkpoint)
     if args.sample and (trained.algorithm != "ppo" or args.epsilon):

@@ -352,6 +352,14 @@ class States(unittest.TestCase):
     def test_cartpole(self):
         self.check(functools.partial(make_env, "CartPole-v1"), 2, before=30, behind=100)
 
+    def test_cartpole_without_velocities(self):
+        self.check(functools.partial(make_env, "CartPolePositions-v1"), 2, before=30, behind=100)
+        whole, part = make_env("CartPole-v1"), make_env("CartPolePositions-v1")
+        for env in (whole, part):
+            self.addCleanup(env.close)
+        np.testing.assert_array_equal(whole.reset(seed=1)[0][[0, 2]], part.reset(seed=1)[0])
+        np.testing.assert_array_equal(whole.step(1)[0][[0, 2]], part.step(1)[0])
+
     def test_frozen_lake(self):
         self.check(functools.partial(make_env, "FrozenLake-v1"), 4, before=20, behind=60)
 

@@ -46,6 +46,29 @@ def _register_ram_names():
 _register_ram_names()
 
 
+class Positions(gymnasium.ObservationWrapper):
+    """CartPole without velocities: [position, angle], so that only who remembers can balance."""
+
+    stateless = True  # for `env_state`: all there is to save is in the environment below
+
+    def __init__(self, env):
+        super().__init__(env)
+        space = env.observation_space
+        self.observation_space = spaces.Box(space.low[[0, 2]], space.high[[0, 2]], dtype=space.dtype)
+
+    def observation(self, observation):
+        return observation[[0, 2]]
+
+
+def _cartpole_positions(**kwargs):
+    from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+    return Positions(CartPoleEnv(**kwargs))
+
+
+gymnasium.register("CartPolePositions-v1", _cartpole_positions, max_episode_steps=500, reward_threshold=475)
+
+
 class EnvInfo(NamedTuple):
     """What a network must know of an environment."""
 

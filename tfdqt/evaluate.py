@@ -99,9 +99,3 @@ def _recorded(env_fn, folder, wrapper):
     if env.render_mode != "rgb_array":
         raise UsageError('A film needs an environment made with render_mode="rgb_array".')
     return wrapper(env, str(folder), episode_trigger=lambda episode: episode == 0, disable_logger=True)
-
-
-def confidence(values, *, level=0.95, draws=10_000):
-    """Bootstrap confidence interval of the mean of `values`: (low, high)."""
-    draw = np.random.default_rng(0).choice(values, (draws, len(values))).mean(axis=1)
-    return tuple(np.quantile(draw, [(1 - level) / 2, (1 + level) / 2]))

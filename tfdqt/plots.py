@@ -70,3 +70,32 @@ def plot_pruning(rows, title, path):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_comparison(table, kinds, path):
+    """Draw returns with their confidence intervals over the size of networks into a PNG, a column for each environment.
+
+    `table` has rows as `scripts/compare.py` makes them; `kinds` maps a kind of network to its name.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    envs = list(dict.fromkeys(row["env"] for row in table))
+    figure, axes = plt.subplots(2, len(envs), figsize=(5 * len(envs), 7), sharex=True, squeeze=False, layout="constrained")
+    for column, env in enumerate(envs):
+        for shift, (kind, name) in enumerate(kinds.items()):
+            rows = [row for row in table if (row["env"], row["kind"]) == (env, kind)]
+            for line, (key, label) in enumerate((("mean_return", "return after training"), ("curve", "mean return while training"))):
+                middle = np.array([row[key] for row in rows])
+                ends = np.abs(np.array([[row[f"{key}_low"], row[f"{key}_high"]] for row in rows]).reshape(-1, 2).T - middle)
+                place = axes[line, column]
+                place.errorbar([row["weights"] * 1.04 ** (shift - 1) for row in rows], middle, ends, fmt="o-", capsize=3, label=name)
+                place.set(xscale="log", ylabel=label)
+                place.grid(alpha=0.3)
+        axes[0, column].set_title(env)
+        axes[1, column].set_xlabel("weights")
+    axes[0, 0].legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,216 @@
+"""Transformer against dense networks of equal size: python scripts/compare.py --out=runs/compare
+
+Every environment is learned by a GPT, by a dense network that sees the same history, and by a dense network that sees only the
+present step, each at several sizes in weights. The learning rate of each is chosen among --rates by one run of a seed that is
+not compared. The runs are those of run_dqn.py, in folders under --out; what is there already is not run again, so that the
+command can be stopped and given again. Then the report: for each, the interquartile mean over seeds of the mean return of
+--episodes games after training, the same of the mean return while it trained (sample efficiency), with 95% bootstrap confidence
+intervals, and seconds of wall clock.
+"""
+
+import csv
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from tfdqt.config import UsageError, default_config
+from tfdqt.runs import check_at_least_one, checkpoints, read_log, run_main
+
+ROOT = Path(__file__).resolve().parent.parent
+KINDS = {"gpt": "GPT", "dense-history": "dense, same history", "dense": "dense, present step"}
+TUNING_SEED = 1_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Compare a GPT with dense networks of equal size, with and without its history."""
+
+    out: str = "runs/compare"
+    """Folder of the runs, the CSVs and the picture."""
+    envs: tuple[str, ...] = ("CartPole-v1", "CartPolePositions-v1")
+    """Environments."""
+    sizes: tuple[int, ...] = (5_000, 25_000, 100_000)
+    """Sizes in weights; each network is made as near to them as it can be."""
+    seeds: int = 5
+    """Runs of each."""
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates to choose from; a single one is taken as it is."""
+    total_steps: int | None = None
+    """Environment steps of each run, by default as many as the environment has by default."""
+    episodes: int = 100
+    """Games after training."""
+    epsilon: float = 0.0
+    """Probability of a random action in them."""
+    jobs: int = 1
+    """Runs at a time."""
+    report_only: bool = False
+    """Whether to report on the runs that are there, and run nothing."""
+
+
+class Cell(dict):
+    """One thing compared: env, kind, size, and the flags that make it."""
+
+    @property
+    def label(self):
+        return f"{self['env']}-{self['kind']}-{self['size']}"
+
+
+def count_weights(info, network):
+    """Weights of a Q-network."""
+    from tfdqt import gpt
+
+    return gpt.build_q(info, network).count_params()
+
+
+def match(info, base, kind, size):
+    """The NetworkConfig of a kind whose number of weights is nearest to `size`: -> (config, weights).
+
+    A GPT has two layers and a width that its heads divide; a dense network has two hidden layers of one size.
+    """
+    context = 1 if kind == "dense" else base.context
+
+    def network(step):
+        if kind == "gpt":
+            return dataclasses.replace(base, network="gpt", layers=2, width=base.heads * step)
+        return dataclasses.replace(base, network="dense", context=context, hidden=(step, step))
+
+    low, high = 1, 2
+    while count_weights(info, network(high)) < size:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count_weights(info, network(middle)) < size else (low, middle)
+    found = [(network(step), count_weights(info, network(step))) for step in (low, high)]
+    return min(found, key=lambda pair: abs(pair[1] - size))
+
+
+def make_cells(args):
+    """Everything that is compared."""
+    from tfdqt.envs import env_info, make_env
+
+    cells = []
+    for name in args.envs:
+        env = make_env(name)
+        info = env_info(env, name)
+        env.close()
+        base, cfg = default_config(name)
+        base = dataclasses.replace(base, quantiles=0, dueling=False)
+        for size, kind in itertools.product(args.sizes, KINDS):
+            network, weights = match(info, base, kind, size)
+            flags = [f"--{key.replace('_', '-')}={getattr(network, key)}" for key in ("network", "context", "layers", "width", "quantiles")]
+            flags += ["--no-dueling", "--hidden", *map(str, network.hidden)]
+            cells.append(Cell(env=name, kind=kind, size=size, weights=weights, flags=flags,
+                              steps=args.total_steps or cfg.total_steps))
+    return cells
+
+
+def run(args, cell, rate, seed):
+    """Train one run unless it is done, and evaluate it: -> its folder."""
+    folder = Path(args.out, f"{cell.label}-rate{rate:g}-seed{seed}".replace("/", "-"))
+    done = folder / "evaluation.csv"
+    if done.exists() or args.report_only:
+        return folder
+    if checkpoints(folder):
+        command = ["run_dqn.py", f"--resume={folder}"]
+    else:
+        (folder / "config.json").unlink(missing_ok=True)  # it never reached its first checkpoint
+        command = ["run_dqn.py", f"--name={cell['env']}", f"--run-dir={folder}", f"--seed={seed}", f"--total-steps={cell['steps']}",
+                   f"--learning-rate={rate}", f"--final-learning-rate={rate / 10}", *cell["flags"]]
+    print(f"{cell.label}, rate {rate:g}, seed {seed}", flush=True)
+    for words in (command, ["evaluate.py", str(folder), f"--episodes={args.episodes}", f"--epsilon={args.epsilon}"]):
+        ended = subprocess.run([sys.executable, str(ROOT / "scripts" / words[0]), *words[1:]], capture_output=True, text=True)
+        if ended.returncode:
+            raise UsageError(f"{' '.join(words)} failed: {(ended.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return folder
+
+
+def score(folder):
+    """What came of a run: -> dict, or None if it is not done. return: of games after training; curve: mean return while it trained."""
+    path = Path(folder, "evaluation.csv")
+    if not path.exists():
+        return None
+    with open(path, newline="", encoding="utf-8") as file:
+        returns = [float(row["return"]) for row in csv.DictReader(file)]
+    log = read_log(folder)
+    curve = log["mean_return"][np.isfinite(log["mean_return"])]
+    return dict(mean_return=float(np.mean(returns)), curve=float(curve.mean()) if len(curve) else float("nan"),
+                seconds=float(log["seconds"][-1]))
+
+
+def chosen_rate(args, cell):
+    """The learning rate whose run of the tuning seed did best while it trained."""
+    if len(args.rates) == 1:
+        return args.rates[0]
+    found = {rate: score(run(args, cell, rate, TUNING_SEED)) for rate in args.rates}
+    found = {rate: each["curve"] for rate, each in found.items() if each}
+    return max(found, key=found.get) if found else None
+
+
+def summarize(rows):
+    """One row for each thing compared, from the rows of its runs."""
+    from tfdqt.stats import confidence, interquartile_mean
+
+    table = []
+    for _, group in itertools.groupby(rows, key=lambda row: (row["env"], row["size"], row["kind"])):
+        group = list(group)
+        line = {key: group[0][key] for key in ("env", "size", "kind", "weights", "rate")} | dict(seeds=len(group))
+        for column in ("mean_return", "curve"):
+            values = np.array([row[column] for row in group])
+            low, high = confidence(values, statistic=interquartile_mean)
+            line.update({column: float(interquartile_mean(values)), f"{column}_low": low, f"{column}_high": high})
+        table.append(line | dict(seconds=float(np.median([row["seconds"] for row in group]))))
+    return table
+
+
+def report(args, rows):
+    """Write runs.csv, summary.csv and comparison.png, and print the table."""
+    from tfdqt.plots import plot_comparison
+
+    table = summarize(rows)
+    for name, lines in (("runs.csv", rows), ("summary.csv", table)):
+        with open(Path(args.out, name), "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, lines[0])
+            writer.writeheader()
+            writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in line.items()} for line in lines)
+    for line in table:
+        print(f"{line['env']:24} {line['size']:>7} {KINDS[line['kind']]:22} {line['weights']:>7} weights, rate {line['rate']:g}, "
+              f"{line['seeds']} seeds: return {line['mean_return']:.1f} [{line['mean_return_low']:.1f}, {line['mean_return_high']:.1f}], "
+              f"while training {line['curve']:.1f} [{line['curve_low']:.1f}, {line['curve_high']:.1f}], {line['seconds']:.0f} s")
+    plot_comparison(table, KINDS, Path(args.out, "comparison.png"))
+    print(Path(args.out, "comparison.png"))
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    check_at_least_one(args, "seeds", "episodes", "jobs", "total_steps")
+    if not args.envs or not args.sizes or min(args.sizes) < 100 or not args.rates or min(args.rates) <= 0 or not 0 <= args.epsilon <= 1:
+        raise UsageError("--envs, --sizes (of at least 100) and --rates (above 0) must not be empty, and --epsilon lies between 0 and 1.")
+    try:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+        Path(args.out, "command.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{args.out} can't be written ({error.strerror}); choose another --out.") from None
+    cells = make_cells(args)
+    for cell in cells:
+        print(f"{cell.label}: {cell['weights']:,} weights")
+    with ThreadPoolExecutor(args.jobs) as pool:
+        rates = list(pool.map(lambda cell: chosen_rate(args, cell), cells))
+        wanted = [(cell, rate, seed) for cell, rate in zip(cells, rates) for seed in range(args.seeds) if rate is not None]
+        folders = list(pool.map(lambda each: run(args, *each), wanted))
+    rows = [dict(env=cell["env"], size=cell["size"], kind=cell["kind"], weights=cell["weights"], rate=rate, seed=seed, **found)
+            for (cell, rate, seed), folder in zip(wanted, folders) if (found := score(folder))]
+    if not rows:
+        raise UsageError(f"There are no finished runs in {args.out} yet; leave out --report-only.")
+    report(args, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

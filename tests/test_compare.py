@@ -1,0 +1,64 @@
+"""The comparison of networks: equal sizes, statistics by hand, and the whole command at toy size."""
+
+import csv
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_scripts import ROOT, script
+
+from tfdqt.config import NetworkConfig
+from tfdqt.envs import EnvInfo
+from tfdqt.stats import confidence, interquartile_mean
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import compare  # noqa: E402
+
+
+class TestCompare(unittest.TestCase):
+
+    def test_networks_are_as_large_as_they_should_be(self):
+        for info in (EnvInfo("CartPole", (4,), "float32", (), 2), EnvInfo("RAM", (128,), "uint8", (), 4)):
+            for kind in compare.KINDS:
+                network, weights = compare.match(info, NetworkConfig(), kind, 25_000)
+                self.assertEqual(weights, compare.count_weights(info, network))
+                self.assertAlmostEqual(weights / 25_000, 1, delta=0.1)
+                self.assertEqual(network.context, 1 if kind == "dense" else 4)
+                self.assertEqual(network.network, "gpt" if kind == "gpt" else "dense")
+
+    def test_the_middle_half_and_how_sure_it_is(self):
+        self.assertEqual(interquartile_mean([1, 2, 3, 4, 1_000, -1_000, 2.5, 2.5]), np.mean([2, 2.5, 2.5, 3]))
+        low, high = confidence(np.r_[np.zeros(50), np.ones(50)])
+        self.assertAlmostEqual(low, 0.4, delta=0.02)
+        self.assertAlmostEqual(high, 0.6, delta=0.02)
+        self.assertEqual(confidence([7.0] * 5, statistic=interquartile_mean), (7.0, 7.0))
+
+    def test_summary(self):
+        rows = [dict(env="E", size=100, kind="gpt", weights=90, rate=1e-3, seed=seed, mean_return=value, curve=value / 2, seconds=seed)
+                for seed, value in enumerate((10.0, 500.0, 20.0, 30.0, -99.0))]
+        line, = compare.summarize(rows)
+        self.assertEqual((line["seeds"], line["mean_return"], line["curve"], line["seconds"]), (5, 20.0, 10.0, 2))
+        self.assertLessEqual(line["mean_return_low"], 20.0)
+        self.assertGreaterEqual(line["mean_return_high"], 20.0)
+
+    @pytest.mark.slow
+    def test_the_whole_command_and_going_on_with_it(self):
+        with tempfile.TemporaryDirectory() as folder:
+            flags = [f"--out={folder}", "--envs", "CartPolePositions-v1", "--sizes", "1000", "--seeds=1", "--rates", "1e-3", "3e-3",
+                     "--total-steps=1152", "--episodes=2"]
+            done = script("compare", *flags)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(Path(folder, "runs.csv"), newline="") as file:
+                rows = list(csv.DictReader(file))
+            self.assertEqual([row["kind"] for row in rows], list(compare.KINDS))
+            self.assertGreater(Path(folder, "comparison.png").stat().st_size, 5_000)
+            again = script("compare", *flags, "--report-only")
+            self.assertEqual(again.returncode, 0, again.stderr)
+            self.assertEqual(again.stdout.splitlines()[-4:], done.stdout.splitlines()[-4:])
+
+
+if __name__ == "__main__":
+    unittest.main()
