@@ -54,15 +54,15 @@ def gif(mp4, path, *, every=4, width=160):
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=round(1000 * every / fps), loop=0, optimize=True)
 
 
-def keep(run_dir, rows):
-    """Append the games to evaluation.csv in the run's folder."""
+def keep(run_dir, how, rows):
+    """Append the games to evaluation.csv in the run's folder; `how` they were played is a column or two of a name each."""
     path = run_dir / "evaluation.csv"
     fresh = not path.exists()
     with open(path, "a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         if fresh:
-            writer.writerow(["step", "epsilon", "seed", "episode", "return", "length"])
-        writer.writerows(rows)
+            writer.writerow(["step", *how, "seed", "episode", "return", "length"])
+        writer.writerows([row[0], *how.values(), *row[1:]] for row in rows)
 
 
 def evaluate_text(run_dir, args):
@@ -86,7 +86,8 @@ def evaluate_text(run_dir, args):
             print(f"Held-out perplexity of the cloned policy: {perplexity(task, trained.transformer, trained.head, cfg):.1f}")
         for text, value in list(zip(texts, returns))[:10]:
             print(f"{value:8.3f}  {text}")
-    keep(run_dir, ([trained.step, 0, args.seed, i, value, len(texts[i].split()) if texts else ""] for i, value in enumerate(returns)))
+    how = dict(beta=cfg.beta if args.beta is None else args.beta, best_of=args.best_of)
+    keep(run_dir, how, ([trained.step, args.seed, i, value, len(texts[i].split()) if texts else ""] for i, value in enumerate(returns)))
 
 
 def main():
@@ -116,7 +117,7 @@ def main():
           f"mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean [{low:.1f}, {high:.1f}], "
           f"min {returns.min():.0f}, median {sorted(returns)[len(returns) // 2]:.0f}, max {returns.max():.0f}, "
           f"mean length {lengths.mean():.0f}")
-    keep(run_dir, ([trained.step, args.epsilon, args.seed, i, *pair] for i, pair in enumerate(zip(returns, lengths))))
+    keep(run_dir, dict(epsilon=args.epsilon, sample=args.sample), ([trained.step, args.seed, i, *pair] for i, pair in enumerate(zip(returns, lengths))))
     if args.video:
         make = functools.partial(make_env, trained.name, render_mode="rgb_array")
         mp4, score = film(make, trained.info, trained.networks, trained.weights, args.video, epsilon=args.epsilon,

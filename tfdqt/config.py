@@ -221,7 +221,7 @@ DQN = {  # by the kind of environment
 }
 PPO = {
     "cartpole": dict(network=CARTPOLE,
-                     cfg=dict(total_steps=100_000, rollout_steps=32, update_epochs=20, gamma=0.98, gae_lambda=0.8, learning_rate=1e-3,
+                     cfg=dict(total_steps=99_840, rollout_steps=32, update_epochs=20, gamma=0.98, gae_lambda=0.8, learning_rate=1e-3,
                               final_clip=0.0)),
     "atari": dict(network=dict(context=4, layers=2, heads=4, width=64),
                   cfg=dict(total_steps=1_000_000, num_envs=16, clip=0.1, final_clip=0.0, entropy_weight=0.01, learning_rate=5e-4,
@@ -241,8 +241,8 @@ TEXT = {
     "maze": dict(epochs=2, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64, gamma=0.95, target_tau=0.05)),
     "maze-po": dict(epochs=8, network=dict(width=64, hidden=(128,)),
                     text=dict(batch_size=64, gamma=0.95, target_tau=0.05, final_learning_rate=1e-5)),
-    "wordle": dict(epochs=16, network=dict(width=64),
-                   text=dict(method="implicit", batch_size=128, cloning=1.0, beta=2.0)),
+    "wordle": dict(epochs=24, network=dict(layers=1, width=64),
+                   text=dict(method="implicit", batch_size=128, cloning=1.0, advantage_weighting=3.0, beta=0.0)),
     "corpus": dict(epochs=2, network={},
                    text=dict(method="implicit", batch_size=64, cloning=1.0, beta=4.0, greedy=False, updates_per_batch=16)),
 }
