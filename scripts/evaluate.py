@@ -117,7 +117,8 @@ def main():
           f"mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean [{low:.1f}, {high:.1f}], "
           f"min {returns.min():.0f}, median {sorted(returns)[len(returns) // 2]:.0f}, max {returns.max():.0f}, "
           f"mean length {lengths.mean():.0f}")
-    keep(run_dir, dict(epsilon=args.epsilon, sample=args.sample), ([trained.step, args.seed, i, *pair] for i, pair in enumerate(zip(returns, lengths))))
+    keep(run_dir, dict(epsilon=args.epsilon, sample=args.sample),
+         ([trained.step, args.seed, i, *pair] for i, pair in enumerate(zip(returns, lengths))))
     if args.video:
         make = functools.partial(make_env, trained.name, render_mode="rgb_array")
         mp4, score = film(make, trained.info, trained.networks, trained.weights, args.video, epsilon=args.epsilon,

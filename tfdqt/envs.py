@@ -266,9 +266,10 @@ def env_state(env):
     return dict(state, wrappers=wrappers, rng=inner.np_random.bit_generator.state)
 
 
-def restore_env(env, state):
-    """Put `env` into a `state` that `env_state` gave."""
-    env.reset()
+def restore_env(env, state, *, reset=True):
+    """Put `env` into a `state` that `env_state` gave. reset=False saves time for an env that has been reset before."""
+    if reset:
+        env.reset()
     inner = env
     while isinstance(inner, gymnasium.Wrapper):
         if type(inner).__name__ in state["wrappers"]:

@@ -185,10 +185,10 @@ def window_inputs(info, cfg):
     return inputs
 
 
-def gpt_body(inputs, info, cfg):
-    """The decoder without a head: the named inputs -> [B, C, D], what it makes of every step."""
+def gpt_body(inputs, info, cfg, depth=None):
+    """The decoder without a head: the named inputs -> [B, C, D], what it makes of every step; of its first `depth` blocks if given."""
     x, visible = (step_tokens if cfg.tokens == "steps" else feature_tokens)(inputs, info, cfg)
-    for layer in range(cfg.layers):
+    for layer in range(cfg.layers if depth is None else depth):
         x = block(x, visible, cfg, name=f"block{layer}")
     if cfg.tokens == "features":  # the last feature of a step has seen the whole step
         x = ops.reshape(x, (-1, cfg.context, info.obs_shape[0], cfg.width))[:, :, -1]
@@ -225,6 +225,18 @@ def build_q(info, cfg):
     """
     inputs, x = body(info, cfg)
     return keras.Model(inputs, q_head(x, info.num_actions, cfg), name=f"{cfg.network}_q")
+
+
+def build_lens(model, info, cfg, depth):
+    """What the Q-network `model` (`build_q` of a gpt) would say after its first `depth` blocks: a keras.Model with its weights.
+
+    The final norm and the head read the residual stream early ("logit lens", nostalgebraist, 2020); depth 0 reads the tokens.
+    """
+    inputs = window_inputs(info, cfg)
+    lens = keras.Model(inputs, q_head(gpt_body(inputs, info, cfg, depth), info.num_actions, cfg), name=f"lens{depth}")
+    for layer in lens.layers:
+        layer.set_weights(model.get_layer(layer.name).get_weights())
+    return lens
 
 
 def build_pi_v(info, cfg):

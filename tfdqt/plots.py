@@ -99,3 +99,31 @@ def plot_comparison(table, kinds, path):
     axes[0, 0].legend(frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_probe(rows, title, path):
+    """Draw how each layer agrees with look-ahead of each depth into a PNG: by the network's own head, by a linear probe, and untrained.
+
+    `rows` are dicts as `scripts/probe_search.py` makes them.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = (("trained", "correlation", "own head, correlation"), ("trained", "probe", "linear probe, held-out correlation"),
+              ("untrained", "probe", "untrained, linear probe"), ("trained, shuffled states", "correlation", "shuffled states"))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
+    for place, (who, key, label) in zip(axes, panels):
+        chosen = [row for row in rows if row["who"] == who]
+        table = np.full((1 + max(row["layer"] for row in chosen), 1 + max(row["depth"] for row in chosen)), np.nan)
+        for row in chosen:
+            table[row["layer"], row["depth"]] = row[key]
+        place.imshow(table, vmin=-1, vmax=1, cmap="RdBu", origin="lower", aspect="auto")
+        for (layer, depth), value in np.ndenumerate(table):
+            place.text(depth, layer, f"{value:.2f}", ha="center", va="center", fontsize=8)
+        place.set(title=label, xlabel="steps of look-ahead", xticks=range(table.shape[1]), yticks=range(table.shape[0]))
+    axes[0].set_ylabel("blocks read")
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
