@@ -16,7 +16,7 @@ from tfdqt.acting import Progress, ended_games, make_window, push, restore_place
 from tfdqt.backend import keras, tf
 from tfdqt.config import UsageError, check_dqn
 from tfdqt.envs import EnvFailure, env_info, make_vec_env
-from tfdqt.networks import flatten_model, join, make_act, set_weights, standardize
+from tfdqt.networks import flatten_model, join, make_act, repeat, set_weights, standardize, step_adam
 from tfdqt.policy import epsilon_at, epsilon_greedy
 from tfdqt.replay import (
     Steps,
@@ -123,28 +123,16 @@ def make_update(networks, cfg) -> Callable:
 
     def one(state, steps):
         loss, gradient, diagnostics = q_learning(networks, cfg, state.online, state.target, steps)
-        size = tf.norm(gradient)
-        gradient *= tf.minimum(1.0, cfg.max_grad_norm / tf.maximum(size, 1e-12))
         updates = state.updates + 1
-        part = tf.cast(updates, tf.float32) / total
-        rate = cfg.learning_rate + tf.minimum(part, 1.0) * (cfg.final_learning_rate - cfg.learning_rate)
-        online, moments = losses.adam(state.online, gradient, state.optimizer, updates, rate=rate, epsilon=cfg.adam_epsilon)
+        online, moments, size = step_adam(state.online, state.optimizer, gradient, updates, tf.cast(updates, tf.float32) / total, cfg)
         tau = tf.where(updates % cfg.target_every == 0, cfg.target_tau, 0.0)
         target = state.target + tau * (online - state.target)
         return DQNState(online, target, moments, updates), dict(diagnostics, loss=loss, grad_norm=size)
 
     @tf.function(jit_compile=True)
     def update(state, steps):
-        count = steps.reward.shape[0]
-        names = ("loss", "q_mean", "td_error", "grad_norm")
-
-        def body(i, state, sums):
-            state, diagnostics = one(state, tf.nest.map_structure(lambda field: field[i], steps))
-            return i + 1, state, {name: sums[name] + diagnostics[name] for name in names}
-
-        start = (tf.constant(0), state, {name: tf.zeros([]) for name in names})
-        _, state, sums = tf.while_loop(lambda i, *_: i < count, body, start, maximum_iterations=count)
-        return state, {name: total / count for name, total in sums.items()}
+        return repeat(lambda state, i: one(state, tf.nest.map_structure(lambda field: field[i], steps)), state, steps.reward.shape[0],
+                      ("loss", "q_mean", "td_error", "grad_norm"))
 
     return update
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfdqt import losses
 from tfdqt.backend import keras, tf
 
 
@@ -65,6 +66,32 @@ def set_weights(networks, weights):
     model = networks.model
     for variable, value in zip((*model.trainable_variables, *model.non_trainable_variables), (*trained, *fixed)):
         variable.assign(value)
+
+
+def step_adam(weights, moments, gradient, count, part, cfg):
+    """One step of Adam as DQN and PPO take it: -> (weights, moments, the gradient's norm before it is clipped).
+
+    `count` is the number of this step, from 1; after `part` of the run the rate stands as far between cfg's two.
+    """
+    norm = tf.norm(gradient)
+    gradient *= tf.minimum(1.0, cfg.max_grad_norm / tf.maximum(norm, 1e-12))
+    rate = cfg.learning_rate + tf.minimum(part, 1.0) * (cfg.final_learning_rate - cfg.learning_rate)
+    weights, moments = losses.adam(weights, gradient, moments, count, rate=rate, epsilon=cfg.adam_epsilon)
+    return weights, moments, norm
+
+
+def repeat(one, state, count, names):
+    """`count` updates as a loop that XLA compiles once: one(state, i) -> (state, dict of scalars).
+
+    Returns (state, the means of the scalars called `names`).
+    """
+    def body(i, state, sums):
+        state, found = one(state, i)
+        return i + 1, state, {name: sums[name] + found[name] for name in names}
+
+    start = (tf.constant(0), state, {name: tf.zeros([]) for name in names})
+    _, state, sums = tf.while_loop(lambda i, *_: i < count, body, start, maximum_iterations=count)
+    return state, {name: total / count for name, total in sums.items()}
 
 
 def make_scores(networks) -> Callable:

@@ -15,7 +15,7 @@ from tfdqt.acting import Progress, Window, ended_games, make_window, push, resto
 from tfdqt.backend import keras, tf
 from tfdqt.config import check_ppo
 from tfdqt.envs import EnvFailure, env_info, make_vec_env
-from tfdqt.networks import flatten_model, join, set_weights, standardize
+from tfdqt.networks import flatten_model, join, repeat, set_weights, standardize, step_adam
 
 
 class PPOState(NamedTuple):
@@ -148,8 +148,8 @@ def make_learn(networks, cfg) -> Callable:
     total = -(-cfg.total_steps // size) * cfg.update_epochs * (size // cfg.batch_size)
 
     def one(state, batch, inputs):
-        part = tf.minimum(tf.cast(state.updates, tf.float32) / total, 1.0)
-        clip = cfg.clip + part * (cfg.final_clip - cfg.clip)
+        part = tf.cast(state.updates, tf.float32) / total
+        clip = cfg.clip + tf.minimum(part, 1.0) * (cfg.final_clip - cfg.clip)
         advantages, mask = batch["advantages"], batch["mask"]
         if cfg.normalize_advantages:
             count = tf.maximum(tf.reduce_sum(mask), 1.0)
@@ -163,11 +163,8 @@ def make_learn(networks, cfg) -> Callable:
                                       clip=clip, value_clip=cfg.value_clip)
             loss = terms["policy_loss"] + cfg.value_weight * terms["value_loss"] - cfg.entropy_weight * terms["entropy"]
         gradient = join(networks, tape.gradient(loss, trained))
-        norm = tf.norm(gradient)
-        gradient *= tf.minimum(1.0, cfg.max_grad_norm / tf.maximum(norm, 1e-12))
         updates = state.updates + 1
-        rate = cfg.learning_rate + part * (cfg.final_learning_rate - cfg.learning_rate)
-        weights, moments = losses.adam(state.weights, gradient, state.optimizer, updates, rate=rate, epsilon=cfg.adam_epsilon)
+        weights, moments, norm = step_adam(state.weights, state.optimizer, gradient, updates, part, cfg)
         return PPOState(weights, moments, updates), dict(terms, loss=loss, grad_norm=norm)
 
     @tf.function(jit_compile=True)
@@ -177,16 +174,12 @@ def make_learn(networks, cfg) -> Callable:
         fields = dict(action=roll.action, log_p=roll.log_p, value=roll.value[:, :-1], advantages=advantages,
                       returns=advantages + roll.value[:, :-1], mask=1.0 - tf.cast(roll.last, tf.float32))
         fields = {name: tf.reshape(field, [-1]) for name, field in fields.items()}
-        count = order.shape[0]
 
-        def body(i, state, sums):
+        def on(state, i):
             batch = {name: tf.gather(field, order[i]) for name, field in fields.items()}
-            state, found = one(state, batch, windows_of(roll.stream, order[i], networks.context))
-            return i + 1, state, {name: sums[name] + found[name] for name in LOSSES}
+            return one(state, batch, windows_of(roll.stream, order[i], networks.context))
 
-        start = (tf.constant(0), state, {name: tf.zeros([]) for name in LOSSES})
-        _, state, sums = tf.while_loop(lambda i, *_: i < count, body, start, maximum_iterations=count)
-        return state, {name: value / count for name, value in sums.items()}
+        return repeat(on, state, order.shape[0], LOSSES)
 
     return learn
 
