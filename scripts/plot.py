@@ -26,6 +26,24 @@ class Args:
     """Dashed lines to compare with."""
 
 
+def name_of(settings):
+    """What a run learns, and how."""
+    if settings["algorithm"] == "text":
+        return f"{settings['task']} {settings['text']['method']}"
+    return f"{settings['name']} {settings['algorithm'].upper()} {settings['network']['network']}"
+
+
+def differences(settings, others):
+    """The settings that tell a run from others of its name, such as ", width=32"; empty if it is alone."""
+    def flat(tree):
+        return {name: leaf for key, value in tree.items() if key not in ("seed", "checkpoint_every", "epochs")
+                for name, leaf in (value.items() if isinstance(value, dict) else [(key, value)])}
+
+    mine = flat(settings)
+    odd = [key for key in mine if any(flat(other).get(key) != mine[key] for other in others)]
+    return "".join(f", {key}={mine[key]}" for key in odd)
+
+
 def main():
     args = tyro.cli(Args, description=__doc__)
     if not args.runs:
@@ -34,13 +52,10 @@ def main():
     kinds = collections.defaultdict(list)
     for run in args.runs:
         kinds[repr({key: value for key, value in settings[run].items() if key not in ("seed", "checkpoint_every", "epochs")})].append(run)
+    firsts = [settings[kind[0]] for kind in kinds.values()]
     groups = {}
-    for kind in kinds.values():
-        first = settings[kind[0]]
-        label = (f"{first['task']} {first['text']['method']}" if first["algorithm"] == "text" else
-                 f"{first['name']} {first['algorithm'].upper()} {first['network']['network']}")
-        while label in groups:
-            label += "'"
+    for kind, first in zip(kinds.values(), firsts):
+        label = name_of(first) + differences(first, [other for other in firsts if name_of(other) == name_of(first)])
         groups[label] = [read_log(run) for run in kind]
     for log in (log for logs in groups.values() for log in logs):
         if args.column not in log:

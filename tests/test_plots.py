@@ -1,5 +1,6 @@
 """Learning curves."""
 
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -8,6 +9,9 @@ import numpy as np
 
 from tfdqt.config import UsageError
 from tfdqt.plots import band, plot_learning
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+import plot  # noqa: E402
 
 
 def log(steps, values):
@@ -63,6 +67,16 @@ class Picture(unittest.TestCase):
             with self.assertRaisesRegex(UsageError, "gpt"):
                 plot_learning({"gpt": runs}, self.path)
         self.assertFalse(self.path.exists())
+
+
+class Names(unittest.TestCase):
+
+    def test_runs_of_one_name_are_told_apart_by_what_differs(self):
+        short, long = (dict(algorithm="dqn", name="Pong", seed=seed, network=dict(network="gpt", width=8), dqn=dict(total_steps=steps))
+                       for seed, steps in ((0, 10), (1, 20)))
+        self.assertEqual(plot.name_of(short), "Pong DQN gpt")
+        self.assertEqual(plot.differences(short, [short, long]), ", total_steps=10")
+        self.assertEqual(plot.differences(long, [long]), "")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""What the scripts that train on games share: their arguments, starting a run, going on with one. Imports no TensorFlow at first,
-so `--help` is instant."""
+"""What the scripts that train on games share: their arguments, starting a run, going on with one.
+
+Imports TensorFlow only when it trains, so `--help` is instant.
+"""
 
 import dataclasses
 import functools
