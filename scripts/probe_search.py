@@ -74,11 +74,12 @@ def main():
 
     from tfdqt import gpt, probe
     from tfdqt.acting import Window, shown
-    from tfdqt.backend import keras
+    from tfdqt.backend import keras, tf
     from tfdqt.envs import make_env
     from tfdqt.evaluate import load_run, play
     from tfdqt.plots import plot_probe
 
+    tf.get_logger().setLevel("ERROR")  # that every layer is compiled on its own is meant
     trained = load_run(args.run)
     info, env, env_fn = trained.info, make_env(name), functools.partial(make_env, name)
     roots = probe.roots_of(env, info, trained.networks, trained.weights, args.states, seed=args.seed)
