@@ -24,7 +24,6 @@ The arithmetic floor is the time that an update's matrix products alone would ta
 product, measured in the same process after each measurement. Elementwise work, lookups and environments are not in it.
 """
 
-import csv
 import dataclasses
 import datetime
 import json
@@ -41,7 +40,7 @@ import numpy as np
 import tyro
 
 from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, check_dqn, check_ppo, default_config
-from tfdqt.runs import check_at_least_one, run_main
+from tfdqt.runs import check_at_least_one, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RowName = Literal["dense-cartpole", "dense-breakout", "gpt-update", "gpt-breakout", "ppo-cartpole", "ppo-breakout"]
@@ -334,14 +333,9 @@ def command_line(args):
 
 def write(path, found):
     """Write all measurements so far."""
-    columns = list(dict.fromkeys(key for entry in found for key in entry))
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            for entry in found:
-                writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in entry.items()})
+        write_rows(path, found)
     except OSError as error:
         raise UsageError(f"{path} can't be written ({error.strerror}); choose another --out.") from None
 

@@ -21,7 +21,7 @@ import numpy as np
 import tyro
 
 from tfdqt.config import UsageError, default_config
-from tfdqt.runs import check_at_least_one, checkpoints, read_log, run_main
+from tfdqt.runs import check_at_least_one, checkpoints, read_log, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = {"gpt": "GPT", "dense-history": "dense, same history", "dense": "dense, present step"}
@@ -175,10 +175,7 @@ def report(args, rows):
 
     table = summarize(rows)
     for name, lines in (("runs.csv", rows), ("summary.csv", table)):
-        with open(Path(args.out, name), "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, lines[0])
-            writer.writeheader()
-            writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in line.items()} for line in lines)
+        write_rows(Path(args.out, name), lines)
     for line in table:
         print(f"{line['env']:24} {line['size']:>7} {KINDS[line['kind']]:22} {line['weights']:>7} weights, rate {line['rate']:g}, "
               f"{line['seeds']} seeds: return {line['mean_return']:.1f} [{line['mean_return_low']:.1f}, {line['mean_return_high']:.1f}], "

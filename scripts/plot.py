@@ -9,6 +9,8 @@ import tyro
 from tfdqt.config import UsageError, load_config
 from tfdqt.runs import find_run, read_log, run_main
 
+ALIKE = ("seed", "checkpoint_every", "epochs")  # runs may differ in these and be of one kind
+
 
 @dataclasses.dataclass(frozen=True)
 class Args:
@@ -36,7 +38,7 @@ def name_of(settings):
 def differences(settings, others):
     """The settings that tell a run from others of its name, such as ", width=32"; empty if it is alone."""
     def flat(tree):
-        return {name: leaf for key, value in tree.items() if key not in ("seed", "checkpoint_every", "epochs")
+        return {name: leaf for key, value in tree.items() if key not in ALIKE
                 for name, leaf in (value.items() if isinstance(value, dict) else [(key, value)])}
 
     mine = flat(settings)
@@ -51,7 +53,7 @@ def main():
     settings = {run: load_config(find_run(run) / "config.json") for run in args.runs}
     kinds = collections.defaultdict(list)
     for run in args.runs:
-        kinds[repr({key: value for key, value in settings[run].items() if key not in ("seed", "checkpoint_every", "epochs")})].append(run)
+        kinds[repr({key: value for key, value in settings[run].items() if key not in ALIKE})].append(run)
     firsts = [settings[kind[0]] for kind in kinds.values()]
     groups = {}
     for kind, first in zip(kinds.values(), firsts):

@@ -8,7 +8,6 @@ return of acting from each block; the same agreement for an untrained network, f
 such as a dense network or one with fewer layers. CSV and picture go to --out.
 """
 
-import csv
 import dataclasses
 import functools
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 import tyro
 
 from tfdqt.config import DQNConfig, NetworkConfig, UsageError, load_config
-from tfdqt.runs import check_at_least_one, find_run, run_main
+from tfdqt.runs import check_at_least_one, find_run, run_main, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +50,9 @@ def settings_of(run):
     return found["name"], found["network"], found["dqn"]
 
 
-def hidden_states(networks, windows, shown):
+def hidden_states(networks, windows):
     """What stands at the last step before the head, [N, D]."""
+    from tfdqt.acting import shown
     from tfdqt.backend import keras
 
     body = keras.Model(networks.model.input, networks.model.get_layer("norm").output)
@@ -73,7 +73,7 @@ def main():
             raise UsageError(f"{other} is a run on another environment than {name}; leave it out.")
 
     from tfdqt import gpt, probe
-    from tfdqt.acting import Window, shown
+    from tfdqt.acting import Window
     from tfdqt.backend import keras, tf
     from tfdqt.envs import make_env
     from tfdqt.evaluate import load_run, play
@@ -109,7 +109,7 @@ def main():
           ", ".join(map(str, range(args.depth + 1))) + " steps")
     before = None
     for layer, lens in enumerate(probe.lenses(trained.networks.model, info, network)):
-        q, x = probe.values_at(*lens, tree.windows), hidden_states(lens[0], first, shown)
+        q, x = probe.values_at(*lens, tree.windows), hidden_states(lens[0], first)
         add("trained", layer, q[:count], score=returns(*lens), x=x)
         add("trained, shuffled states", layer, q[:count], x=x, order=shuffled)
         if before is not None:  # is a block a step of look-ahead over the block before?
@@ -122,7 +122,7 @@ def main():
     keras.utils.set_random_seed(args.seed + 1)
     fresh = gpt.build_q(info, network)
     for layer, lens in enumerate(probe.lenses(fresh, info, network)):
-        add("untrained", layer, probe.values_at(*lens, first), x=hidden_states(lens[0], first, shown))
+        add("untrained", layer, probe.values_at(*lens, first), x=hidden_states(lens[0], first))
     for run in args.against:
         other = load_run(run)
         windows = first
@@ -137,10 +137,7 @@ def main():
     out = Path(args.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with open(out / "probe.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+        write_rows(out / "probe.csv", rows)
         plot_probe(rows, name, out / "probe.png")
     except OSError as error:
         raise UsageError(f"{out} can't be written ({error.strerror or error}); choose another --out.") from None

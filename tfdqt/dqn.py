@@ -16,7 +16,7 @@ from tfdqt.acting import Progress, ended_games, make_window, push, restore_place
 from tfdqt.backend import keras, tf
 from tfdqt.config import UsageError, check_dqn
 from tfdqt.envs import EnvFailure, env_info, make_vec_env
-from tfdqt.networks import flatten_model, join, make_act, repeat, set_weights, standardize, step_adam
+from tfdqt.networks import flatten_model, join, make_act, repeat, scales_of, set_weights, standardize, step_adam
 from tfdqt.policy import epsilon_at, epsilon_greedy
 from tfdqt.replay import (
     Steps,
@@ -232,9 +232,9 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
                 chunk = pool.submit(collect, acting_weights(state, cfg), progress.step, window, rng)
                 if steps_stored(replay) >= needed:
                     if networks.model.non_trainable_variables and int(state.updates) == 0:
-                        seen = stored_obs(replay)
-                        state = state._replace(online=standardize(networks, state.online, seen),
-                                               target=standardize(networks, state.target, seen))
+                        scales = scales_of(networks, stored_obs(replay))
+                        state = state._replace(online=standardize(networks, state.online, scales),
+                                               target=standardize(networks, state.target, scales))
                     state, fresh = learn(state)
                     diagnostics = {name: float(value) for name, value in fresh.items()}
                 try:

@@ -50,14 +50,18 @@ def join(networks, trained, fixed=None):
     return tf.concat([tf.reshape(part, [-1]) for part in (*trained, *fixed)], 0)
 
 
-def standardize(networks, weights, obs):
-    """The weights [W] with what the network's Standardize layers know of the data set from obs [M, ...]."""
+def scales_of(networks, obs):
+    """What the network's Standardize layers are to know of the data, from obs [M, ...]: the fixed weights, as `join` takes them."""
     model = networks.model
     numbers = keras.Model(model.input["obs"], model.get_layer("standardize").input)
     obs = obs[:len(obs) // networks.context * networks.context].reshape(-1, *model.input["obs"].shape[1:])
     x = numbers(obs).numpy().reshape(-1, numbers.output.shape[-1])
-    fixed = [x.mean(axis=0), np.maximum(x.std(axis=0), 0.1)]
-    return join(networks, networks.split(weights)[0], fixed)
+    return [x.mean(axis=0), np.maximum(x.std(axis=0), 0.1)]
+
+
+def standardize(networks, weights, scales):
+    """The weights [W] with `scales` in place of their fixed ones."""
+    return join(networks, networks.split(weights)[0], scales)
 
 
 def set_weights(networks, weights):

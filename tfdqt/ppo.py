@@ -15,7 +15,7 @@ from tfdqt.acting import Progress, Window, ended_games, make_window, push, resto
 from tfdqt.backend import keras, tf
 from tfdqt.config import check_ppo
 from tfdqt.envs import EnvFailure, env_info, make_vec_env
-from tfdqt.networks import flatten_model, join, repeat, set_weights, standardize, step_adam
+from tfdqt.networks import flatten_model, join, repeat, scales_of, set_weights, standardize, step_adam
 
 
 class PPOState(NamedTuple):
@@ -117,8 +117,7 @@ def make_collect(networks, vec, info, cfg) -> Callable:
             last[t] = out["ended"]
             vec.step(action[t])
             reward[t], discount[t] = out["reward"], out["discount"]
-            if out["ended"].any():
-                games += ended_games(out)
+            games += ended_games(out)
             stream.obs[:, t + context], stream.first[:, t + context] = out["obs"], out["first"]
             stream.prev_action[:, t + context] = np.where(out["first"], -1, action[t])
         for part, whole in zip(window, stream):
@@ -221,7 +220,8 @@ def ppo(env_fn, pi_v_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=N
                 raise
             if networks.model.non_trainable_variables and progress.step == 0:
                 # What was acted on before the data were known is not learned from: the ratios would not start at 1.
-                state = state._replace(weights=standardize(networks, state.weights, roll.stream.obs.reshape(-1, *info.obs_shape)))
+                scales = scales_of(networks, roll.stream.obs.reshape(-1, *info.obs_shape))
+                state = state._replace(weights=standardize(networks, state.weights, scales))
             else:
                 order = np.concatenate([rng.permutation(size) for _ in range(cfg.update_epochs)]).reshape(-1, cfg.batch_size)
                 state, found = learn(state, tf.nest.map_structure(tf.constant, roll), tf.constant(order, tf.int32))

@@ -155,6 +155,14 @@ def make_logger(run_dir, fields, total_steps, epochs, *, resume_step=None, show=
     return log, close
 
 
+def write_rows(path, rows):
+    """Write dicts as a CSV with a column for every key, numbers to six digits."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()} for row in rows)
+
+
 def read_log(run_dir):
     """The rows of a run's log.csv as a dict of float arrays, one per column. Raises UsageError if there are none."""
     path = find_run(run_dir) / "log.csv"
