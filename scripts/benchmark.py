@@ -9,14 +9,14 @@ A B A B: while one works, the other waits. Ratios are taken pair by pair. The ro
 
   dense-cartpole  Our dense DQN against Stable-Baselines3's: same network, batch, updates per step, replay size, target
   dense-breakout  network, fixed epsilon. What is timed is the training loop itself, between two calls of its callback.
-                  Ours is measured as it is meant to be used: --num-envs environments in --workers processes, which step
+                  Ours is measured as it is meant to be used: --num-envs environments in processes of their own, which step
                   them while the learner learns. Stable-Baselines3's DQN works in one process (torch's threads aside),
                   in its usual form with one environment; --sb3-envs gives it more of them.
   gpt-update      Our update of the GPT (target network, double Q, gradient, clipping, Adam, Polyak) against the same in
                   eager PyTorch, from the same weights on the same batches; that their losses agree is checked first.
                   Ours does as many updates in a call as training does.
   ppo-cartpole    Our PPO against Stable-Baselines3's: same dense network under policy and value, environments, rollouts,
-  ppo-breakout    batch and passes over them; theirs in its usual DummyVecEnv, ours with --workers processes.
+  ppo-breakout    batch and passes over them; theirs in its usual DummyVecEnv, ours with as many processes as run_ppo.py takes.
   gpt-breakout    Our training run of the GPT on Breakout-ram-v0, at what its target is stated for
                   (one update per 4 steps, batch 32, context 4) and otherwise with the default settings.
 
@@ -39,7 +39,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tyro
 
-from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, check_dqn, check_ppo, default_config
+from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, check_dqn, check_ppo, default_config, default_parallel
 from tfdqt.runs import check_at_least_one, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,10 +64,10 @@ class Args:
     """Environments of our side in the dense rows, by default as many as tfdqt's default settings for them have."""
     sb3_envs: int = 1
     """Environments of Stable-Baselines3's side, in its DummyVecEnv."""
-    workers: int = 1
-    """Processes that step the environments of our side."""
-    threads: int = max(1, os.cpu_count() or 1)
-    """Threads inside TensorFlow's operations."""
+    workers: int | None = None
+    """Processes that step the environments of our side, by default as many as the training scripts have; 0: none."""
+    threads: int | None = None
+    """Threads inside TensorFlow's operations, by default as many as the training scripts have."""
     torch_threads: int = 0
     """Threads of torch (0: as many as torch chooses or one, whichever a short try finds faster)."""
 
@@ -166,7 +166,9 @@ def matmul_flops(row, info):
 
 def check_args(args):
     """Raise UsageError for arguments that can't work."""
-    check_at_least_one(args, "repeats", "steps", "num_envs", "sb3_envs", "threads", "workers")
+    check_at_least_one(args, "repeats", "steps", "num_envs", "sb3_envs", "threads")
+    if args.workers is not None and args.workers < 0:
+        raise UsageError("--workers must be 0 or more.")
     if args.torch_threads < 0:
         raise UsageError(f"--torch-threads must be 0 or more, not {args.torch_threads}.")
     if not args.rows:
@@ -262,10 +264,12 @@ def measure(row, args, info):
     found, sides = [], []
     with tempfile.TemporaryDirectory() as folder:
         ppo = isinstance(row.cfg, PPOConfig)
+        algorithm = "ppo" if ppo else "dqn"
+        given = {key: getattr(args, key) for key in ("workers", "threads") if getattr(args, key) is not None}
         settings = dict(env=row.env, theirs_env=row.theirs_env, unit=row.unit, network=dataclasses.asdict(row.network),
-                        algorithm="ppo" if ppo else "dqn", cfg=dataclasses.asdict(row.cfg), actions=info.num_actions, threads=args.threads,
+                        algorithm=algorithm, cfg=dataclasses.asdict(row.cfg), actions=info.num_actions,
                         torch_threads=args.torch_threads, sb3_envs=args.sb3_envs, warm_up=1_000 + (0 if ppo else row.cfg.learning_starts),
-                        workers=args.workers, updates_per_call=updates_per_call(row.cfg),
+                        updates_per_call=updates_per_call(row.cfg), **default_parallel(row.env, algorithm) | given,
                         exchange=str(Path(folder, "update.npz")))
         try:
             sides.append(("ours", *start([sys.executable, str(ROOT / "benchmarks" / "ours.py")], settings)))

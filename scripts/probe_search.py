@@ -5,7 +5,9 @@ fitted to what stands there, and compared with explicit look-ahead of each depth
 the environment, with the whole network's values at the leaves. If blocks were steps of a search, later blocks would agree with
 deeper look-ahead, and one block's values would be a step of look-ahead over those of the block before. Printed beside it: the
 return of acting from each block; the same agreement for an untrained network, for shuffled states, and for other runs (--against),
-such as a dense network or one with fewer layers. CSV and picture go to --out.
+such as a dense network or one with fewer layers. probe.csv and probe.png go to --out; reading.csv and reading.png beside them tell
+where each block attends, in steps ago, and which features of an observation (such as RAM bytes) the values after each block rest on:
+how far the advantages change when that feature alone is another state's.
 """
 
 import dataclasses
@@ -77,7 +79,7 @@ def main():
     from tfdqt.backend import keras, tf
     from tfdqt.envs import make_env
     from tfdqt.evaluate import load_run, play
-    from tfdqt.plots import plot_probe
+    from tfdqt.plots import plot_probe, plot_reading
 
     tf.get_logger().setLevel("ERROR")  # that every layer is compiled on its own is meant
     trained = load_run(args.run)
@@ -95,7 +97,20 @@ def main():
         found, _ = play(env_fn, info, networks, weights, episodes=args.episodes, epsilon=args.epsilon, seed=args.seed + 1_000)
         return float(found.mean())
 
-    rows = []
+    rows, reading = [], []
+
+    def read(who, model, lens, layer):
+        """What the values after `layer` blocks rest on, and once for each model where its blocks attend."""
+        shares = probe.importance(*lens, first, seed=args.seed)
+        found = [dict(who=who, what="importance", layer=layer, place=place, value=share) for place, share in enumerate(shares)]
+        if layer == 0:
+            attention = probe.attention_weights(model, first, network)
+            steps = attention.reshape(len(attention), network.context, -1).sum(axis=2)[:, ::-1]  # tokens of a step together
+            found += [dict(who=who, what="attention", layer=block + 1, place=ago, value=share)
+                      for block, line in enumerate(steps) for ago, share in enumerate(line)]
+        reading.extend(found)
+        best = np.argsort(-np.nan_to_num(shares))[:5]
+        print(f"{who:28} layer {layer}: rests on features " + ", ".join(f"{place} ({shares[place]:.2f})" for place in best), flush=True)
 
     def add(who, layer, q, *, score=float("nan"), x=None, order=slice(None)):
         for depth, target in enumerate(targets):
@@ -111,6 +126,7 @@ def main():
     for layer, lens in enumerate(probe.lenses(trained.networks.model, info, network)):
         q, x = probe.values_at(*lens, tree.windows), hidden_states(lens[0], first)
         add("trained", layer, q[:count], score=returns(*lens), x=x)
+        read("trained", trained.networks.model, lens, layer)
         add("trained, shuffled states", layer, q[:count], x=x, order=shuffled)
         if before is not None:  # is a block a step of look-ahead over the block before?
             for steps, target in enumerate(probe.look_ahead(tree, before, count, cfg.gamma)[:2]):
@@ -123,6 +139,7 @@ def main():
     fresh = gpt.build_q(info, network)
     for layer, lens in enumerate(probe.lenses(fresh, info, network)):
         add("untrained", layer, probe.values_at(*lens, first), x=hidden_states(lens[0], first))
+        read("untrained", fresh, lens, layer)
     for run in args.against:
         other = load_run(run)
         windows = first
@@ -138,7 +155,9 @@ def main():
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_rows(out / "probe.csv", rows)
+        write_rows(out / "reading.csv", reading)
         plot_probe(rows, name, out / "probe.png")
+        plot_reading(reading, name, out / "reading.png")
     except OSError as error:
         raise UsageError(f"{out} can't be written ({error.strerror or error}); choose another --out.") from None
     print(out / "probe.png")

@@ -9,8 +9,19 @@ import tempfile
 import unittest
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest import mock
 
-from tfdqt.config import DQNConfig, NetworkConfig, UsageError, check_dqn, check_network, default_config, load_config, save_config
+from tfdqt.config import (
+    DQNConfig,
+    NetworkConfig,
+    UsageError,
+    check_dqn,
+    check_network,
+    default_config,
+    default_parallel,
+    load_config,
+    save_config,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,6 +54,12 @@ class SaveAndLoad(unittest.TestCase):
             check_dqn(dqn)
             save_config(self.path, network=network, dqn=dqn)
             self.assertEqual(self.load(), dict(network=network, dqn=dqn), name)
+
+    def test_processes_and_threads(self):
+        with mock.patch("os.cpu_count", return_value=4):
+            self.assertEqual(default_parallel("CartPole-v1"), dict(workers=3, threads=4))
+            self.assertEqual(default_parallel("CartPole-v1", "ppo"), dict(workers=0, threads=1))
+            self.assertEqual(default_parallel("ALE/Breakout-v5", "ppo"), dict(workers=4, threads=4))
 
     def test_whole_number_is_a_float(self):
         self.write(dqn=dict(gamma=1))

@@ -84,6 +84,40 @@ class TestProbe(unittest.TestCase):
         self.assertGreater(probe.linear_probe(x, x @ rng.normal(size=(8, 3))), 0.99)
         self.assertLess(abs(probe.linear_probe(x, rng.normal(size=(600, 3)))), 0.2)
 
+    def test_values_rest_on_the_features_they_are_made_of(self):
+        inputs = dict(obs=keras.Input((2, 3), name="obs"), first=keras.Input((2,), dtype="int32", name="first"))
+        layer = keras.layers.Dense(2, use_bias=False)
+        model = keras.Model(inputs, layer(inputs["obs"]))
+        layer.set_weights([np.array([[1.0, -1.0], [0.0, 0.0], [0.1, -0.1]])])
+        networks = flatten_model(model)
+        rng = np.random.default_rng(0)
+        windows = Window(rng.normal(size=(400, 2, 3)).astype("float32"), np.zeros((400, 2), "int32"), np.zeros((400, 2), "int32"))
+        shares = probe.importance(networks, networks.start, windows)
+        # The advantages are a x0 + b x2 with b = a / 10: exchanging x0 leaves a correlation near b^2 / (a^2 + b^2).
+        self.assertAlmostEqual(shares[0], 1 - 0.01 / 1.01, delta=0.12)
+        self.assertAlmostEqual(shares[1], 0.0, places=6)
+        self.assertAlmostEqual(shares[2], 0.01 / 1.01, delta=0.005)
+
+    def test_attention_is_what_the_model_mixes_by(self):
+        info, cfg = EnvInfo("Box", (3,), "float32", (), 2), NetworkConfig(context=3, layers=1, heads=1, width=4)
+        model = gpt.build_q(info, cfg)
+        rng = np.random.default_rng(0)
+        for variable in model.trainable_variables:
+            variable.assign(rng.normal(size=variable.shape))
+        first = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], "int32")
+        windows = Window(rng.normal(size=(4, 3, 3)).astype("float32"), first, np.zeros((4, 3), "int32"))
+        inputs = dict(obs=windows.obs, first=first)
+        for row in range(4):
+            one = Window(*(part[row:row + 1] for part in windows))
+            found = probe.attention_weights(model, one, cfg)[0]
+            self.assertAlmostEqual(found.sum(), 1.0, places=5)
+            at = {key: value[row:row + 1] for key, value in inputs.items()}
+            value = keras.Model(model.input, model.get_layer("block0_attention_qkv").output)(at).numpy()[0, :, 8:]
+            mixed = keras.Model(model.input, model.get_layer("block0_attention_out").output)(at).numpy()[0, -1]
+            kernel, bias = model.get_layer("block0_attention_out").get_weights()
+            np.testing.assert_allclose(found @ value @ kernel + bias, mixed, atol=1e-4)
+        self.assertEqual(probe.attention_weights(model, Window(*(part[3:] for part in windows)), cfg)[0].tolist(), [0, 0, 1])
+
     @pytest.mark.slow
     def test_the_whole_command(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +130,8 @@ class TestProbe(unittest.TestCase):
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertEqual(done.stderr, "")
             self.assertRegex(done.stdout, r"dense of 2 layers +layer 2: ")
-            self.assertGreater((self.tmp / "out" / "probe.png").stat().st_size, 5_000)
+            for picture in ("probe", "reading"):
+                self.assertGreater((self.tmp / "out" / f"{picture}.png").stat().st_size, 5_000)
             refused(self, "dense network, which has no blocks", "probe_search", self.tmp / "dense")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import types
 import typing
 from typing import Literal
@@ -230,11 +231,26 @@ PPO = {
 }
 
 
+def _kind(name):
+    return "atari" if "-ram" in name or name.startswith("ALE/") else "cartpole" if name.startswith("CartPole") else "other"
+
+
 def default_config(name, algorithm="dqn"):
     """The defaults for environment `name` and algorithm dqn or ppo: (NetworkConfig, DQNConfig or PPOConfig)."""
-    kind = "atari" if "-ram" in name or name.startswith("ALE/") else "cartpole" if name.startswith("CartPole") else "other"
     chosen, cls = (DQN, DQNConfig) if algorithm == "dqn" else (PPO, PPOConfig)
-    return NetworkConfig(**chosen[kind]["network"]), cls(**chosen[kind]["cfg"])
+    return NetworkConfig(**chosen[_kind(name)]["network"]), cls(**chosen[_kind(name)]["cfg"])
+
+
+def default_parallel(name, algorithm="dqn"):
+    """How many processes step the environments and how many threads TensorFlow has, by default: dict of workers and threads.
+
+    DQN learns while they step and leaves a core to itself. PPO does one after the other: an emulator may take every core, but
+    CartPole steps faster than a message reaches a process, and a small network is quickest without handing over to a second thread.
+    """
+    cores = max(1, os.cpu_count() or 1)
+    if algorithm == "dqn":
+        return dict(workers=max(1, cores - 1), threads=cores)
+    return dict(workers=0, threads=1) if _kind(name) == "cartpole" else dict(workers=cores, threads=cores)
 
 
 TEXT = {

@@ -5,7 +5,6 @@ Imports TensorFlow only when it trains, so `--help` is instant.
 
 import dataclasses
 import functools
-import os
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from tfdqt.config import (
     check_network,
     check_ppo,
     default_config,
+    default_parallel,
     load_config,
     save_config,
 )
@@ -61,9 +61,9 @@ class GameArgs:
     """Environment steps between two checkpoints; there is always one at the end."""
     epochs: int = 1_000
     """Parts into which the progress line and the log divide the run."""
-    workers: int = max(1, (os.cpu_count() or 2) - 1)
+    workers: int = default_parallel("")["workers"]
     """Processes that step the environments (0: none). The result does not depend on it."""
-    threads: int = max(1, os.cpu_count() or 1)
+    threads: int = default_parallel("")["threads"]
     """Threads inside TensorFlow's operations."""
     network: Annotated[NetworkConfig, tyro.conf.arg(name="")] = NetworkConfig()
 
@@ -72,7 +72,8 @@ def parse(argv, args_class, algorithm, description):
     """The arguments, with the defaults of the environment they name: -> (args, names of the flags given)."""
     name = given_value(argv, "name", args_class.name)
     network, cfg = default_config(name, algorithm)
-    args = tyro.cli(args_class, args=argv, default=args_class(name=name, network=network, **{algorithm: cfg}), description=description)
+    default = args_class(name=name, network=network, **{algorithm: cfg}, **default_parallel(name, algorithm))
+    args = tyro.cli(args_class, args=argv, default=default, description=description)
     flags = given_flags(argv)
     check_resume_flags(flags, RESUME_FLAGS)
     return args, flags
@@ -111,8 +112,9 @@ def old_run(args, flags, algorithm):
         cfg = dataclasses.replace(cfg, total_steps=getattr(args, algorithm).total_steps)
         check(cfg)
         save_config(run_dir / "config.json", **{**settings, algorithm: cfg})
+    parallel = {key: value for key, value in default_parallel(settings["name"], algorithm).items() if key not in flags}
     args = dataclasses.replace(args, name=settings["name"], seed=settings["seed"], epochs=settings["epochs"], checkpoint_every=every,
-                               network=settings["network"], **{algorithm: cfg})
+                               network=settings["network"], **{algorithm: cfg}, **parallel)
     print(f"Going on from {path}.")
     if any(state is None for state in saved["envs"]):
         print("The environments' states are not in it: each starts a fresh episode, and the run differs from an unbroken one.")

@@ -127,3 +127,35 @@ def plot_probe(rows, title, path):
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def plot_reading(rows, title, path, *, most=12):
+    """Draw what each block reads into a PNG: where it attends, and the `most` features that the values after it rest on.
+
+    `rows` are dicts as `scripts/probe_search.py` writes them into reading.csv.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 2, figsize=(12, 6), layout="constrained", width_ratios=(1, 2))
+    for line, who in zip(axes, ("trained", "untrained")):
+        for place, what, label in zip(line, ("attention", "importance"), ("steps ago", "feature")):
+            chosen = [row for row in rows if (row["who"], row["what"]) == (who, what)]
+            names = sorted({row["place"] for row in chosen})
+            table = np.array([[row["value"] for row in sorted(chosen, key=lambda row: row["place"]) if row["layer"] == layer]
+                              for layer in sorted({row["layer"] for row in chosen})])
+            if what == "importance":
+                kept = np.sort(np.argsort(-np.nan_to_num(table).max(axis=0))[:most])
+                table, names = table[:, kept], [names[index] for index in kept]
+            place.imshow(table, vmin=0, cmap="Blues", origin="lower", aspect="auto")
+            for (row, column), value in np.ndenumerate(table):
+                place.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+            place.set(title=f"{who}: {what}", xlabel=label, ylabel="block" if what == "attention" else "blocks read",
+                      xticks=range(len(names)), xticklabels=names, yticks=range(len(table)))
+            if what == "attention":
+                place.set_yticklabels(range(1, len(table) + 1))
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt.acting import Window, make_window, push, shown
+from tfdqt.backend import keras
 from tfdqt.config import UsageError
 from tfdqt.envs import env_state, restore_env
 from tfdqt.networks import flatten_model, make_act, make_scores
@@ -138,3 +139,33 @@ def linear_probe(x, y, *, ridge=1e-2, seed=0):
     z = np.concatenate([(x - centre) / scale, np.ones((len(x), 1))], axis=1)
     gram = z[train].T @ z[train] + ridge * len(train) * np.eye(z.shape[1])
     return agreement(z[test] @ np.linalg.solve(gram, z[train].T @ y[train]), y[test])[0]
+
+
+def importance(networks, weights, windows, *, seed=0):
+    """What the values rest on: 1 - the correlation of the advantages with those when one feature is another state's: -> [F].
+
+    The feature is exchanged in all steps of a window at once (permutation importance, Breiman, 2001). NaN without advantages.
+    """
+    whole = values_at(networks, weights, windows)
+    order = np.random.default_rng([seed, 9]).permutation(len(whole))
+    found = []
+    for feature in range(windows.obs.shape[-1]):
+        obs = windows.obs.copy()
+        obs[..., feature] = obs[order, :, feature]
+        found.append(1.0 - agreement(whole, values_at(networks, weights, windows._replace(obs=obs)))[0])
+    return np.array(found)
+
+
+def attention_weights(model, windows, cfg):
+    """Where the last token of windows looks in each block of the gpt `model`, mean over windows and heads: -> [layers, T]."""
+    inputs, first = shown(windows), windows.first.astype(int)
+    episode = first.cumsum(axis=1)
+    visible = np.repeat(episode == episode[:, -1:], model.get_layer("block0_attention_qkv").output.shape[1] // first.shape[1], axis=1)
+    found = []
+    for layer in range(cfg.layers):
+        qkv = keras.Model(model.input, model.get_layer(f"block{layer}_attention_qkv").output)({name: inputs[name] for name in model.input})
+        qkv = qkv.numpy().reshape(*visible.shape, 3, cfg.heads, cfg.width // cfg.heads)
+        scores = np.einsum("bhd,bthd->bht", qkv[:, -1, 0], qkv[:, :, 1]) / np.sqrt(qkv.shape[-1])
+        scores = np.exp(scores - scores.max(axis=-1, keepdims=True)) * visible[:, None]
+        found.append((scores / scores.sum(axis=-1, keepdims=True)).mean(axis=(0, 1)))
+    return np.array(found)

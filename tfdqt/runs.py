@@ -164,8 +164,12 @@ def write_rows(path, rows):
 
 
 def read_log(run_dir):
-    """The rows of a run's log.csv as a dict of float arrays, one per column. Raises UsageError if there are none."""
-    path = find_run(run_dir) / "log.csv"
+    """The rows of a run's log.csv; see read_csv."""
+    return read_csv(find_run(run_dir) / "log.csv")
+
+
+def read_csv(path):
+    """A CSV of numbers as a dict of float arrays, one per column. Raises UsageError if it has no rows."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]
