@@ -4,6 +4,7 @@ PyTorch is not among tfdqt's requirements. The test runs where this python has i
 old_pytorch/requirements.txt: OLD_PYTORCH_PYTHON=.torch/bin/python python -m pytest tests/test_old_pytorch.py
 """
 
+import csv
 import dataclasses
 import importlib.util
 import json
@@ -15,6 +16,7 @@ import unittest
 from pathlib import Path
 
 import numpy as np
+from test_scripts import refused, script
 
 from tfdqt import dqn, gpt
 from tfdqt.backend import keras, tf
@@ -102,6 +104,23 @@ class TestOldPyTorch(tf.test.TestCase):
 
     def test_a_token_a_byte(self):
         self.compare(EnvInfo("RAM", (6,), "uint8", (), 4), context=2, layers=1, heads=2, width=16, tokens="features")
+
+    def test_side_by_side(self):
+        with tempfile.TemporaryDirectory() as folder:
+            done = script("compare_pytorch", f"--torch-python={PYTHON}", "--seeds=1", "--total-steps=1280", f"--out={folder}/out")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(Path(folder, "out", "pytorch.csv"), newline="") as file:
+                rows = list(csv.DictReader(file))
+            self.assertEqual([row["side"] for row in rows], ["tfdqt", "pytorch"])
+            self.assertTrue(all(float(row["steps_per_second"]) > 0 and float(row["mean_return"]) >= 8 for row in rows), rows)
+            self.assertGreater(Path(folder, "out", "pytorch.png").stat().st_size, 5_000)
+
+
+class TestWithoutPyTorch(tf.test.TestCase):
+
+    def test_no_python(self):
+        self.tmp = None
+        refused(self, "is no python; make one", "compare_pytorch", "--torch-python=nowhere/python")
 
 
 if __name__ == "__main__":

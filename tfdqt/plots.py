@@ -101,6 +101,13 @@ def plot_comparison(table, kinds, path):
     plt.close(figure)
 
 
+def _heat(place, table, *, vmin, cmap):
+    """A table of numbers up to 1, each written on its colour."""
+    place.imshow(table, vmin=vmin, vmax=1, cmap=cmap, origin="lower", aspect="auto")
+    for (row, column), value in np.ndenumerate(table):
+        place.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if abs(value) > 0.6 else "black")
+
+
 def plot_probe(rows, title, path):
     """Draw how each layer agrees with look-ahead of each depth into a PNG: by the network's own head, by a linear probe, and untrained.
 
@@ -119,9 +126,7 @@ def plot_probe(rows, title, path):
         table = np.full((1 + max(row["layer"] for row in chosen), 1 + max(row["depth"] for row in chosen)), np.nan)
         for row in chosen:
             table[row["layer"], row["depth"]] = row[key]
-        place.imshow(table, vmin=-1, vmax=1, cmap="RdBu", origin="lower", aspect="auto")
-        for (layer, depth), value in np.ndenumerate(table):
-            place.text(depth, layer, f"{value:.2f}", ha="center", va="center", fontsize=8)
+        _heat(place, table, vmin=-1, cmap="RdBu")
         place.set(title=label, xlabel="steps of look-ahead", xticks=range(table.shape[1]), yticks=range(table.shape[0]))
     axes[0].set_ylabel("blocks read")
     figure.suptitle(title)
@@ -149,9 +154,7 @@ def plot_reading(rows, title, path, *, most=12):
             if what == "importance":
                 kept = np.sort(np.argsort(-np.nan_to_num(table).max(axis=0))[:most])
                 table, names = table[:, kept], [names[index] for index in kept]
-            place.imshow(table, vmin=0, cmap="Blues", origin="lower", aspect="auto")
-            for (row, column), value in np.ndenumerate(table):
-                place.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8)
+            _heat(place, table, vmin=0, cmap="Blues")
             place.set(title=f"{who}: {what}", xlabel=label, ylabel="block" if what == "attention" else "blocks read",
                       xticks=range(len(names)), xticklabels=names, yticks=range(len(table)))
             if what == "attention":

@@ -146,14 +146,14 @@ def importance(networks, weights, windows, *, seed=0):
 
     The feature is exchanged in all steps of a window at once (permutation importance, Breiman, 2001). NaN without advantages.
     """
-    whole = values_at(networks, weights, windows)
-    order = np.random.default_rng([seed, 9]).permutation(len(whole))
-    found = []
-    for feature in range(windows.obs.shape[-1]):
-        obs = windows.obs.copy()
-        obs[..., feature] = obs[order, :, feature]
-        found.append(1.0 - agreement(whole, values_at(networks, weights, windows._replace(obs=obs)))[0])
-    return np.array(found)
+    count, features = len(windows.first), windows.obs.shape[-1]
+    order = np.random.default_rng([seed, 9]).permutation(count)
+    obs = np.repeat(windows.obs[None], features + 1, axis=0)  # the last copy stays whole
+    for feature in range(features):
+        obs[feature, ..., feature] = windows.obs[order, :, feature]
+    rest = (np.concatenate([part] * (features + 1)) for part in windows[1:])
+    values = values_at(networks, weights, Window(obs.reshape(-1, *obs.shape[2:]), *rest)).reshape(features + 1, count, -1)
+    return np.array([1.0 - agreement(values[-1], each)[0] for each in values[:-1]])
 
 
 def attention_weights(model, windows, cfg):
