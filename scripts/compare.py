@@ -1,11 +1,11 @@
 """Transformer against dense networks of equal size: python scripts/compare.py --out=runs/compare
 
 Every environment is learned by a GPT, by a dense network that sees the same history, and by a dense network that sees only the
-present step, each at several sizes in weights. The learning rate of each is chosen among --rates by one run of a seed that is
-not compared. The runs are those of run_dqn.py, in folders under --out; what is there already is not run again, so that the
-command can be stopped and given again. Then the report: for each, the interquartile mean over seeds of the mean return of
---episodes games after training, the same of the mean return while it trained (sample efficiency), with 95% bootstrap confidence
-intervals, and seconds of wall clock.
+present step, each at several sizes in weights. The learning rate of each is chosen among --rates by the return after training of
+--tuning-seeds runs whose seeds are not compared. The runs are those of run_dqn.py, in folders under --out; what is there already
+is not run again, so that the command can be stopped and given again. Then the report: for each, the interquartile mean over seeds
+of the mean return of --episodes games after training, the same of the mean return while it trained (sample efficiency), with 95%
+bootstrap confidence intervals, and seconds of wall clock.
 """
 
 import csv
@@ -42,6 +42,8 @@ class Args:
     """Runs of each."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Learning rates to choose from; a single one is taken as it is."""
+    tuning_seeds: int = 2
+    """Runs of each learning rate to choose it by."""
     total_steps: int | None = None
     """Environment steps of each run, by default as many as the environment has by default."""
     episodes: int = 100
@@ -145,11 +147,14 @@ def score(folder):
 
 
 def chosen_rate(args, cell):
-    """The learning rate whose run of the tuning seed did best while it trained."""
+    """The learning rate whose runs of the tuning seeds score best after training, or None if no rate has all of them yet."""
     if len(args.rates) == 1:
         return args.rates[0]
-    found = {rate: score(run(args, cell, rate, TUNING_SEED)) for rate in args.rates}
-    found = {rate: each["curve"] for rate, each in found.items() if each}
+    found = {}
+    for rate in args.rates:
+        scores = [score(run(args, cell, rate, TUNING_SEED + index)) for index in range(args.tuning_seeds)]
+        if all(scores):
+            found[rate] = np.mean([each["mean_return"] for each in scores])
     return max(found, key=found.get) if found else None
 
 
@@ -186,7 +191,7 @@ def report(args, rows):
 
 def main():
     args = tyro.cli(Args, description=__doc__)
-    check_at_least_one(args, "seeds", "episodes", "jobs", "total_steps")
+    check_at_least_one(args, "seeds", "tuning_seeds", "episodes", "jobs", "total_steps")
     if not args.envs or not args.sizes or min(args.sizes) < 100 or not args.rates or min(args.rates) <= 0 or not 0 <= args.epsilon <= 1:
         raise UsageError("--envs, --sizes (of at least 100) and --rates (above 0) must not be empty, and --epsilon lies between 0 and 1.")
     try:

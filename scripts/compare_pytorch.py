@@ -47,7 +47,7 @@ class Args:
     torch_threads: int = 1
     """Threads of torch; more are slower on networks as small as these."""
     out: str = "runs/pytorch"
-    """Folder of the runs, the CSV and the picture; an older one of this command is replaced."""
+    """Folder of the runs, the CSV and the picture."""
 
 
 def flags_of(**values):
@@ -88,16 +88,17 @@ def main():
     args = tyro.cli(Args, description=__doc__)
     check_at_least_one(args, "seeds", "total_steps", "threads", "torch_threads")
     out = Path(args.out).absolute()
-    if not shutil.which(args.torch_python):
+    python = shutil.which(args.torch_python)
+    if not python:
         raise UsageError(f"{args.torch_python} is no python; make one with python -m venv and old_pytorch/requirements.txt.")
+    args = dataclasses.replace(args, torch_python=os.path.abspath(python))  # not resolved: a link in an environment is that environment's
     rows, logs = [], {label: [] for label in SIDES.values()}
     for seed in range(args.seeds):
         folder = out / f"seed-{seed}"
-        shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(parents=True)
         except OSError as error:
-            raise UsageError(f"{out} can't be written ({error.strerror}); choose another --out.") from None
+            raise UsageError(f"{folder} can't be made ({error.strerror}); choose another --out.") from None
         for side, words in commands(args, seed, folder).items():
             ended = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True)
             if ended.returncode:

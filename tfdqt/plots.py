@@ -96,7 +96,7 @@ def plot_comparison(table, kinds, path):
                 place.grid(alpha=0.3)
         axes[0, column].set_title(env)
         axes[1, column].set_xlabel("weights")
-    axes[0, 0].legend(frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds), frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
