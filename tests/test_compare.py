@@ -47,8 +47,8 @@ class TestCompare(unittest.TestCase):
     @pytest.mark.slow
     def test_the_whole_command_and_going_on_with_it(self):
         with tempfile.TemporaryDirectory() as folder:
-            flags = [f"--out={folder}", "--envs", "CartPolePositions-v1", "--sizes", "1000", "--seeds=1", "--rates", "1e-3", "3e-3",
-                     "--total-steps=1152", "--episodes=2"]
+            flags = [f"--out={folder}", "--envs", "CartPolePositions-v1", "--sizes", "1000", "--seeds=1", "--tuning-seeds=1",
+                     "--rates", "1e-3", "3e-3", "--total-steps=1152", "--episodes=2"]
             done = script("compare", *flags)
             self.assertEqual(done.returncode, 0, done.stderr)
             with open(Path(folder, "runs.csv"), newline="") as file:
