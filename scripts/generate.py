@@ -45,8 +45,9 @@ def main():
     if args.count < 1 or args.seed < 0:
         raise UsageError("--count must be at least 1 and --seed 0 or more.")
 
-    from tfdqt.text import diversity, generate, words_of
+    from tfdqt.reading import words_of
     from tfdqt.text_runs import load_text_run, make_run_scores
+    from tfdqt.writing import diversity, generate
 
     trained = load_text_run(args.run, args.checkpoint)
     task = trained.task

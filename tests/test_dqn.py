@@ -9,9 +9,10 @@ from tfdqt import dqn, gpt
 from tfdqt.acting import make_window, push, shown
 from tfdqt.backend import keras, tf
 from tfdqt.config import DQNConfig, NetworkConfig, UsageError
-from tfdqt.envs import EnvFailure, EnvInfo, env_info, make_vec_env
+from tfdqt.envs import EnvFailure, EnvInfo, env_info
 from tfdqt.networks import flatten_model, make_act
 from tfdqt.replay import Steps, make_add, make_replay, make_sampler, steps_spec
+from tfdqt.vec_envs import make_vec_env
 
 NUMBER = EnvInfo("Number", (1,), "float32", (), 2)
 CFG = DQNConfig(total_steps=1_000, num_envs=2, chunk=4, updates_per_step=0.5, batch_size=4, replay_size=400, learning_starts=16,

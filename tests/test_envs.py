@@ -15,8 +15,9 @@ import numpy as np
 from gymnasium import spaces
 
 from tfdqt.config import UsageError
-from tfdqt.envs import EnvFailure, env_info, env_state, make_env, make_vec_env
+from tfdqt.envs import EnvFailure, env_info, env_state, make_env
 from tfdqt.runs import load_checkpoint, save_checkpoint
+from tfdqt.vec_envs import make_vec_env
 
 GAMES = sorted(match[1] for match in (re.fullmatch(r"(\w+)NoFrameskip-v4", name) for name in gymnasium.registry) if match)
 

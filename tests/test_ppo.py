@@ -9,8 +9,9 @@ from tfdqt import gpt, ppo
 from tfdqt.acting import make_window, push, shown
 from tfdqt.backend import tf
 from tfdqt.config import NetworkConfig, PPOConfig, UsageError
-from tfdqt.envs import EnvFailure, env_info, make_vec_env
+from tfdqt.envs import EnvFailure, env_info
 from tfdqt.networks import flatten_model
+from tfdqt.vec_envs import make_vec_env
 
 NETWORK = NetworkConfig(context=3, layers=1, heads=2, width=16, prev_action=True)
 CFG = PPOConfig(total_steps=8_192, num_envs=4, rollout_steps=32, batch_size=64, gamma=0.5, learning_rate=3e-3, value_weight=1.0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdqt import text
+from tfdqt import reading, text, writing
 from tfdqt.backend import tf
 from tfdqt.bert import build_text_networks, dense_kernels
 from tfdqt.config import TextConfig, TextNetworkConfig, UsageError
@@ -199,7 +199,7 @@ class TestTrainModel(tf.test.TestCase):
             last = train(pair, 4, Batches(right, 50), cfg=TextConfig(method=method, batch_size=32, updates_per_batch=4))
             self.assertTrue(np.isfinite(last.loss))
             if method == "clone":
-                policy = text.make_scores(*pair, clone=True)(tf.constant([[2, 3]]), tf.constant([0]))
+                policy = writing.make_scores(*pair, clone=True)(tf.constant([[2, 3]]), tf.constant([0]))
                 self.assertGreater(policy[0, 1], np.log(0.9))
 
     def test_the_advantage_weights_what_is_cloned(self):
@@ -209,7 +209,7 @@ class TestTrainModel(tf.test.TestCase):
             pair, cfg = networks(), TextConfig(method="implicit", batch_size=32, updates_per_batch=4, gamma=0.9, target_tau=0.1,
                                                cloning=1.0, advantage_weighting=weighting)
             train(pair, 12, Batches(corridor(), 30), cfg=cfg)
-            policy = text.make_scores(*pair, clone=True)(tf.constant([[2, 4], [2, 5], [2, 6]]), tf.constant([0, 0, 0]))
+            policy = writing.make_scores(*pair, clone=True)(tf.constant([[2, 4], [2, 5], [2, 6]]), tf.constant([0, 0, 0]))
             left[weighting] = np.exp(policy[:, 0])
         self.assertAllClose(left[0.0], [0.5] * 3, atol=0.15)
         self.assertAllLess(left[10.0], 0.3)
@@ -243,55 +243,55 @@ class TestTexts(tf.test.TestCase):
         Path(self.tmp, "b.txt").write_text("The sun’s red, RED moon.\n\n" * 40, encoding="utf-8")
         Path(self.tmp, "a.txt").write_text("", encoding="utf-8")
         expected = ["the", "sun’s", "red", ",", "red", "moon", "."] * 40
-        before = text.BLOCK
+        before = reading.BLOCK
         try:
-            for text.BLOCK in (7, 64, before):
-                pieces = list(text.read_texts(self.tmp))
+            for reading.BLOCK in (7, 64, before):
+                pieces = list(reading.read_texts(self.tmp))
                 self.assertAllEqual([word for _, words in pieces for word in words], expected)
         finally:
-            text.BLOCK = before
-        self.assertAllEqual(text.common_words(self.tmp, 2), ["red", "the"])
+            reading.BLOCK = before
+        self.assertAllEqual(reading.common_words(self.tmp, 2), ["red", "the"])
 
     def test_windows_stay_inside_a_file_and_hold_out_every_twentieth(self):
         for name in "ab":
             Path(self.tmp, f"{name}.txt").write_text(" ".join(f"{name}{i}" for i in range(101)), encoding="utf-8")
-        everything = [line.decode() for batch in text.text_loader(self.tmp, 5, 8) for line in batch.numpy()]
+        everything = [line.decode() for batch in reading.text_loader(self.tmp, 5, 8) for line in batch.numpy()]
         self.assertLen(everything, 40)
         self.assertEqual(everything[20], "b0 b1 b2 b3 b4")
-        heldout = [line for batch in text.text_loader(self.tmp, 5, 8, heldout=True) for line in batch.numpy()]
-        rest = [line for batch in text.text_loader(self.tmp, 5, 8, heldout=False) for line in batch.numpy()]
+        heldout = [line for batch in reading.text_loader(self.tmp, 5, 8, heldout=True) for line in batch.numpy()]
+        rest = [line for batch in reading.text_loader(self.tmp, 5, 8, heldout=False) for line in batch.numpy()]
         self.assertLen(heldout, 2)
         self.assertLen(rest, 38)
 
     def test_bad_bytes_are_named_with_file_and_offset(self):
-        before = text.BLOCK
+        before = reading.BLOCK
         try:
-            for text.BLOCK in (5, before):
+            for reading.BLOCK in (5, before):
                 Path(self.tmp, "bad.txt").write_bytes("sunny día ".encode() + b"\xff more")
                 with self.assertRaisesRegex(UsageError, "bad.txt is not UTF-8 at byte 11"):
-                    list(text.read_texts(self.tmp))
+                    list(reading.read_texts(self.tmp))
         finally:
-            text.BLOCK = before
+            reading.BLOCK = before
         with tempfile.TemporaryDirectory() as empty, self.assertRaisesRegex(UsageError, "no .txt files"):
-            list(text.read_texts(empty))
+            list(reading.read_texts(empty))
 
     def test_rewards_of_words_sum_to_the_worth_of_the_text(self):
-        tokenizer = text.make_tokenizer(WORDS)
+        tokenizer = reading.make_tokenizer(WORDS)
         worth = {"red": 1.0, "blue": -0.5}
-        items = text.episodes(tokenizer, ["red sun blue", "moon odd red"], 5, lambda t: sum(worth.get(w, 0.0) for w in t.split()))
+        items = reading.episodes(tokenizer, ["red sun blue", "moon odd red"], 5, lambda t: sum(worth.get(w, 0.0) for w in t.split()))
         self.assertAllClose(items.reward, [[1, 0, -0.5, 0], [0, 0, 1, 0]])
         self.assertAllEqual(items.mask, [[1, 1, 1, 0], [1, 0, 1, 0]])  # an unknown word is read, not learned
         self.assertAllEqual(items.discount, [[1, 1, 0, 1], [1, 1, 0, 1]])
         self.assertAllEqual(tokenizer.convert_ids_to_tokens(items.action[0, :3].tolist()), ["red", "sun", "blue"])
         with self.assertRaisesRegex(UsageError, "not finite"):
-            text.episodes(tokenizer, ["red"], 5, lambda t: float("nan"))
+            reading.episodes(tokenizer, ["red"], 5, lambda t: float("nan"))
 
 
 class TestWriting(tf.test.TestCase):
 
     def setUp(self):
         super().setUp()
-        self.tokenizer = text.make_tokenizer(WORDS)
+        self.tokenizer = reading.make_tokenizer(WORDS)
         self.size = len(self.tokenizer)
 
     def chain(self, table):
@@ -308,42 +308,42 @@ class TestWriting(tf.test.TestCase):
         # The likeliest first word leads to no likely text: greedy 0.6 * 0.5, beam 0.4 * 1.
         table = {"[CLS]": {"red": 0.6, "blue": 0.4}, "red": {"sun": 0.5, "moon": 0.5}, "blue": {"moon": 1.0}}
         write = self.chain(table)
-        self.assertEqual(text.generate(write, self.tokenizer, [""], words=2, method="greedy"), ["red sun"])
-        self.assertEqual(text.generate(write, self.tokenizer, [""], words=2, method="beam", beams=2), ["blue moon"])
-        texts = text.generate(write, self.tokenizer, [""] * 2_000, words=1, seed=1)
+        self.assertEqual(writing.generate(write, self.tokenizer, [""], words=2, method="greedy"), ["red sun"])
+        self.assertEqual(writing.generate(write, self.tokenizer, [""], words=2, method="beam", beams=2), ["blue moon"])
+        texts = writing.generate(write, self.tokenizer, [""] * 2_000, words=1, seed=1)
         self.assertAlmostEqual(texts.count("red") / 2_000, 0.6, delta=0.04)
-        cold = text.generate(write, self.tokenizer, [""] * 500, words=1, seed=1, temperature=0.1)
+        cold = writing.generate(write, self.tokenizer, [""] * 500, words=1, seed=1, temperature=0.1)
         self.assertGreater(cold.count("red"), 480)
-        self.assertEqual(set(text.generate(write, self.tokenizer, [""] * 100, words=1, top_k=1)), {"red"})
-        self.assertEqual(set(text.generate(write, self.tokenizer, [""] * 100, words=1, top_p=0.5)), {"red"})
+        self.assertEqual(set(writing.generate(write, self.tokenizer, [""] * 100, words=1, top_k=1)), {"red"})
+        self.assertEqual(set(writing.generate(write, self.tokenizer, [""] * 100, words=1, top_p=0.5)), {"red"})
 
     def test_masks_and_long_texts(self):
         write = self.chain({word: {"red": 0.9, "sun": 0.1} for word in ["[CLS]", *WORDS]})
         names = self.tokenizer.convert_ids_to_tokens(list(range(self.size)))
         never_red = np.array([name != "red" for name in names])
-        self.assertEqual(text.generate(write, self.tokenizer, ["blue"], words=3, method="greedy", allowed=lambda t: never_red),
+        self.assertEqual(writing.generate(write, self.tokenizer, ["blue"], words=3, method="greedy", allowed=lambda t: never_red),
                          ["blue sun sun sun"])
-        self.assertEqual(text.generate(write, self.tokenizer, ["moon"], words=9, length=4, method="greedy"), ["moon" + " red" * 9])
+        self.assertEqual(writing.generate(write, self.tokenizer, ["moon"], words=9, length=4, method="greedy"), ["moon" + " red" * 9])
         with self.assertRaisesRegex(UsageError, "forbids"):
-            text.generate(write, self.tokenizer, ["blue"], allowed=lambda t: np.zeros(self.size, bool))
+            writing.generate(write, self.tokenizer, ["blue"], allowed=lambda t: np.zeros(self.size, bool))
         with self.assertRaises(UsageError):
-            text.generate(write, self.tokenizer, ["blue"], temperature=0)
+            writing.generate(write, self.tokenizer, ["blue"], temperature=0)
 
     def test_the_advantage_steers_the_cloned_policy(self):
         transformer, head = networks(length=6, actions=self.size, causal=True, vocabulary=self.size)
         ids, at = tf.constant([[2, 3, 4, 0, 0, 0]]), tf.constant([2])
         x = transformer(ids)[:, 2]
         policy, q = tf.nn.log_softmax(head.prior(x)).numpy(), head(x).numpy()
-        self.assertAllClose(text.make_scores(transformer, head)(ids, at), q, atol=1e-5)
-        self.assertAllClose(text.make_scores(transformer, head, clone=True)(ids, at), policy, atol=1e-5)
+        self.assertAllClose(writing.make_scores(transformer, head)(ids, at), q, atol=1e-5)
+        self.assertAllClose(writing.make_scores(transformer, head, clone=True)(ids, at), policy, atol=1e-5)
         advantage = q - (np.exp(policy) * q).sum()
-        self.assertAllClose(text.make_scores(transformer, head, beta=3.0)(ids, at), policy + 3 * advantage, atol=1e-5)
+        self.assertAllClose(writing.make_scores(transformer, head, beta=3.0)(ids, at), policy + 3 * advantage, atol=1e-5)
 
     def test_a_collapse_is_named(self):
-        fine = text.diversity(["the red sun and a blue moon", "all that green grass we saw"])
+        fine = writing.diversity(["the red sun and a blue moon", "all that green grass we saw"])
         self.assertIsNone(fine["collapsed"])
         self.assertEqual(fine["distinct1"], 1.0)
-        bad = text.diversity(["sun sun sun sun sun"])
+        bad = writing.diversity(["sun sun sun sun sun"])
         self.assertIn("'sun'", bad["collapsed"])
         self.assertAlmostEqual(bad["repetition"], 0.8)
         self.assertEqual(bad["entropy"], 0.0)

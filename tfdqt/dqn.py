@@ -15,7 +15,7 @@ from tfdqt import losses
 from tfdqt.acting import Progress, ended_games, make_window, push, restore_place, restore_state, save_with, shown, snapshot
 from tfdqt.backend import keras, tf
 from tfdqt.config import UsageError, check_dqn
-from tfdqt.envs import EnvFailure, env_info, make_vec_env
+from tfdqt.envs import EnvFailure, env_info
 from tfdqt.networks import flatten_model, join, make_act, repeat, scales_of, set_weights, standardize, step_adam
 from tfdqt.policy import epsilon_at, epsilon_greedy
 from tfdqt.replay import (
@@ -29,6 +29,7 @@ from tfdqt.replay import (
     steps_stored,
     stored_obs,
 )
+from tfdqt.vec_envs import make_vec_env
 
 
 class DQNState(NamedTuple):

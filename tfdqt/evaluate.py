@@ -10,10 +10,11 @@ from tfdqt import gpt
 from tfdqt.acting import make_window, push, shown
 from tfdqt.backend import tf
 from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, load_config
-from tfdqt.envs import env_info, make_env, make_vec_env
+from tfdqt.envs import env_info, make_env
 from tfdqt.networks import Networks, flatten_model, make_act, make_scores, set_weights
 from tfdqt.policy import choose, epsilon_greedy
 from tfdqt.runs import find_run, load_checkpoint
+from tfdqt.vec_envs import make_vec_env
 
 
 class Trained(NamedTuple):

@@ -5,6 +5,14 @@ import numpy as np
 from tfdqt.config import UsageError
 
 
+def subplots(*grid, size, **options):
+    """A figure of `size` inches and its axes, as pyplot's `subplots` gives them, drawn without a screen."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(*grid, **options)
+
+
 def band(runs, column, points=400):
     """Runs of one kind on common steps: (steps [T], values [runs, T]), up to the shortest run's last step."""
     end = min(run["step"][-1] for run in runs)
@@ -26,12 +34,7 @@ def plot_learning(groups, path, *, column="mean_return", title="", levels=None, 
       path: PNG to write.
       levels: dict label -> height, drawn as dashed lines to compare with. steps: what a log's steps are.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    figure, axes = subplots(size=(8, 4.5))
     for label, runs in groups.items():
         if not all(np.isfinite(run[column]).any() for run in runs):
             raise UsageError(f"The log of {label} has no {column} yet; let the run train for longer.")
@@ -42,11 +45,10 @@ def plot_learning(groups, path, *, column="mean_return", title="", levels=None, 
         axes.axhline(height, linestyle="--", color="grey", linewidth=1)
         axes.annotate(label, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="dimgrey")
     axes.set(xlabel=steps, ylabel=column.replace("_", " "), title=title)
-    axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k"))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
     axes.legend(loc="upper left", frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_pruning(rows, title, path):
@@ -54,14 +56,9 @@ def plot_pruning(rows, title, path):
 
     `rows` are dicts with sparsity, mean_return and gzip_bytes, as `scripts/plot_pruning.py` makes them.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rows = sorted(rows, key=lambda row: row["sparsity"])
     x = [100 * row["sparsity"] for row in rows]
-    figure, (above, below) = plt.subplots(2, 1, figsize=(6, 6), sharex=True, layout="constrained")
+    figure, (above, below) = subplots(2, 1, size=(6, 6), sharex=True)
     above.plot(x, [row["mean_return"] for row in rows], "o")
     above.set(title=title, ylabel="mean return")
     below.plot(x, [row["gzip_bytes"] / 1_000 for row in rows], "o-")
@@ -69,7 +66,6 @@ def plot_pruning(rows, title, path):
     for axes in (above, below):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_comparison(table, kinds, path):
@@ -77,13 +73,8 @@ def plot_comparison(table, kinds, path):
 
     `table` has rows as `scripts/compare.py` makes them; `kinds` maps a kind of network to its name.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     envs = list(dict.fromkeys(row["env"] for row in table))
-    figure, axes = plt.subplots(2, len(envs), figsize=(5 * len(envs), 7), sharex=True, squeeze=False, layout="constrained")
+    figure, axes = subplots(2, len(envs), size=(5 * len(envs), 7), sharex=True, squeeze=False)
     for column, env in enumerate(envs):
         for shift, (kind, name) in enumerate(kinds.items()):
             rows = [row for row in table if (row["env"], row["kind"]) == (env, kind)]
@@ -98,7 +89,6 @@ def plot_comparison(table, kinds, path):
         axes[1, column].set_xlabel("weights")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds), frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def _heat(place, table, *, vmin, cmap):
@@ -113,14 +103,9 @@ def plot_probe(rows, title, path):
 
     `rows` are dicts as `scripts/probe_search.py` makes them.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     panels = (("trained", "correlation", "own head, correlation"), ("trained", "probe", "linear probe, held-out correlation"),
               ("untrained", "probe", "untrained, linear probe"), ("trained, shuffled states", "correlation", "shuffled states"))
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 3.2), layout="constrained")
+    figure, axes = subplots(1, len(panels), size=(4 * len(panels), 3.2))
     for place, (who, key, label) in zip(axes, panels):
         chosen = [row for row in rows if row["who"] == who]
         table = np.full((1 + max(row["layer"] for row in chosen), 1 + max(row["depth"] for row in chosen)), np.nan)
@@ -131,7 +116,6 @@ def plot_probe(rows, title, path):
     axes[0].set_ylabel("blocks read")
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def plot_reading(rows, title, path, *, most=12):
@@ -139,12 +123,7 @@ def plot_reading(rows, title, path, *, most=12):
 
     `rows` are dicts as `scripts/probe_search.py` writes them into reading.csv.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(12, 6), layout="constrained", width_ratios=(1, 2))
+    figure, axes = subplots(2, 2, size=(12, 6), width_ratios=(1, 2))
     for line, who in zip(axes, ("trained", "untrained")):
         for place, what, label in zip(line, ("attention", "importance"), ("steps ago", "feature")):
             chosen = [row for row in rows if (row["who"], row["what"]) == (who, what)]
@@ -161,4 +140,3 @@ def plot_reading(rows, title, path, *, most=12):
                 place.set_yticklabels(range(1, len(table) + 1))
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

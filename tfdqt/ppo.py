@@ -14,8 +14,9 @@ from tfdqt import losses
 from tfdqt.acting import Progress, Window, ended_games, make_window, push, restore_place, restore_state, save_with, snapshot
 from tfdqt.backend import keras, tf
 from tfdqt.config import check_ppo
-from tfdqt.envs import EnvFailure, env_info, make_vec_env
+from tfdqt.envs import EnvFailure, env_info
 from tfdqt.networks import flatten_model, join, repeat, scales_of, set_weights, standardize, step_adam
+from tfdqt.vec_envs import make_vec_env
 
 
 class PPOState(NamedTuple):

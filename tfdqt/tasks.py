@@ -19,8 +19,8 @@ import numpy as np
 
 from tfdqt.config import UsageError
 from tfdqt.policy import choose
+from tfdqt.reading import common_words, encode, episodes, make_tokenizer, text_loader, text_windows
 from tfdqt.replay import Episode, Transition
-from tfdqt.text import common_words, encode, episodes, make_tokenizer, text_loader, text_windows
 
 
 class Data(NamedTuple):
@@ -430,7 +430,7 @@ class Batches:
 
 
 def play(task, scores, *, games, seed=0, greedy=True, side_by_side=1_024, **narrowing):
-    """Play `games` whole games and return their returns, [games]. `scores` is from `text.make_scores`, or (texts, at) -> [n, A]."""
+    """Play `games` whole games and return their returns, [games]. `scores` is from `writing.make_scores`, or (texts, at) -> [n, A]."""
     rng = np.random.default_rng([seed, 5])
     returns = []
     n = min(games, side_by_side)

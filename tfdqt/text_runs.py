@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt import bert, tasks, text
+from tfdqt import bert, reading, tasks, writing
 from tfdqt.backend import tf
 from tfdqt.config import TextConfig, TextNetworkConfig, UsageError, load_config
 from tfdqt.runs import find_run, load_checkpoint
@@ -66,21 +66,21 @@ def make_data(task, settings):
 
 
 def make_run_scores(task, transformer, head, cfg, *, beta=None):
-    """`text.make_scores` as a run's settings say, or with another `beta` (0: the cloned policy alone)."""
+    """`writing.make_scores` as a run's settings say, or with another `beta` (0: the cloned policy alone)."""
     imitates = cfg.method in ("clone", "filtered")
     if imitates and beta:
         raise UsageError(f"A {cfg.method} run has no values to steer by; leave out --beta.")
     beta = cfg.beta if beta is None else beta
     if beta is not None and not cfg.cloning and not imitates:
         raise UsageError("This run did not learn the cloned policy that beta steers; train with --cloning greater than 0.")
-    return text.make_scores(transformer, head, beta=beta, clone=imitates or beta == 0)
+    return writing.make_scores(transformer, head, beta=beta, clone=imitates or beta == 0)
 
 
 def returns_of(task, scores, cfg, *, games, seed, best_of=1):
     """Play, or write, `games` times: -> (returns [games], texts written or None). best_of: of so many texts the best counts."""
     if not isinstance(task, tasks.Corpus):
         return tasks.play(task, scores, games=games, seed=seed, greedy=cfg.greedy), None
-    texts = text.generate(scores, task.tokenizer, [""] * games * best_of, words=task.length - 1, length=task.length, seed=seed,
+    texts = writing.generate(scores, task.tokenizer, [""] * games * best_of, words=task.length - 1, length=task.length, seed=seed,
                           method="greedy" if cfg.greedy else "sample")
     worth = np.array([task.reward(written) for written in texts]).reshape(games, best_of)
     best = worth.argmax(axis=1)
@@ -91,7 +91,7 @@ def beside(task, texts):
     """What to read a mean return beside: published scores, or how varied the texts are."""
     if texts is None:
         return "Published: " + ", ".join(f"{name} {score:g}" for name, score in task.scores.items()) + "."
-    found = text.diversity(texts)
+    found = writing.diversity(texts)
     numbers = ", ".join(f"{name} {value:.3f}" for name, value in found.items() if name != "collapsed")
     return f"{numbers}.{' ' + found['collapsed'] if found['collapsed'] else ''}"
 
@@ -115,8 +115,8 @@ def perplexity(task, transformer, head, cfg, *, batch_size=64):
 def sample_texts(task, count):
     """A few texts as the task shows them, [count, length] token ids."""
     if isinstance(task, tasks.Corpus):
-        texts = next(iter(text.text_loader(task.folder, task.length - 1, count))).numpy()
-        return text.encode(task.tokenizer, [line.decode() for line in texts], task.length)
+        texts = next(iter(reading.text_loader(task.folder, task.length - 1, count))).numpy()
+        return reading.encode(task.tokenizer, [line.decode() for line in texts], task.length)
     boards, rng = task.start(count, np.random.default_rng(0)), np.random.default_rng(1)
     for _ in range(3):
         task.step(boards, rng.integers(len(task.actions), size=count))
