@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from tfdqt.config import UsageError, load_config
+from tfdqt.config import UsageError, default_parallel, load_config
 from tfdqt.runs import find_run, run_main
 
 
@@ -30,8 +30,8 @@ class Args:
     """Checkpoint to take, by default the newest."""
     max_steps: int | None = None
     """Longest game that is waited for; a longer one counts as it stands."""
-    workers: int = 1
-    """Processes that step the environments (0: none)."""
+    workers: int | None = None
+    """Processes that step the environments (0: none), by default one a core, or none for CartPole."""
     video: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for a film (MP4 and GIF) of one more game."""
     video_steps: int = 2_000
@@ -94,7 +94,7 @@ def main():
     args = tyro.cli(Args, description=__doc__)
     if min(args.episodes, args.best_of) < 1 or not 0 <= args.epsilon <= 1:
         raise UsageError("--episodes and --best-of must be at least 1 and --epsilon between 0 and 1.")
-    if min(args.seed, args.workers) < 0:
+    if min(args.seed, args.workers or 0) < 0:
         raise UsageError("--seed and --workers must be 0 or more.")
     run_dir = find_run(args.run)
     if load_config(run_dir / "config.json").get("algorithm") == "text":
@@ -108,8 +108,10 @@ def main():
     if args.sample and (trained.algorithm != "ppo" or args.epsilon):
         raise UsageError("--sample draws from the policy of a PPO run, without --epsilon; leave it out.")
     env_fn = functools.partial(make_env, trained.name)
+    # Acting and stepping take turns, as in PPO.
+    workers = default_parallel(trained.name, "ppo")["workers"] if args.workers is None else args.workers
     returns, lengths = play(env_fn, trained.info, trained.networks, trained.weights, episodes=args.episodes,
-                            epsilon=args.epsilon, sample=args.sample, seed=args.seed, workers=args.workers,
+                            epsilon=args.epsilon, sample=args.sample, seed=args.seed, workers=workers,
                             max_steps=args.max_steps)
     low, high = confidence(returns)
     how = "with actions drawn from the policy" if args.sample else f"at epsilon {args.epsilon:g}"

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from tfdqt.config import UsageError
 from tfdqt.envs import EnvFailure, env_info, env_state, make_env
 from tfdqt.runs import load_checkpoint, save_checkpoint
-from tfdqt.vec_envs import make_vec_env
+from tfdqt.vec_envs import REST, make_vec_env
 
 GAMES = sorted(match[1] for match in (re.fullmatch(r"(\w+)NoFrameskip-v4", name) for name in gymnasium.registry) if match)
 
@@ -237,6 +237,17 @@ class Stream(unittest.TestCase):
         np.testing.assert_array_equal(seen["obs"].reshape(-1), [2, 2, 2])
         self.assertEqual(seen["obs"].dtype, np.int32)
         self.assertEqual(env.actions, [1, 3])
+
+    def test_an_environment_at_rest_stays_as_it_is(self):
+        make = functools.partial(make_env, "CartPole-v1")
+        moving, resting = vec_of(self, make, 2, 7, workers=0), vec_of(self, make, 2, 7, workers=0)
+        for action in (0, 1, 0):
+            moving.step(np.array([action, 1]))
+            before = looks(resting)
+            resting.step(np.array([action, REST]))
+            for key, value in looks(resting).items():
+                np.testing.assert_array_equal(value[0], looks(moving)[key][0], err_msg=key)
+                np.testing.assert_array_equal(value[1], before[key][1], err_msg=key)
 
     def test_multi_discrete_with_starts(self):
         env = Spaces(spaces.MultiDiscrete([3, 5], start=[1, 10]), spaces.Discrete(2), show=np.array([3, 10]))

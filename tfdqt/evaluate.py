@@ -14,7 +14,7 @@ from tfdqt.envs import env_info, make_env
 from tfdqt.networks import Networks, flatten_model, make_act, make_scores, set_weights
 from tfdqt.policy import choose, epsilon_greedy
 from tfdqt.runs import find_run, load_checkpoint
-from tfdqt.vec_envs import make_vec_env
+from tfdqt.vec_envs import REST, make_vec_env
 
 
 class Trained(NamedTuple):
@@ -73,7 +73,7 @@ def play(env_fn, info, networks, weights, *, episodes, epsilon=0.0, sample=False
         steps = 0
         while playing.any() and (max_steps is None or steps < max_steps):
             action = act(shown(window))
-            vec.step(action)
+            vec.step(np.where(playing, action, REST))
             push(window, vec.out["obs"], vec.out["first"], action)
             returns[playing], lengths[playing] = vec.out["ret"][playing], vec.out["length"][playing]
             playing &= ~vec.out["ended"]

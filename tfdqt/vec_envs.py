@@ -17,6 +17,8 @@ import numpy as np
 from tfdqt.config import UsageError
 from tfdqt.envs import EnvFailure, env_state, restore_env
 
+REST = -1  # an action that leaves an environment as it is
+
 
 class Slot:
     """One environment and where it stands in its stream. `out` holds views into the arrays of the vector."""
@@ -44,7 +46,9 @@ class Slot:
         out["length"][...] = length
 
     def step(self, action):
-        """Take `action`, or reset if the episode has ended, and write what comes next to `out`."""
+        """Take `action`, or reset if the episode has ended, and write what comes next to `out`. REST changes nothing."""
+        if action == REST:
+            return
         if self.ended:
             self.lives, self.ret, self.length = 0, 0.0, 0
             self._show(self.env.reset()[0], first=True)
