@@ -5,7 +5,7 @@
 
 Both train the same GPT by the same update on as many environment steps: double Q, n-step returns, batch, updates per step, rates
 and target are those of tfdqt's defaults for --name, without what the proof of concept has not (quantiles, dueling, advantage
-learning, acting by the target network). tfdqt steps its usual number of environments in worker processes, the proof of concept a
+learning, acting by an average of weights). tfdqt steps its usual number of environments in worker processes, the proof of concept a
 single one. They run in turn, one after the other. Printed for each seed: environment steps a second over the last half of the run
 (so that imports and compilation are left out), seconds of the whole, and mean return of the last 100 games.
 """
@@ -69,8 +69,8 @@ def commands(args, seed, folder):
     flag = "--life-loss-ends" if cfg.life_loss_ends else "--no-life-loss-ends"
     return {
         "tfdqt": [sys.executable, "scripts/run_dqn.py", *flags_of(name=args.name, seed=seed, threads=args.threads, quantiles=0,
-                  advantage_learning=0.0, updates_per_step=cfg.updates_per_step, run_dir=folder / "tfdqt", **ours), "--no-dueling",
-                  "--no-act-with-target", "--double", "--reward-transform=none", flag],
+                  advantage_learning=0.0, acting_tau=1.0, updates_per_step=cfg.updates_per_step, run_dir=folder / "tfdqt", **ours),
+                  "--no-dueling", "--double", "--reward-transform=none", flag],
         "pytorch": [args.torch_python, "old_pytorch/gpt_dqn.py", *flags_of(name=args.name, seed=seed, threads=args.torch_threads,
                     steps_per_update=int(every), out=folder / "pytorch.csv", **both)],
     }

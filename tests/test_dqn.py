@@ -135,10 +135,13 @@ class TestUpdate(tf.test.TestCase):
         three, _ = dqn.make_update(self.networks, copied)(start, self.steps)
         self.assertAllEqual(three.target, three.online)
 
-    def test_the_target_network_acts_if_it_is_told_to(self):
-        state = dqn.first_state(self.networks)._replace(target=self.networks.start * 2)
-        self.assertAllEqual(dqn.acting_weights(state, CFG), self.networks.start)
-        self.assertAllEqual(dqn.acting_weights(state, dataclasses.replace(CFG, act_with_target=True)), self.networks.start * 2)
+    def test_an_average_of_the_online_weights_acts(self):
+        start = dqn.first_state(self.networks)
+        one = tf.nest.map_structure(lambda field: field[:1], self.steps)
+        state, _ = dqn.make_update(self.networks, dataclasses.replace(CFG, acting_tau=0.25))(start, one)
+        self.assertAllClose(state.acting, 0.75 * start.acting + 0.25 * state.online)
+        state, _ = dqn.make_update(self.networks, CFG)(start, one)
+        self.assertAllEqual(state.acting, state.online)
 
     def test_learning_rate_falls_to_its_end(self):
         cfg = dataclasses.replace(CFG, total_steps=6, updates_per_step=0.5, final_learning_rate=1e-12, max_grad_norm=1e6)

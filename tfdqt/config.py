@@ -85,8 +85,9 @@ class DQNConfig:
     """How far the target moves towards the online network (1: a copy)."""
     target_every: int = 1
     """Updates between two moves of the target."""
-    act_with_target: bool = False
-    """Whether the target network, the smoother one, chooses the actions, in training and evaluation."""
+    acting_tau: float = 1.0
+    """How far the weights that choose actions, in training and evaluation, move towards the online network after each update
+    (1: they are the online network's); an average of many updates plays better while the learning rate is high."""
     epsilon_start: float = 1.0
     """Probability of a random action at the start."""
     epsilon_end: float = 0.02
@@ -217,7 +218,7 @@ DQN = {  # by the kind of environment
         network=dict(context=4, layers=2, heads=4, width=64, quantiles=16, dueling=True),
         cfg=dict(total_steps=1_000_000, num_envs=16, chunk=4, updates_per_step=0.25, batch_size=32, learning_rate=3e-4,
                  final_learning_rate=1e-5, learning_starts=5_000, replay_size=1_000_000, epsilon_fraction=0.02,
-                 life_loss_ends=True, advantage_learning=0.9, act_with_target=True)),
+                 life_loss_ends=True, advantage_learning=0.9, target_tau=0.05, acting_tau=0.005)),
     "other": dict(network={}, cfg=dict(total_steps=200_000)),
 }
 PPO = {
@@ -285,7 +286,7 @@ def check_dqn(cfg):
     _positive(cfg, "total_steps", "num_envs", "chunk", "batch_size", "replay_size", "n_step", "target_every",
               "learning_rate", "final_learning_rate", "adam_epsilon", "max_grad_norm", "huber_delta",
               "updates_per_step", "epsilon_fraction")
-    _fractions(cfg, "gamma", "target_tau", "epsilon_start", "epsilon_end", "advantage_learning")
+    _fractions(cfg, "gamma", "target_tau", "acting_tau", "epsilon_start", "epsilon_end", "advantage_learning")
     if cfg.learning_starts < 0:
         raise UsageError(f"--learning-starts must be 0 or more, not {cfg.learning_starts}.")
     updates = cfg.updates_per_step * cfg.num_envs * cfg.chunk

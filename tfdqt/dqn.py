@@ -37,6 +37,7 @@ class DQNState(NamedTuple):
 
     online: tf.Tensor  # [W] weights of the Q-network
     target: tf.Tensor  # [W] weights of the target network
+    acting: tf.Tensor  # [W] weights that choose the actions
     optimizer: tuple  # Adam's two moments, [W] each
     updates: tf.Tensor  # int64, updates done
 
@@ -56,14 +57,9 @@ class Metrics(NamedTuple):
 
 
 def first_state(networks):
-    """The state before the first update; the target starts as a copy."""
-    nothing = tf.zeros_like(networks.start)
-    return DQNState(networks.start, tf.identity(networks.start), (nothing, tf.identity(nothing)), tf.constant(0, tf.int64))
-
-
-def acting_weights(state, cfg):
-    """The weights that choose actions: [W]."""
-    return state.target if cfg.act_with_target else state.online
+    """The state before the first update; all weights start as copies."""
+    copies, nothing = [tf.identity(networks.start) for _ in range(2)], tf.zeros_like(networks.start)
+    return DQNState(networks.start, *copies, (nothing, tf.identity(nothing)), tf.constant(0, tf.int64))
 
 
 def window_inputs(steps, begin, context):
@@ -128,7 +124,8 @@ def make_update(networks, cfg) -> Callable:
         online, moments, size = step_adam(state.online, state.optimizer, gradient, updates, tf.cast(updates, tf.float32) / total, cfg)
         tau = tf.where(updates % cfg.target_every == 0, cfg.target_tau, 0.0)
         target = state.target + tau * (online - state.target)
-        return DQNState(online, target, moments, updates), dict(diagnostics, loss=loss, grad_norm=size)
+        acting = online if cfg.acting_tau == 1 else state.acting + cfg.acting_tau * (online - state.acting)
+        return DQNState(online, target, acting, moments, updates), dict(diagnostics, loss=loss, grad_norm=size)
 
     @tf.function(jit_compile=True)
     def update(state, steps):
@@ -230,12 +227,13 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
 
         with ThreadPoolExecutor(1, "collect") as pool:
             while progress.step < cfg.total_steps:
-                chunk = pool.submit(collect, acting_weights(state, cfg), progress.step, window, rng)
+                chunk = pool.submit(collect, state.acting, progress.step, window, rng)
                 if steps_stored(replay) >= needed:
                     if networks.model.non_trainable_variables and int(state.updates) == 0:
                         scales = scales_of(networks, stored_obs(replay))
                         state = state._replace(online=standardize(networks, state.online, scales),
-                                               target=standardize(networks, state.target, scales))
+                                               target=standardize(networks, state.target, scales),
+                                               acting=standardize(networks, state.acting, scales))
                     state, fresh = learn(state)
                     diagnostics = {name: float(value) for name, value in fresh.items()}
                 try:
@@ -256,5 +254,5 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
                     break
     finally:
         vec.close()
-    set_weights(networks, acting_weights(state, cfg))
+    set_weights(networks, state.acting)
     return state, networks, progress

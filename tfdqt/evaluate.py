@@ -10,6 +10,7 @@ from tfdqt import gpt
 from tfdqt.acting import make_window, push, shown
 from tfdqt.backend import tf
 from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, load_config
+from tfdqt.dqn import DQNState
 from tfdqt.envs import env_info, make_env
 from tfdqt.networks import Networks, flatten_model, make_act, make_scores, set_weights
 from tfdqt.policy import choose, epsilon_greedy
@@ -42,7 +43,7 @@ def load_run(run_dir, checkpoint=None):
         networks, acts = flatten_model(gpt.build_pi_v(info, settings["network"])), 0
         networks = networks._replace(apply=lambda weights, inputs: networks.raw(weights, inputs)[..., :-1])
     else:
-        networks, acts = flatten_model(gpt.build_q(info, settings["network"])), 1 if settings["dqn"].act_with_target else 0
+        networks, acts = flatten_model(gpt.build_q(info, settings["network"])), DQNState._fields.index("acting")
     weights = tf.constant(saved["learner"][acts])
     if weights.shape != networks.start.shape:
         raise UsageError(f"The checkpoint of {run_dir} holds {weights.shape[0]} weights, but the network of its config.json has "
