@@ -46,7 +46,7 @@ def plot_learning(groups, path, *, column="mean_return", title="", levels=None, 
         axes.annotate(label, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="dimgrey")
     axes.set(xlabel=steps, ylabel=column.replace("_", " "), title=title)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
-    axes.legend(loc="upper left", frameon=False)
+    figure.legend(loc="outside lower left", frameon=False, fontsize=9)  # below, where long labels have room
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
