@@ -58,8 +58,8 @@ class Metrics(NamedTuple):
 
 def first_state(networks):
     """The state before the first update; all weights start as copies."""
-    copies, nothing = [tf.identity(networks.start) for _ in range(2)], tf.zeros_like(networks.start)
-    return DQNState(networks.start, *copies, (nothing, tf.identity(nothing)), tf.constant(0, tf.int64))
+    start, nothing = networks.start, tf.zeros_like(networks.start)
+    return DQNState(start, tf.identity(start), tf.identity(start), (nothing, tf.identity(nothing)), tf.constant(0, tf.int64))
 
 
 def window_inputs(steps, begin, context):
@@ -231,9 +231,8 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
                 if steps_stored(replay) >= needed:
                     if networks.model.non_trainable_variables and int(state.updates) == 0:
                         scales = scales_of(networks, stored_obs(replay))
-                        state = state._replace(online=standardize(networks, state.online, scales),
-                                               target=standardize(networks, state.target, scales),
-                                               acting=standardize(networks, state.acting, scales))
+                        state = state._replace(**{name: standardize(networks, getattr(state, name), scales)
+                                                  for name in ("online", "target", "acting")})
                     state, fresh = learn(state)
                     diagnostics = {name: float(value) for name, value in fresh.items()}
                 try:

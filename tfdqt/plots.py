@@ -5,7 +5,7 @@ import numpy as np
 from tfdqt.config import UsageError
 
 
-def subplots(*grid, size, **options):
+def _subplots(*grid, size, **options):
     """A figure of `size` inches and its axes, as pyplot's `subplots` gives them, drawn without a screen."""
     from matplotlib.figure import Figure
 
@@ -34,7 +34,7 @@ def plot_learning(groups, path, *, column="mean_return", title="", levels=None, 
       path: PNG to write.
       levels: dict label -> height, drawn as dashed lines to compare with. steps: what a log's steps are.
     """
-    figure, axes = subplots(size=(8, 4.5))
+    figure, axes = _subplots(size=(8, 4.5))
     for label, runs in groups.items():
         if not all(np.isfinite(run[column]).any() for run in runs):
             raise UsageError(f"The log of {label} has no {column} yet; let the run train for longer.")
@@ -58,7 +58,7 @@ def plot_pruning(rows, title, path):
     """
     rows = sorted(rows, key=lambda row: row["sparsity"])
     x = [100 * row["sparsity"] for row in rows]
-    figure, (above, below) = subplots(2, 1, size=(6, 6), sharex=True)
+    figure, (above, below) = _subplots(2, 1, size=(6, 6), sharex=True)
     above.plot(x, [row["mean_return"] for row in rows], "o")
     above.set(title=title, ylabel="mean return")
     below.plot(x, [row["gzip_bytes"] / 1_000 for row in rows], "o-")
@@ -74,7 +74,7 @@ def plot_comparison(table, kinds, path):
     `table` has rows as `scripts/compare.py` makes them; `kinds` maps a kind of network to its name.
     """
     envs = list(dict.fromkeys(row["env"] for row in table))
-    figure, axes = subplots(2, len(envs), size=(5 * len(envs), 7), sharex=True, squeeze=False)
+    figure, axes = _subplots(2, len(envs), size=(5 * len(envs), 7), sharex=True, squeeze=False)
     for column, env in enumerate(envs):
         for shift, (kind, name) in enumerate(kinds.items()):
             rows = [row for row in table if (row["env"], row["kind"]) == (env, kind)]
@@ -105,7 +105,7 @@ def plot_probe(rows, title, path):
     """
     panels = (("trained", "correlation", "own head, correlation"), ("trained", "probe", "linear probe, held-out correlation"),
               ("untrained", "probe", "untrained, linear probe"), ("trained, shuffled states", "correlation", "shuffled states"))
-    figure, axes = subplots(1, len(panels), size=(4 * len(panels), 3.2))
+    figure, axes = _subplots(1, len(panels), size=(4 * len(panels), 3.2))
     for place, (who, key, label) in zip(axes, panels):
         chosen = [row for row in rows if row["who"] == who]
         table = np.full((1 + max(row["layer"] for row in chosen), 1 + max(row["depth"] for row in chosen)), np.nan)
@@ -123,7 +123,7 @@ def plot_reading(rows, title, path, *, most=12):
 
     `rows` are dicts as `scripts/probe_search.py` writes them into reading.csv.
     """
-    figure, axes = subplots(2, 2, size=(12, 6), width_ratios=(1, 2))
+    figure, axes = _subplots(2, 2, size=(12, 6), width_ratios=(1, 2))
     for line, who in zip(axes, ("trained", "untrained")):
         for place, what, label in zip(line, ("attention", "importance"), ("steps ago", "feature")):
             chosen = [row for row in rows if (row["who"], row["what"]) == (who, what)]

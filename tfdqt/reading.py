@@ -97,12 +97,16 @@ def text_loader(folder, length, batch_size, *, heldout=None):
                                           output_signature=tf.TensorSpec((), tf.string)).batch(batch_size).prefetch(2)
 
 
-def encode(tokenizer, texts, length):
-    """Token ids [N, length] of texts, behind a [CLS] if the tokenizer has one, cut at the end and padded with the padding's id."""
+def token_rows(tokenizer, texts):
+    """Token ids of each text, as lists, behind a [CLS] if the tokenizer has one."""
     start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
-    rows = [start + ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    return [start + ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
+def encode(tokenizer, texts, length):
+    """The `token_rows` of texts, cut at the end and padded with the padding's id: [N, length]."""
     pad = tokenizer.pad_token_id or 0
-    return np.array([(ids + [pad] * length)[:length] for ids in rows], np.int32).reshape(-1, length)
+    return np.array([(ids + [pad] * length)[:length] for ids in token_rows(tokenizer, texts)], np.int32).reshape(-1, length)
 
 
 def episodes(tokenizer, texts, length, reward_fn):

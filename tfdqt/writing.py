@@ -8,6 +8,7 @@ import numpy as np
 from tfdqt.backend import tf
 from tfdqt.config import UsageError
 from tfdqt.policy import choose
+from tfdqt.reading import token_rows
 from tfdqt.text import read_at
 
 
@@ -47,8 +48,7 @@ def generate(scores, tokenizer, prompts, *, words=30, length=64, method="sample"
         raise UsageError("generate needs method greedy, sample or beam, words and beams of at least 1, a temperature above 0, "
                          "top_p in (0, 1] and top_k of at least 0.")
     rng = np.random.default_rng(seed)
-    start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
-    rows = [start + ids for ids in tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    rows = token_rows(tokenizer, prompts)
     if min(map(len, rows), default=1) == 0:
         raise UsageError("An empty prompt needs a tokenizer with a [CLS] token; give at least one word.")
     spread = beams if method == "beam" else 1
