@@ -3,6 +3,7 @@
     python scripts/run_dqn.py --name=CartPole-v1
     python scripts/run_dqn.py --name=Breakout-ram-v0 --seed=1 --run-dir=runs/breakout-1
     python scripts/run_dqn.py --resume=runs/breakout-1
+    python scripts/run_dqn.py --name=Breakout-ram-v0 --actors=4    # with Ray (requirements-ray.txt)
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from tfdqt.config import DQNConfig
+from tfdqt.config import ActorsConfig, DQNConfig
 from tfdqt.game_runs import GameArgs, train
 from tfdqt.runs import run_main
 
@@ -20,6 +21,7 @@ class Args(GameArgs):
     """Train a Q-network by DQN. The defaults shown are those of --name."""
 
     dqn: Annotated[DQNConfig, tyro.conf.arg(name="")] = DQNConfig()
+    far: Annotated[ActorsConfig, tyro.conf.arg(name="")] = ActorsConfig()
 
 
 if __name__ == "__main__":

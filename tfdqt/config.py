@@ -101,6 +101,18 @@ class DQNConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ActorsConfig:
+    """Actors that play in processes of Ray."""
+
+    actors: int = 0
+    """Actors, which share the environments evenly, each in a process of Ray (0: none; the run's own worker processes step them)."""
+    ray_address: str | None = None
+    """Ray cluster to join, auto or HOST:PORT; by default Ray is started on this machine, reachable from nowhere else."""
+    broadcast_every: int = 64
+    """With actors: updates between two broadcasts of the weights to them."""
+
+
+@dataclasses.dataclass(frozen=True)
 class PPOConfig:
     """Proximal policy optimisation (Schulman et al., 2017) on rollouts of many environments."""
 
@@ -295,6 +307,17 @@ def check_dqn(cfg):
         raise UsageError(
             f"--updates-per-step x --num-envs x --chunk must be a whole number of updates, not "
             f"{updates:g}; change one of them (for example --updates-per-step={near:.10g}).")
+
+
+def check_actors(cfg, num_envs):
+    """Raise UsageError for actors that can't share `num_envs` environments."""
+    if cfg.actors < 0 or cfg.broadcast_every < 1:
+        raise UsageError("--actors must be 0 or more and --broadcast-every at least 1.")
+    if cfg.actors and num_envs % cfg.actors:
+        raise UsageError(f"--num-envs={num_envs} can't be shared evenly by {cfg.actors} actors; choose a multiple, such as "
+                         f"--num-envs={cfg.actors * max(1, round(num_envs / cfg.actors))}.")
+    if cfg.ray_address and not cfg.actors:
+        raise UsageError("--ray-address is where actors run; give their number by --actors too.")
 
 
 def check_ppo(cfg):

@@ -147,12 +147,13 @@ def make_learn(update, sample, cfg, count, seed) -> Callable:
     return learn
 
 
-def make_collect(act, vec, info, cfg) -> Callable:
+def make_collect(act, vec, info, cfg, end=None) -> Callable:
     """`collect(weights, step, window, rng) -> (steps [S, N, ...], games)`, S = cfg.chunk vector steps by epsilon-greedy.
 
-    Changes `window` and `rng`. `games` lists the (return, length) of each game that ended.
+    Changes `window` and `rng`. `games` lists the (return, length) of each game that ended. `end`: where epsilon ends in each
+    of the N environments of `vec`, by default cfg.epsilon_end in all.
     """
-    shape = (cfg.chunk, cfg.num_envs)
+    shape = (cfg.chunk, len(vec.out["first"]))
 
     def collect(weights, step, window, rng):
         chunk = Steps(np.zeros((*shape, *info.obs_shape), info.obs_dtype), np.zeros(shape, np.int32),
@@ -161,7 +162,7 @@ def make_collect(act, vec, info, cfg) -> Callable:
         for i in range(cfg.chunk):
             chunk.obs[i], chunk.first[i] = out["obs"], out["first"]
             action = epsilon_greedy(rng, act(weights, shown(window)).numpy(), info.num_actions,
-                                    epsilon_at(step + i * cfg.num_envs, cfg))
+                                    epsilon_at(step + i * cfg.num_envs, cfg, end))
             vec.step(action)
             chunk.action[i], chunk.reward[i], chunk.discount[i] = action, out["reward"], out["discount"]
             games += ended_games(out)
@@ -169,6 +170,56 @@ def make_collect(act, vec, info, cfg) -> Callable:
         return chunk, games
 
     return collect
+
+
+class Learner(NamedTuple):
+    """What learning needs, however experience comes in."""
+
+    info: tuple  # EnvInfo
+    networks: tuple  # Networks
+    state: DQNState
+    replay: tuple  # Replay
+    window: int  # steps of a window of the replay buffer
+    needed: int  # steps in the replay buffer before the first update
+
+
+def make_learner(env_fn, q_fn, cfg, seed, make_buffer=make_replay):
+    """Check the settings and make a Learner that has learned nothing yet."""
+    check_dqn(cfg)
+    env = env_fn()
+    info = env_info(env)
+    env.close()
+    keras.utils.set_random_seed(seed)
+    networks = flatten_model(q_fn(info))
+    replay = make_buffer(steps_spec(info), cfg.num_envs, cfg.replay_size)
+    window = networks.context + cfg.n_step
+    needed = max(cfg.learning_starts, cfg.num_envs * window)
+    if replay.length < window or needed > replay.rows * replay.length:
+        raise UsageError(f"--replay-size={cfg.replay_size} is too small for {cfg.num_envs} environments, windows of "
+                         f"{window} steps and a start after {needed} steps; make it larger.")
+    return Learner(info, networks, first_state(networks), replay, window, needed)
+
+
+def resume_learner(learner, saved):
+    """The Learner as the snapshot `saved` has it. Raises UsageError if that is one of other settings."""
+    state = restore_state(saved, learner.state)
+    try:
+        restore_replay(learner.replay, saved["replay"])
+    except (KeyError, ValueError) as error:
+        raise UsageError(f"The checkpoint does not fit these settings ({error}); resume with those the run was started "
+                         "with.") from None
+    return learner._replace(state=state)
+
+
+def scaled(learner, state):
+    """The state, before the first update with the scales of what the replay buffer holds, if the network has use for them."""
+    if int(state.updates) or not learner.networks.model.non_trainable_variables:
+        return state
+    scales = scales_of(learner.networks, stored_obs(learner.replay))
+    return state._replace(**{name: standardize(learner.networks, getattr(state, name), scales) for name in ("online", "target", "acting")})
+
+
+NOTHING = dict.fromkeys(("loss", "q_mean", "td_error", "grad_norm"), float("nan"))  # diagnostics before the first update
 
 
 def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None, should_stop=None):
@@ -189,19 +240,8 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
     Raises UsageError for settings that can't work, and EnvFailure when an environment fails; what was learned is saved
     before that, and going on from it starts fresh episodes.
     """
-    check_dqn(cfg)
-    env = env_fn()
-    info = env_info(env)
-    env.close()
-    keras.utils.set_random_seed(seed)
-    networks = flatten_model(q_fn(info))
-    state = first_state(networks)
-    replay = make_replay(steps_spec(info), cfg.num_envs, cfg.replay_size)
-    window_length = networks.context + cfg.n_step
-    needed = max(cfg.learning_starts, cfg.num_envs * window_length)
-    if replay.length < window_length or needed > replay.rows * replay.length:
-        raise UsageError(f"--replay-size={cfg.replay_size} is too small for {cfg.num_envs} environments, windows of "
-                         f"{window_length} steps and a start after {needed} steps; make it larger.")
+    learner = make_learner(env_fn, q_fn, cfg, seed)
+    info, networks, state, replay, window_length, needed = learner
     per_iteration = cfg.chunk * cfg.num_envs
     add, act = make_add(replay), make_act(networks)
     count = round(cfg.updates_per_step * per_iteration)
@@ -212,15 +252,10 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
         window, progress = make_window(info, cfg.num_envs, networks.context), Progress()
         push(window, vec.out["obs"], vec.out["first"], -1)
         if saved is not None:
-            state = restore_state(saved, state)
-            try:
-                restore_replay(replay, saved["replay"])
-            except (KeyError, ValueError) as error:
-                raise UsageError(f"The checkpoint does not fit these settings ({error}); resume with those the run was started "
-                                 "with.") from None
+            state = resume_learner(learner, saved).state
             progress = restore_place(saved, vec, window, rng)
         collect = make_collect(act, vec, info, cfg)
-        diagnostics = dict.fromkeys(("loss", "q_mean", "td_error", "grad_norm"), float("nan"))
+        diagnostics = NOTHING
 
         def make_snapshot(envs=True):
             return snapshot(state, vec, window, rng, progress, envs=envs, replay=replay_arrays(replay))
@@ -229,11 +264,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
             while progress.step < cfg.total_steps:
                 chunk = pool.submit(collect, state.acting, progress.step, window, rng)
                 if steps_stored(replay) >= needed:
-                    if networks.model.non_trainable_variables and int(state.updates) == 0:
-                        scales = scales_of(networks, stored_obs(replay))
-                        state = state._replace(**{name: standardize(networks, getattr(state, name), scales)
-                                                  for name in ("online", "target", "acting")})
-                    state, fresh = learn(state)
+                    state, fresh = learn(scaled(learner, state))
                     diagnostics = {name: float(value) for name, value in fresh.items()}
                 try:
                     steps, games = chunk.result()

@@ -14,10 +14,12 @@ import tyro
 
 import tfdqt
 from tfdqt.config import (
+    ActorsConfig,
     DQNConfig,
     NetworkConfig,
     PPOConfig,
     UsageError,
+    check_actors,
     check_dqn,
     check_network,
     check_ppo,
@@ -40,12 +42,16 @@ from tfdqt.runs import (
 )
 
 ALGORITHMS = {"dqn": (DQNConfig, check_dqn), "ppo": (PPOConfig, check_ppo)}
-RESUME_FLAGS = {"resume", "checkpoint", "total-steps", "workers", "threads", "checkpoint-every"}
+RESUME_FLAGS = {"resume", "checkpoint", "total-steps", "workers", "threads", "checkpoint-every", "actors", "ray-address",
+                "broadcast-every"}
 
 
 @dataclasses.dataclass(frozen=True)
 class GameArgs:
-    """Arguments of every algorithm on games. A script adds a field of the algorithm's name with its settings."""
+    """Arguments of every algorithm on games. A script adds a field of the algorithm's name with its settings.
+
+    One whose algorithm can learn from actors elsewhere adds `far`, an ActorsConfig.
+    """
 
     name: str = "CartPole-v1"
     """Environment, as gymnasium calls it; old Atari RAM names such as Breakout-ram-v0 work too."""
@@ -79,11 +85,17 @@ def parse(argv, args_class, algorithm, description):
     return args, flags
 
 
+def far_of(args):
+    """The actors that the arguments ask for."""
+    return getattr(args, "far", ActorsConfig())
+
+
 def new_run(args, algorithm):
     """Check the arguments and make the folder of a run: -> (folder, None, args)."""
-    cfg = getattr(args, algorithm)
+    cfg, far = getattr(args, algorithm), far_of(args)
     check_network(args.network)
     ALGORITHMS[algorithm][1](cfg)
+    check_actors(far, cfg.num_envs)
     check_at_least_one(args, "epochs", "checkpoint_every", "threads")
     if args.workers < 0 or args.seed < 0:
         raise UsageError("--workers and --seed must be 0 or more.")
@@ -92,9 +104,14 @@ def new_run(args, algorithm):
     env = make_env(args.name)
     env_info(env, args.name)
     env.close()
+    if far.actors:
+        from tfdqt.actors import connect
+
+        connect(far.actors, far.ray_address)
     default = f"runs/{args.name.replace('/', '-').replace(':', '-')}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = start_run(args.run_dir or default, version=tfdqt.__version__, algorithm=algorithm, name=args.name, seed=args.seed,
-                        epochs=args.epochs, checkpoint_every=args.checkpoint_every, network=args.network, **{algorithm: cfg})
+                        epochs=args.epochs, checkpoint_every=args.checkpoint_every, network=args.network, far=far,
+                        **{algorithm: cfg})
     return run_dir, None, args
 
 
@@ -102,9 +119,11 @@ def old_run(args, flags, algorithm):
     """The run that --resume names: -> (folder, what its checkpoint holds, the arguments it was started with)."""
     cfg_class, check = ALGORITHMS[algorithm]
     run_dir = find_run(args.resume)
-    if load_config(run_dir / "config.json").get("algorithm") != algorithm:
+    plain = load_config(run_dir / "config.json")
+    if plain.get("algorithm") != algorithm:
         raise UsageError(f"{run_dir} is not a run of {algorithm.upper()}; go on with it by the script that started it.")
-    settings = load_config(run_dir / "config.json", network=NetworkConfig, **{algorithm: cfg_class})
+    settings = load_config(run_dir / "config.json", network=NetworkConfig, **{algorithm: cfg_class},
+                           **({"far": ActorsConfig} if "far" in plain else {}))
     saved, path = load_checkpoint(run_dir, args.checkpoint)
     every = args.checkpoint_every if "checkpoint-every" in flags else settings["checkpoint_every"]
     cfg = settings[algorithm]
@@ -112,6 +131,17 @@ def old_run(args, flags, algorithm):
         cfg = dataclasses.replace(cfg, total_steps=getattr(args, algorithm).total_steps)
         check(cfg)
         save_config(run_dir / "config.json", **{**settings, algorithm: cfg})
+    far = settings.get("far", ActorsConfig())
+    given = {flag.replace("-", "_") for flag in flags} & {field.name for field in dataclasses.fields(ActorsConfig)}
+    if given:
+        chosen = dataclasses.replace(far, **{key: getattr(far_of(args), key) for key in given})
+        if bool(chosen.actors) != bool(far.actors):
+            raise UsageError(f"{run_dir} was started {'with' if far.actors else 'without'} --actors and goes on so"
+                             f"{', with any number of them' if far.actors else ''}; leave out --actors, or start a new run.")
+        check_actors(chosen, cfg.num_envs)
+        args = dataclasses.replace(args, far=chosen)
+    elif far.actors:
+        args = dataclasses.replace(args, far=far)
     parallel = {key: value for key, value in default_parallel(settings["name"], algorithm).items() if key not in flags}
     args = dataclasses.replace(args, name=settings["name"], seed=settings["seed"], epochs=settings["epochs"], checkpoint_every=every,
                                network=settings["network"], **{algorithm: cfg}, **parallel)
@@ -135,6 +165,14 @@ def train(args_class, algorithm, description):
     from tfdqt.envs import EnvFailure, make_env
 
     learn, build, metrics = dict(dqn=(dqn.dqn, gpt.build_q, dqn.Metrics), ppo=(ppo.ppo, gpt.build_pi_v, ppo.Metrics))[algorithm]
+    env_fn, far, play = functools.partial(make_env, args.name), far_of(args), dict(workers=args.workers)
+    if far.actors:
+        from tfdqt import actors, apex
+
+        make_pool = functools.partial(actors.make_pool, env_fn, functools.partial(build, cfg=args.network), cfg, actors=far.actors,
+                                      seed=args.seed, address=far.ray_address)
+        learn, metrics = apex.apex, apex.ApexMetrics
+        play = dict(make_pool=make_pool, actors=far.actors, broadcast_every=far.broadcast_every)
 
     def network_fn(info):
         model = build(info, args.network)
@@ -144,7 +182,7 @@ def train(args_class, algorithm, description):
               f"({other.network} with these settings: {build(info, other).count_params():,}).")
         return model
 
-    for part in (args.network, cfg):
+    for part in (args.network, cfg, *([far] if far.actors else [])):
         print("  ".join(f"{key}={value}" for key, value in dataclasses.asdict(part).items()))
     print(f"Run folder: {run_dir}", flush=True)
     step = saved["progress"]["step"] if saved else None
@@ -152,13 +190,12 @@ def train(args_class, algorithm, description):
     save = make_saver(run_dir, args.checkpoint_every, resume_step=step or 0)
     with stop_on_signals() as stop:
         try:
-            _, _, progress = learn(functools.partial(make_env, args.name), network_fn, cfg, seed=args.seed, workers=args.workers,
-                                   log=log, save=save, saved=saved, should_stop=stop)
+            _, _, progress = learn(env_fn, network_fn, cfg, seed=args.seed, log=log, save=save, saved=saved, should_stop=stop, **play)
         except EnvFailure as error:
             first, _, trace = str(error).partition("\n")
             Path(run_dir, "failure.txt").write_text(str(error), encoding="utf-8")
-            raise UsageError(f"{first}; what was learned is saved, go on with --resume={run_dir} once the environment is "
-                             f"mended (its traceback: {run_dir / 'failure.txt'}).") from None
+            raise UsageError(f"{first}; what was learned is saved, go on with --resume={run_dir} once that is "
+                             f"mended (more of it: {run_dir / 'failure.txt'}).") from None
         finally:
             close()
     done = "Stopped" if stop() else "Done"

@@ -3,10 +3,15 @@
 import numpy as np
 
 
-def epsilon_at(step, cfg):
-    """Probability of a random action at environment step `step`: a straight line, then flat."""
+def epsilon_at(step, cfg, end=None):
+    """Probability of a random action at environment step `step`: a straight line to `end`, by default cfg.epsilon_end, then flat."""
     part = min(1.0, step / (cfg.epsilon_fraction * cfg.total_steps))
-    return cfg.epsilon_start + part * (cfg.epsilon_end - cfg.epsilon_start)
+    return cfg.epsilon_start + part * ((cfg.epsilon_end if end is None else end) - cfg.epsilon_start)
+
+
+def epsilon_ladder(count, base=0.4, steepness=7.0):
+    """An epsilon for each of `count` environments, from `base` down to base^(1 + steepness): [count] (Ape-X, Horgan et al., 2018)."""
+    return base ** (1 + steepness * np.arange(count) / max(1, count - 1))
 
 
 def epsilon_greedy(rng, greedy, num_actions, epsilon):

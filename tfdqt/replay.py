@@ -34,6 +34,7 @@ class Replay(NamedTuple):
     table: table.Table
     rows: int  # number of streams
     length: int  # steps kept of each stream
+    seen: tf.Variable | None = None  # int64 [rows], steps each stream has had, if they don't grow side by side
 
 
 def steps_spec(info):
@@ -56,6 +57,27 @@ def make_replay(spec, rows, capacity):
     return Replay(buffer, tables[0], rows, length)
 
 
+def make_uneven_replay(spec, rows, capacity):
+    """The same for streams that grow at their own pace, as actors deliver them; add to it by `make_add_to`.
+
+    The buffer's table is used as it is, but the buffer's count of steps, one for all rows, is replaced by one for each.
+    """
+    return make_replay(spec, rows, capacity)._replace(seen=tf.Variable(tf.zeros([rows], tf.int64), name="seen"))
+
+
+def make_add_to(replay) -> Callable:
+    """Compile `add(steps, rows)`, which appends steps [S, n, ...] to the n streams `rows` of an uneven buffer, S at most their length."""
+
+    @tf.function(reduce_retracing=True)
+    def add(steps, rows):
+        count = tf.shape(steps[0], tf.int64)[0]
+        places = (tf.gather(replay.seen, rows) + tf.range(count)[:, None]) % replay.length
+        replay.table.write(rows * replay.length + places, steps)
+        replay.seen.scatter_nd_add(rows[:, None], tf.fill(tf.shape(rows), count))
+
+    return add
+
+
 def make_add(replay) -> Callable:
     """Compile `add(steps)`, which appends steps [S, N, ...] to the N streams."""
 
@@ -73,6 +95,8 @@ def make_sampler(replay, window) -> Callable:
     `seed` is a tensor of two integers; the same seed and contents give the same windows.
     """
     offsets = tf.range(window, dtype=tf.int64)
+    if replay.seen is not None:
+        return _make_uneven_sampler(replay, window, offsets)
     newest = replay.buffer.variables()[-1]  # the id of the latest step, -1 at first; the same for all rows
 
     def sample(size, seed):
@@ -86,31 +110,59 @@ def make_sampler(replay, window) -> Callable:
     return sample
 
 
+def _make_uneven_sampler(replay, window, offsets):
+    def sample(size, seed):
+        windows = tf.maximum(tf.minimum(replay.seen, replay.length) - window + 1, 0)  # [rows]
+        ends = tf.cumsum(windows)
+        place = tf.random.stateless_uniform([size], seed, 0, ends[-1], tf.int64)
+        row = tf.searchsorted(ends, place, side="right", out_type=tf.int64)
+        oldest = tf.maximum(replay.seen - replay.length, 0)
+        start = tf.gather(oldest - ends + windows, row) + place
+        return replay.table.read((row * replay.length)[:, None] + (start[:, None] + offsets) % replay.length)
+
+    return sample
+
+
+def _filled(replay):
+    """Steps now in each stream: numpy [rows]."""
+    if replay.seen is not None:
+        return np.minimum(replay.seen.numpy(), replay.length)
+    return np.full(replay.rows, int(replay.buffer.num_frames()) // replay.rows)
+
+
 def steps_stored(replay):
     """Steps now in the buffer, over all streams."""
-    return int(replay.buffer.num_frames())
+    return int(_filled(replay).sum())
 
 
 def stored_obs(replay):
     """All observations now in the buffer, stream by stream: numpy [M, ...]."""
-    obs = replay.table.variables()[0].numpy()  # obs is the first field of Steps
-    return _by_row(replay, obs)[:, :steps_stored(replay) // replay.rows].reshape(-1, *obs.shape[1:])
+    obs = _by_row(replay, replay.table.variables()[0].numpy())  # obs is the first field of Steps
+    return np.concatenate([row[:filled] for row, filled in zip(obs, _filled(replay))])
 
 
 def replay_arrays(replay):
     """Everything in the buffer as numpy arrays by name; the rows not yet written are left out."""
-    filled = steps_stored(replay) // replay.rows
+    filled = _filled(replay).max()
     arrays = {_name(variable): variable.numpy() for variable in replay.buffer.variables()}
-    return {name: _by_row(replay, value)[:, :filled] if value.ndim else value for name, value in arrays.items()}
+    arrays = {name: _by_row(replay, value)[:, :filled] if value.ndim else value for name, value in arrays.items()}
+    return arrays if replay.seen is None else dict(arrays, seen=replay.seen.numpy())
 
 
 def restore_replay(replay, arrays):
-    """Put back what `replay_arrays` gave. Raises ValueError if it came from a buffer of another shape."""
+    """Put back what `replay_arrays` gave. Raises ValueError if it came from a buffer of another shape, KeyError if of another kind."""
+    if replay.seen is not None:
+        replay.seen.assign(arrays["seen"])
+        had = arrays["seen"].max()
+    elif "seen" in arrays:
+        raise KeyError("streams of their own pace")
+    else:
+        had = arrays["TFUniformReplayBuffer/last_id"] + 1
     for variable in replay.buffer.variables():
         saved, value = arrays[_name(variable)], variable.numpy()
         if value.ndim:
             if saved.shape[2:] != value.shape[1:] or saved.shape[0] != replay.rows or saved.shape[1] > replay.length \
-                    or (saved.shape[1] < replay.length and saved.shape[1] <= max(arrays["TFUniformReplayBuffer/last_id"], 0)):
+                    or saved.shape[1] < min(had, replay.length):
                 raise ValueError(f"the saved replay buffer holds {saved.shape}, not {replay.rows} rows of {replay.length}")
             _by_row(replay, value)[:, :saved.shape[1]] = saved
         else:

@@ -1,0 +1,165 @@
+"""Actors in processes of Ray: what the learner gets from them, and what happens when a part dies."""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tfdqt.backend import tf
+from tfdqt.envs import EnvInfo
+from tfdqt.policy import epsilon_ladder
+from tfdqt.replay import Steps, make_add_to, make_sampler, make_uneven_replay, replay_arrays, restore_replay, steps_spec, stored_obs
+from tfdqt.runs import checkpoints, load_checkpoint, read_log
+
+ROOT = Path(__file__).resolve().parent.parent
+INFO = EnvInfo("Counter", (2,), "int32", (), 5)
+SMALL = ["--name=CartPole-v1", "--actors=2", "--layers=1", "--heads=2", "--width=16", "--batch-size=8", "--learning-starts=256",
+         "--threads=1", "--epochs=100"]
+
+
+def counted(row, begin, end):
+    """Steps [S, 1] of stream `row`, told apart by row and time."""
+    time = np.arange(begin, end)[:, None]
+    return Steps(np.stack([np.full_like(time, row), time], axis=-1).astype(np.int32), (time % 5).astype(np.int32),
+                 (100 * row + time).astype(np.float32), np.ones(time.shape, np.float32), time % 4 == 0)
+
+
+class TestUnevenReplay(tf.test.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.replay = make_uneven_replay(steps_spec(INFO), 4, 40)
+        add = make_add_to(cls.replay)
+        for row, begin, end in ((2, 0, 5), (0, 0, 7), (0, 7, 14), (0, 14, 23), (3, 0, 3)):  # row 1 has nothing, row 3 less than a window
+            add(counted(row, begin, end), tf.constant([row], tf.int64))
+        cls.sample = staticmethod(make_sampler(cls.replay, 4))
+
+    def test_every_whole_window_is_as_likely(self):
+        draw = tf.function(lambda: self.sample(9_000, tf.constant([3, 4], tf.int64)))
+        windows = tf.nest.map_structure(lambda field: field.numpy(), draw())
+        row, time = windows.obs[..., 0], windows.obs[..., 1]
+        self.assertAllEqual(np.diff(row), np.zeros((9_000, 3)))
+        self.assertAllEqual(np.diff(time), np.ones((9_000, 3)))
+        self.assertAllEqual(windows.reward, 100 * row + time)
+        places, counts = np.unique(windows.obs[:, 0], axis=0, return_counts=True)
+        self.assertAllEqual(places, [[0, begin] for begin in range(13, 20)] + [[2, 0], [2, 1]])  # of row 0, steps 13 to 22 are left
+        self.assertAllInRange(counts, 850, 1150)  # 1,000 expected, standard deviation 30
+
+    def test_it_comes_back_from_its_arrays(self):
+        other = make_uneven_replay(steps_spec(INFO), 4, 40)
+        restore_replay(other, replay_arrays(self.replay))
+        again = make_sampler(other, 4)
+        for mine, theirs in zip(self.sample(50, tf.constant([0, 1], tf.int64)), again(50, tf.constant([0, 1], tf.int64))):
+            self.assertAllEqual(mine, theirs)
+        self.assertEqual(len(stored_obs(other)), 5 + 10 + 3)
+
+    def test_the_ladder_of_epsilons(self):
+        self.assertAllClose(epsilon_ladder(8)[[0, 7]], [0.4, 0.4 ** 8])
+        self.assertAllClose(epsilon_ladder(3), [0.4, 0.4 ** 4.5, 0.4 ** 8])
+
+
+def descendants(pid):
+    """The processes that `pid` started, and those they started: {pid: command line}."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            continue
+    found, new = set(), {pid}
+    while new := {child for child, parent in parents.items() if parent in new} - found:
+        found |= new
+    lines = {}
+    for child in found:
+        try:
+            lines[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue
+    return lines
+
+
+def actors_of(pid):
+    return sorted(child for child, line in descendants(pid).items() if line.startswith("ray::Actor"))
+
+
+def start(*flags):
+    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "run_dqn.py"), *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True)
+
+
+def wait_for(condition, process, seconds=240):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"it never came to that:\n{process.stdout.read()}")
+        time.sleep(0.1)
+
+
+def last_step(run):
+    try:
+        return int(read_log(run)["step"][-1])
+    except ValueError:  # no log yet
+        return 0
+
+
+class WithRay(unittest.TestCase):
+
+    @classmethod
+    def setUpClass(cls):
+        pytest.importorskip("ray", reason="requirements-ray.txt is not installed")
+
+    def setUp(self):
+        self.tmp = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.tmp, ignore_errors=True)
+
+    def finish(self, process):
+        output, _ = process.communicate(timeout=400)
+        self.assertEqual(process.returncode, 0, output)
+        return output
+
+
+class TestActors(WithRay):
+
+    def test_a_killed_actor_is_replaced_and_a_killed_learner_goes_on(self):
+        run, steps = self.tmp / "run", 16_000
+        first = start(*SMALL, f"--run-dir={run}", f"--total-steps={steps}", "--checkpoint-every=2000")
+        wait_for(lambda: last_step(run) > 1_000, first)
+        before = actors_of(first.pid)
+        self.assertEqual(len(before), 2)
+        listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True).stdout if shutil.which("ss") else ""
+        family = {first.pid, *descendants(first.pid)}
+        for line in listening.splitlines():
+            if any(f"pid={pid}," in line for pid in family):
+                self.assertIn("127.0.0.1", line.split()[3], "Ray listens to more than this machine")
+        os.kill(before[0], signal.SIGKILL)
+        wait_for(lambda: len(found := actors_of(first.pid)) == 2 and found != before, first)
+        wait_for(lambda: checkpoints(run), first)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        saved = load_checkpoint(run)[0]
+        done, rows = saved["progress"]["step"], saved["replay"]["seen"]
+        self.assertEqual(rows.sum(), done)
+
+        output = self.finish(start(f"--resume={run}", "--actors=4"))
+        self.assertIn("each starts a fresh episode", output)
+        log = read_log(run)
+        self.assertGreaterEqual(log["step"][-1], steps)
+        self.assertAlmostEqual(log["replay_ratio"][-1], 0.5, delta=0.01)
+        self.assertAlmostEqual(log["updates"][-1] / (log["step"][-1] - 256), 0.5, delta=0.01)
+        self.assertEqual(log["actors"][-1], 4)
+        self.assertLess(log["staleness"][-1], 64 + 16 * 2 * 4 + 16)  # a broadcast, two chunks of each actor, one more
+
+
+if __name__ == "__main__":
+    unittest.main()

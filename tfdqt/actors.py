@@ -1,0 +1,153 @@
+"""Actors that collect experience in processes of Ray, on this machine or on a cluster. The only module that imports Ray.
+
+An actor that dies is replaced by one that takes over its environments with fresh episodes; the learner only notices that its chunks
+come later. Each actor works on at most AHEAD chunks at a time, so that neither side can run away from the other.
+"""
+
+import os
+import time
+from collections import deque
+
+import numpy as np
+
+from tfdqt.apex import Part, Pool
+from tfdqt.backend import quiet, tf
+from tfdqt.config import UsageError
+from tfdqt.envs import EnvFailure
+from tfdqt.replay import Steps
+
+AHEAD = 2  # chunks that an actor has in work or delivered but not yet taken
+LIVES = 5  # deaths of one actor in a row, without a chunk between them, that end the run
+PATIENCE = 300  # seconds without a chunk from any actor that end the run
+STORE = 512 << 20  # bytes of the object store of a Ray started here
+ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes Ray bind to the loopback address, on Linux too
+         "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def connect(actors, address=None):
+    """Start Ray on this machine, reachable from nowhere else, or join the cluster at `address`. Returns the module.
+
+    Raises UsageError if Ray is not installed or there is no such cluster.
+    """
+    if address is None:
+        os.environ.update(ALONE)  # Ray reads them when it is imported
+    try:
+        with quiet():
+            import ray
+    except ImportError:
+        raise UsageError("--actors needs Ray; install it with: pip install --no-deps -r requirements-ray.txt") from None
+    if ray.is_initialized():
+        return ray
+    settings = dict(address=address) if address else dict(num_cpus=max(actors, os.cpu_count() or 1), object_store_memory=STORE,
+                                                          include_dashboard=False)
+    try:
+        with quiet():
+            ray.init(**settings, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"No Ray cluster answers at --ray-address={address} ({str(error).splitlines()[0]}); start one with "
+                         "`ray start --head`, or leave the flag out.") from None
+    return ray
+
+
+class Actor:
+    """Plays `rows` of the run's environments by epsilon-greedy, in a process of its own."""
+
+    def __init__(self, env_fn, q_fn, info, cfg, rows, seed):
+        from tfdqt.acting import make_window, push
+        from tfdqt.backend import set_threads
+        from tfdqt.dqn import make_collect
+        from tfdqt.networks import flatten_model, make_act
+        from tfdqt.policy import epsilon_ladder
+        from tfdqt.vec_envs import make_vec_env
+
+        set_threads(1, 1)
+        networks = flatten_model(q_fn(info))
+        ends = epsilon_ladder(cfg.num_envs)[rows] if cfg.num_envs > 1 else None
+        vec = make_vec_env(env_fn, info, len(rows), int(seed.generate_state(1)[0]), workers=0, life_loss_ends=cfg.life_loss_ends)
+        self.rows, self.rng = rows, np.random.default_rng(seed.spawn(1)[0])
+        self.window = make_window(info, len(rows), networks.context)
+        push(self.window, vec.out["obs"], vec.out["first"], -1)
+        self.play = make_collect(make_act(networks), vec, info, cfg, ends)
+
+    def collect(self, weights, version, step):
+        """One chunk, as the fields of a Part. An environment's failure comes back as its message: it is no failure of Ray's."""
+        try:
+            steps, games = self.play(tf.constant(weights), step, self.window, self.rng)
+        except EnvFailure as error:
+            return str(error)
+        return self.rows, tuple(steps), games, version
+
+
+def make_pool(env_fn, q_fn, cfg, info, life, *, actors, seed=0, address=None):
+    """Start `actors` actors and return them as a Pool. The arguments are those of `apex`."""
+    ray = connect(actors, address)
+    kind = ray.remote(num_cpus=1, max_restarts=0)(Actor)
+    shares = np.array_split(np.arange(cfg.num_envs), actors)
+    waiting = [deque() for _ in shares]  # of each actor: chunks asked for, the oldest first
+    handles, deaths = [None] * actors, [0] * actors
+    turn, delivered = list(range(actors)), set()
+    place = dict(replaced=0, heard=time.monotonic())
+
+    def start(i):
+        children = np.random.SeedSequence([seed, 4, life, i, place["replaced"]])
+        handles[i] = kind.remote(env_fn, q_fn, info, cfg, shares[i], children)
+        waiting[i].clear()
+        delivered.discard(i)
+        ask(i)
+
+    def ask(i):
+        while len(waiting[i]) < AHEAD:
+            waiting[i].append(handles[i].collect.remote(place["weights"], place["version"], place["step"]))
+
+    def broadcast(weights, version, step):
+        try:
+            place.update(weights=ray.put(np.asarray(weights)), version=version, step=step)
+        except ray.exceptions.RayError as error:
+            raise EnvFailure(f"Ray could not take the weights: {error}") from error
+        if handles[0] is None:
+            for i in range(actors):
+                start(i)
+
+    def take():
+        heads = {waiting[i][0]: i for i in turn}
+        try:
+            ready, _ = ray.wait(list(heads), timeout=1.0)
+            if not ready:
+                if time.monotonic() - place["heard"] > PATIENCE:
+                    raise EnvFailure(f"No actor has delivered anything for {PATIENCE} seconds; ask `ray status` whether the cluster has "
+                                     "a free CPU for each")
+                return None
+            i = heads[ready[0]]
+            found = ray.get(waiting[i].popleft())
+        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.WorkerCrashedError) as error:
+            place["replaced"] += 1
+            deaths[i] += 1
+            if deaths[i] >= LIVES:
+                raise EnvFailure(f"Actor {i} died {LIVES} times before it delivered anything: {error}") from error
+            ray.kill(handles[i])
+            start(i)
+            return None
+        except ray.exceptions.RayError as error:
+            raise EnvFailure(f"Ray failed: {error}") from error
+        if isinstance(found, str):
+            raise EnvFailure(found)
+        deaths[i], place["heard"] = 0, time.monotonic()
+        delivered.add(i)
+        turn.remove(i)  # whoever delivered waits behind the others
+        turn.append(i)
+        ask(i)
+        rows, steps, games, version = found
+        return Part(rows, Steps(*steps), games, version)
+
+    def census():
+        return len(delivered), place["replaced"]
+
+    def close():
+        for handle in handles:
+            if handle is not None:
+                ray.kill(handle)
+        if address is None:
+            with quiet():
+                ray.shutdown()
+
+    return Pool(broadcast, take, census, close)

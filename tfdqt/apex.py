@@ -1,0 +1,122 @@
+"""DQN whose experience comes from actors elsewhere, after Ape-X (Horgan et al., 2018) but with uniform replay. Knows no Ray.
+
+Actors play at their own pace with weights that were broadcast some updates ago, each environment with an epsilon of its own, and
+deliver chunks of steps. The learner takes them as they come and does as many updates as the steps so far ask for, so the
+replay ratio is that of `dqn` however many actors there are. What is not the same is exactness: which chunk comes first depends on time.
+"""
+
+import time
+from collections import deque
+from typing import NamedTuple
+
+import numpy as np
+
+from tfdqt.acting import Progress
+from tfdqt.backend import tf
+from tfdqt.config import ActorsConfig, UsageError, check_actors
+from tfdqt.dqn import NOTHING, Metrics, make_learn, make_learner, make_update, resume_learner, scaled
+from tfdqt.envs import EnvFailure
+from tfdqt.networks import set_weights
+from tfdqt.policy import epsilon_at
+from tfdqt.replay import make_add_to, make_sampler, make_uneven_replay, replay_arrays, steps_stored
+
+
+class Part(NamedTuple):
+    """What an actor delivers."""
+
+    rows: np.ndarray  # [n] int64, its environments
+    steps: tuple  # Steps [S, n, ...], which follow on those it delivered before, or start with first steps of episodes
+    games: list  # (return, length) of each game that ended
+    version: int  # updates done when the weights it played with were broadcast
+
+
+class Pool(NamedTuple):
+    """Actors, as functions."""
+
+    broadcast: callable  # (weights [W], updates done, steps so far): what is played with from now on
+    take: callable  # () -> Part, or None if none came within a second
+    census: callable  # () -> (actors alive, actors replaced so far)
+    close: callable
+
+
+ApexMetrics = NamedTuple("ApexMetrics", [
+    *Metrics.__annotations__.items(),
+    ("staleness", float),  # updates between the weights that a chunk was played with and its arrival, mean of the last 100 chunks
+    ("replay_ratio", float),  # updates per environment step since learning began
+    ("waited", float),  # part of the time, since learning began, that the learner waited for experience
+    ("actors", int),  # alive
+    ("replaced", int),  # actors that died and were replaced, since this process started
+])
+
+
+def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, log=None, save=None, saved=None, should_stop=None):
+    """Train a Q-network on what actors deliver and return (state, networks, progress).
+
+    Args:
+      make_pool: (EnvInfo, life) -> Pool of `actors` actors; `life` is a number that no earlier start of this run had.
+      actors: must divide cfg.num_envs; each plays as many environments, cfg.chunk steps of each for a chunk.
+      broadcast_every: updates between two broadcasts of the weights.
+      The others as in `dqn`; log gets ApexMetrics.
+
+    Raises UsageError for settings that can't work, and EnvFailure when an environment or the pool fails; what was learned is
+    saved before that. The environments' states are never saved: going on starts fresh episodes.
+    """
+    check_actors(ActorsConfig(actors, broadcast_every=broadcast_every), cfg.num_envs)
+    learner = make_learner(env_fn, q_fn, cfg, seed, make_uneven_replay)
+    state, replay, per_part = learner.state, learner.replay, cfg.chunk * cfg.num_envs // actors
+    if cfg.chunk > replay.length:
+        raise UsageError(f"--chunk={cfg.chunk} is more than the {replay.length} steps that --replay-size keeps of an environment; "
+                         "make one of them fit.")
+    progress, began, life = Progress(), None, 0
+    if saved is not None:
+        state = resume_learner(learner, saved).state
+        progress = Progress(saved["progress"]["step"], saved["progress"]["games"], tuple(saved["progress"]["recent"]))
+        began, life = saved["began"], saved["life"] + 1
+    add = make_add_to(replay)
+    count = max(1, round(cfg.updates_per_step * per_part))  # updates in one call
+    learn = make_learn(make_update(learner.networks, cfg), make_sampler(replay, learner.window), cfg, count, seed)
+    diagnostics, ages, updates, sent = NOTHING, deque(maxlen=100), int(state.updates), None
+    started, waited = time.monotonic(), 0.0
+
+    def make_snapshot():
+        return dict(learner=[np.asarray(tensor) for tensor in tf.nest.flatten(state)], envs=[None] * cfg.num_envs,
+                    progress=progress._asdict(), replay=replay_arrays(replay), began=began, life=life)
+
+    pool = make_pool(learner.info, life)
+    try:
+        while progress.step < cfg.total_steps:
+            if sent is None or updates - sent >= broadcast_every:
+                pool.broadcast(state.acting, updates, progress.step)
+                sent = updates
+            asked = time.monotonic()
+            try:
+                part = pool.take()
+            except EnvFailure:
+                if save:
+                    save(progress.step, make_snapshot, last=True)
+                raise
+            waited += time.monotonic() - asked
+            if part is not None:
+                add(part.steps, tf.constant(part.rows, tf.int64))
+                progress = progress.after(per_part, part.games)
+                ages.append(updates - part.version)
+                if began is None and steps_stored(replay) >= learner.needed:
+                    began, started, waited = progress.step, time.monotonic(), 0.0
+                while began is not None and updates + count <= cfg.updates_per_step * (progress.step - began):
+                    state, fresh = learn(scaled(learner, state))
+                    diagnostics, updates = {name: float(value) for name, value in fresh.items()}, updates + count
+                if log:
+                    alive, replaced = pool.census()
+                    log(ApexMetrics(progress.step, progress.games, progress.mean_return(), epsilon=epsilon_at(progress.step, cfg),
+                                    updates=updates, staleness=float(np.mean(ages)), actors=alive, replaced=replaced,
+                                    replay_ratio=updates / max(1, progress.step - (began or progress.step)),
+                                    waited=waited / (time.monotonic() - started), **diagnostics))
+            stop = should_stop is not None and should_stop()
+            if save and (part is not None or stop):
+                save(progress.step, make_snapshot, last=stop or progress.step >= cfg.total_steps)
+            if stop:
+                break
+    finally:
+        pool.close()
+    set_weights(learner.networks, state.acting)
+    return state, learner.networks, progress
