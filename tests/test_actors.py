@@ -1,5 +1,6 @@
 """Actors in processes of Ray: what the learner gets from them, and what happens when a part dies."""
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -68,6 +69,18 @@ class TestUnevenReplay(tf.test.TestCase):
         self.assertAllClose(epsilon_ladder(3), [0.4, 0.4 ** 4.5, 0.4 ** 8])
 
 
+class TestLock(unittest.TestCase):
+
+    def test_the_locks_agree(self):
+        def pins(name):
+            lines = (line.partition(";")[0].strip().split("==") for line in (ROOT / name).read_text().splitlines())
+            return dict(line for line in lines if len(line) == 2 and not line[0].startswith("#"))
+
+        main, extra = pins("requirements.txt"), pins("requirements-ray.txt")
+        self.assertIn("ray", extra)
+        self.assertEqual({name: main[name] for name in extra if name in main}, {name: extra[name] for name in extra if name in main})
+
+
 def descendants(pid):
     """The processes that `pid` started, and those they started: {pid: command line}."""
     parents = {}
@@ -93,8 +106,8 @@ def actors_of(pid):
 
 
 def start(*flags):
-    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "run_dqn.py"), *flags], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True)
+    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "run_dqn.py"), *flags], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True)
 
 
 def wait_for(condition, process, seconds=240):
@@ -159,6 +172,62 @@ class TestActors(WithRay):
         self.assertAlmostEqual(log["updates"][-1] / (log["step"][-1] - 256), 0.5, delta=0.01)
         self.assertEqual(log["actors"][-1], 4)
         self.assertLess(log["staleness"][-1], 64 + 16 * 2 * 4 + 16)  # a broadcast, two chunks of each actor, one more
+
+
+@pytest.mark.slow
+class TestFaults(WithRay):
+
+    def test_a_cluster_loses_actors_a_node_and_room(self):
+        """All four actors are killed, one is frozen, the object stores fill up, a node with at least one actor goes."""
+        import ray
+        from ray.cluster_utils import Cluster
+
+        from tfdqt import actors, gpt
+        from tfdqt.apex import apex
+        from tfdqt.config import default_config
+        from tfdqt.envs import make_env
+
+        cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, object_store_memory=100 << 20))
+        nodes = [cluster.add_node(num_cpus=4, object_store_memory=100 << 20) for _ in range(2)]
+        self.addCleanup(cluster.shutdown)
+        self.addCleanup(ray.shutdown)
+        network, cfg = default_config("CartPole-v1")
+        network = dataclasses.replace(network, layers=1, heads=2, width=16)
+        cfg = dataclasses.replace(cfg, total_steps=1_000_000, epsilon_fraction=0.01, batch_size=8)
+        env_fn, q_fn = functools.partial(make_env, "CartPole-v1"), functools.partial(gpt.build_q, cfg=network)
+        rows, kept = [], []
+
+        def running():
+            return [pid for pid in actors_of(os.getpid()) if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"]
+
+        def kill_all():
+            for pid in running():
+                os.kill(pid, signal.SIGKILL)
+
+        def freeze_one():
+            kept.append(running()[0])
+            os.kill(kept[0], signal.SIGSTOP)
+
+        def fill_store():
+            os.kill(kept[0], signal.SIGCONT)
+            kept.extend(ray.put(np.full(40 << 20, i, np.uint8)) for i in range(4))
+
+        plan = [(4_000, kill_all), (10_000, freeze_one), (16_000, fill_store),
+                (22_000, lambda: cluster.remove_node(nodes[1], allow_graceful=False))]
+
+        def log(metrics):
+            rows.append(metrics)
+            if plan and metrics.step >= plan[0][0]:
+                plan.pop(0)[1]()
+
+        def recovered():  # how many steps that takes depends on how long a new actor takes to start
+            return not plan and rows[-1].replaced >= 5 and rows[-1].actors == 4
+
+        state, _, progress = apex(env_fn, q_fn, cfg, actors=4, log=log, should_stop=recovered, make_pool=functools.partial(
+            actors.make_pool, env_fn, q_fn, cfg, actors=4, address=cluster.address))
+        self.assertLess(progress.step, 1_000_000)
+        self.assertAlmostEqual(rows[-1].replay_ratio, cfg.updates_per_step, delta=0.02 * cfg.updates_per_step)
+        self.assertEqual(int(state.updates), rows[-1].updates)
 
 
 if __name__ == "__main__":
