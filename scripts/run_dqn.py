@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from tfdqt.config import ActorsConfig, DQNConfig
+from tfdqt.config import DQNConfig, FarConfig
 from tfdqt.game_runs import GameArgs, train
 from tfdqt.runs import run_main
 
@@ -21,7 +21,7 @@ class Args(GameArgs):
     """Train a Q-network by DQN. The defaults shown are those of --name."""
 
     dqn: Annotated[DQNConfig, tyro.conf.arg(name="")] = DQNConfig()
-    far: Annotated[ActorsConfig, tyro.conf.arg(name="")] = ActorsConfig()
+    far: Annotated[FarConfig, tyro.conf.arg(name="")] = FarConfig()
 
 
 if __name__ == "__main__":

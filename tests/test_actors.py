@@ -24,7 +24,7 @@ from tfdqt.runs import checkpoints, load_checkpoint, read_log
 ROOT = Path(__file__).resolve().parent.parent
 INFO = EnvInfo("Counter", (2,), "int32", (), 5)
 SMALL = ["--name=CartPole-v1", "--actors=2", "--layers=1", "--heads=2", "--width=16", "--batch-size=8", "--learning-starts=256",
-         "--threads=1", "--epochs=100"]
+         "--threads=1", "--epochs=2000"]
 
 
 def counted(row, begin, end):
@@ -145,8 +145,8 @@ class WithRay(unittest.TestCase):
 class TestActors(WithRay):
 
     def test_a_killed_actor_is_replaced_and_a_killed_learner_goes_on(self):
-        run, steps = self.tmp / "run", 16_000
-        first = start(*SMALL, f"--run-dir={run}", f"--total-steps={steps}", "--checkpoint-every=2000")
+        run = self.tmp / "run"
+        first = start(*SMALL, f"--run-dir={run}", "--total-steps=1000000", "--checkpoint-every=2000")  # more than it will come to
         wait_for(lambda: last_step(run) > 1_000, first)
         before = actors_of(first.pid)
         self.assertEqual(len(before), 2)
@@ -164,7 +164,8 @@ class TestActors(WithRay):
         done, rows = saved["progress"]["step"], saved["replay"]["seen"]
         self.assertEqual(rows.sum(), done)
 
-        output = self.finish(start(f"--resume={run}", "--actors=4"))
+        steps = done + 6_000
+        output = self.finish(start(f"--resume={run}", "--actors=4", f"--total-steps={steps}"))
         self.assertIn("each starts a fresh episode", output)
         log = read_log(run)
         self.assertGreaterEqual(log["step"][-1], steps)

@@ -5,6 +5,7 @@ come later. Each actor works on at most AHEAD chunks at a time, so that neither 
 """
 
 import os
+import socket
 import time
 from collections import deque
 
@@ -38,15 +39,27 @@ def connect(actors, address=None):
         raise UsageError("--actors needs Ray; install it with: pip install --no-deps -r requirements-ray.txt") from None
     if ray.is_initialized():
         return ray
+    if address and address != "auto":
+        _check_answers(address)
     settings = dict(address=address) if address else dict(num_cpus=max(actors, os.cpu_count() or 1), object_store_memory=STORE,
                                                           include_dashboard=False)
     try:
         with quiet():
             ray.init(**settings, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"No Ray cluster answers at --ray-address={address} ({str(error).splitlines()[0]}); start one with "
+        raise UsageError(f"Ray can't be reached at --ray-address={address} ({str(error).splitlines()[0].rstrip('.')}); start it with "
                          "`ray start --head`, or leave the flag out.") from None
     return ray
+
+
+def _check_answers(address):
+    """Raise UsageError unless something listens at HOST:PORT: Ray itself would go on asking for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"Nothing answers at --ray-address={address} ({error}); give auto or the HOST:PORT that `ray start --head` "
+                         "printed.") from None
 
 
 class Actor:

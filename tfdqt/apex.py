@@ -13,7 +13,7 @@ import numpy as np
 
 from tfdqt.acting import Progress
 from tfdqt.backend import tf
-from tfdqt.config import ActorsConfig, UsageError, check_actors
+from tfdqt.config import FarConfig, UsageError, check_far
 from tfdqt.dqn import NOTHING, Metrics, make_learn, make_learner, make_update, resume_learner, scaled
 from tfdqt.envs import EnvFailure
 from tfdqt.networks import set_weights
@@ -49,7 +49,8 @@ ApexMetrics = NamedTuple("ApexMetrics", [
 ])
 
 
-def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, log=None, save=None, saved=None, should_stop=None):
+def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, strategy=None, log=None, save=None, saved=None,
+         should_stop=None):
     """Train a Q-network on what actors deliver and return (state, networks, progress).
 
     Args:
@@ -61,7 +62,7 @@ def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, lo
     Raises UsageError for settings that can't work, and EnvFailure when an environment or the pool fails; what was learned is
     saved before that. The environments' states are never saved: going on starts fresh episodes.
     """
-    check_actors(ActorsConfig(actors, broadcast_every=broadcast_every), cfg.num_envs)
+    check_far(FarConfig(actors, broadcast_every=broadcast_every), cfg.num_envs)
     learner = make_learner(env_fn, q_fn, cfg, seed, make_uneven_replay)
     state, replay, per_part = learner.state, learner.replay, cfg.chunk * cfg.num_envs // actors
     if cfg.chunk > replay.length:
@@ -74,7 +75,7 @@ def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, lo
         began, life = saved["began"], saved["life"] + 1
     add = make_add_to(replay)
     count = max(1, round(cfg.updates_per_step * per_part))  # updates in one call
-    learn = make_learn(make_update(learner.networks, cfg), make_sampler(replay, learner.window), cfg, count, seed)
+    learn = make_learn(make_update(learner.networks, cfg, strategy), make_sampler(replay, learner.window), cfg, count, seed)
     diagnostics, ages, updates, sent = NOTHING, deque(maxlen=100), int(state.updates), None
     started, waited = time.monotonic(), 0.0
 

@@ -101,8 +101,8 @@ class DQNConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ActorsConfig:
-    """Actors that play in processes of Ray."""
+class FarConfig:
+    """What takes a run past one process and one device."""
 
     actors: int = 0
     """Actors, which share the environments evenly, each in a process of Ray (0: none; the run's own worker processes step them)."""
@@ -110,6 +110,8 @@ class ActorsConfig:
     """Ray cluster to join, auto or HOST:PORT; by default Ray is started on this machine, reachable from nowhere else."""
     broadcast_every: int = 64
     """With actors: updates between two broadcasts of the weights to them."""
+    strategy: Literal["none", "mirrored"] = "none"
+    """mirrored: every batch is shared by all GPUs of this machine (tf.distribute.MirroredStrategy), and their gradients added up."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,8 +311,8 @@ def check_dqn(cfg):
             f"{updates:g}; change one of them (for example --updates-per-step={near:.10g}).")
 
 
-def check_actors(cfg, num_envs):
-    """Raise UsageError for actors that can't share `num_envs` environments."""
+def check_far(cfg, num_envs):
+    """Raise UsageError for actors that don't go together with `num_envs` environments."""
     if cfg.actors < 0 or cfg.broadcast_every < 1:
         raise UsageError("--actors must be 0 or more and --broadcast-every at least 1.")
     if cfg.actors and num_envs % cfg.actors:

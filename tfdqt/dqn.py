@@ -56,6 +56,10 @@ class Metrics(NamedTuple):
     updates: int
 
 
+DIAGNOSTICS = ("loss", "q_mean", "td_error", "grad_norm")
+NOTHING = dict.fromkeys(DIAGNOSTICS, float("nan"))  # before the first update
+
+
 def first_state(networks):
     """The state before the first update; all weights start as copies."""
     start, nothing = networks.start, tf.zeros_like(networks.start)
@@ -111,26 +115,62 @@ def q_learning(networks, cfg, online, target, steps):
         tape.watch(trained)
         q = networks.raw((trained, fixed), window_inputs(steps, 0, context))
         loss, diagnostics = loss_fn(q, steps.action[:, skip:context], targets, mask, delta=cfg.huber_delta)
-    return loss, join(networks, tape.gradient(loss, trained)), diagnostics
+    return loss, join(networks, tape.gradient(loss, trained)), dict(diagnostics, count=tf.reduce_sum(mask))
 
 
-def make_update(networks, cfg) -> Callable:
-    """Compile `update(state, steps [K, B, C + n, ...]) -> (state, diagnostics)`: K updates in one call of XLA."""
+def make_update(networks, cfg, strategy=None) -> Callable:
+    """Compile `update(state, steps [K, B, C + n, ...]) -> (state, diagnostics)`: K updates in one call of XLA.
+
+    With a tf.distribute.Strategy each batch is shared evenly by its replicas, whose gradients are added up; the state stays one.
+    """
     total = max(1.0, cfg.updates_per_step * cfg.total_steps)
 
-    def one(state, steps):
-        loss, gradient, diagnostics = q_learning(networks, cfg, state.online, state.target, steps)
+    def follow(state, gradient):
         updates = state.updates + 1
         online, moments, size = step_adam(state.online, state.optimizer, gradient, updates, tf.cast(updates, tf.float32) / total, cfg)
         tau = tf.where(updates % cfg.target_every == 0, cfg.target_tau, 0.0)
         target = state.target + tau * (online - state.target)
         acting = online if cfg.acting_tau == 1 else state.acting + cfg.acting_tau * (online - state.acting)
-        return DQNState(online, target, acting, moments, updates), dict(diagnostics, loss=loss, grad_norm=size)
+        return DQNState(online, target, acting, moments, updates), size
+
+    def one(state, steps):
+        loss, gradient, diagnostics = q_learning(networks, cfg, state.online, state.target, steps)
+        state, size = follow(state, gradient)
+        return state, dict(diagnostics, loss=loss, grad_norm=size)
 
     @tf.function(jit_compile=True)
     def update(state, steps):
         return repeat(lambda state, i: one(state, tf.nest.map_structure(lambda field: field[i], steps)), state, steps.reward.shape[0],
-                      ("loss", "q_mean", "td_error", "grad_norm"))
+                      DIAGNOSTICS)
+
+    return update if strategy is None else _make_shared_update(networks, cfg, strategy, tf.function(follow, jit_compile=True))
+
+
+def _make_shared_update(networks, cfg, strategy, follow):
+    replicas = strategy.num_replicas_in_sync
+    if cfg.batch_size % replicas:
+        raise UsageError(f"--batch-size={cfg.batch_size} can't be shared evenly by {replicas} devices; choose a multiple of {replicas}.")
+    learned = tf.function(lambda online, target, steps: q_learning(networks, cfg, online, target, steps), jit_compile=True)
+
+    def share(state, steps, i):
+        """A replica's part of batch i: sums over the steps that count, so that they can be added up."""
+        size = cfg.batch_size // replicas
+        begin = tf.distribute.get_replica_context().replica_id_in_sync_group * size
+        loss, gradient, diagnostics = learned(state.online, state.target,
+                                              tf.nest.map_structure(lambda field: field[i, begin:begin + size], steps))
+        count = diagnostics["count"]
+        return count, gradient * count, {name: value * count for name, value in dict(diagnostics, loss=loss).items() if name != "count"}
+
+    @tf.function
+    def update(state, steps):
+        found = []
+        for i in range(steps.reward.shape[0]):  # not a loop of TensorFlow's: replicas can't meet inside one
+            parts = strategy.run(share, (state, steps, i))
+            count, gradient, sums = tf.nest.map_structure(lambda part: strategy.reduce("sum", part, None), parts)
+            count = tf.maximum(count, 1.0)
+            state, size = follow(state, gradient / count)
+            found.append(dict({name: total / count for name, total in sums.items()}, grad_norm=size))
+        return state, {name: tf.add_n([each[name] for each in found]) / len(found) for name in DIAGNOSTICS}
 
     return update
 
@@ -219,10 +259,7 @@ def scaled(learner, state):
     return state._replace(**{name: standardize(learner.networks, getattr(state, name), scales) for name in ("online", "target", "acting")})
 
 
-NOTHING = dict.fromkeys(("loss", "q_mean", "td_error", "grad_norm"), float("nan"))  # diagnostics before the first update
-
-
-def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None, should_stop=None):
+def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, strategy=None, log=None, save=None, saved=None, should_stop=None):
     """Train a Q-network by DQN and return (state, networks, progress).
 
     Args:
@@ -231,6 +268,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
       cfg: DQNConfig.
       seed: seeds weights, environments, exploration and replay.
       workers: processes that step the environments; 0 for none. The result does not depend on it.
+      strategy: a tf.distribute.Strategy on whose devices every batch is learned from together.
       log: called as log(Metrics) after every iteration.
       save: called as save(step, make) after every iteration and, with last=True, at the end; calls make() for what to
         keep, if it wants to keep it.
@@ -245,7 +283,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
     per_iteration = cfg.chunk * cfg.num_envs
     add, act = make_add(replay), make_act(networks)
     count = round(cfg.updates_per_step * per_iteration)
-    learn = make_learn(make_update(networks, cfg), make_sampler(replay, window_length), cfg, count, seed)
+    learn = make_learn(make_update(networks, cfg, strategy), make_sampler(replay, window_length), cfg, count, seed)
     vec = make_vec_env(env_fn, info, cfg.num_envs, seed, workers=workers, life_loss_ends=cfg.life_loss_ends)
     try:
         rng = np.random.default_rng([seed, 1])

@@ -14,13 +14,13 @@ import tyro
 
 import tfdqt
 from tfdqt.config import (
-    ActorsConfig,
     DQNConfig,
+    FarConfig,
     NetworkConfig,
     PPOConfig,
     UsageError,
-    check_actors,
     check_dqn,
+    check_far,
     check_network,
     check_ppo,
     default_config,
@@ -43,14 +43,14 @@ from tfdqt.runs import (
 
 ALGORITHMS = {"dqn": (DQNConfig, check_dqn), "ppo": (PPOConfig, check_ppo)}
 RESUME_FLAGS = {"resume", "checkpoint", "total-steps", "workers", "threads", "checkpoint-every", "actors", "ray-address",
-                "broadcast-every"}
+                "broadcast-every", "strategy"}
 
 
 @dataclasses.dataclass(frozen=True)
 class GameArgs:
     """Arguments of every algorithm on games. A script adds a field of the algorithm's name with its settings.
 
-    One whose algorithm can learn from actors elsewhere adds `far`, an ActorsConfig.
+    One whose algorithm can go past one process and one device adds `far`, a FarConfig.
     """
 
     name: str = "CartPole-v1"
@@ -86,8 +86,8 @@ def parse(argv, args_class, algorithm, description):
 
 
 def far_of(args):
-    """The actors that the arguments ask for."""
-    return getattr(args, "far", ActorsConfig())
+    """What the arguments ask for past one process and one device."""
+    return getattr(args, "far", FarConfig())
 
 
 def new_run(args, algorithm):
@@ -95,7 +95,7 @@ def new_run(args, algorithm):
     cfg, far = getattr(args, algorithm), far_of(args)
     check_network(args.network)
     ALGORITHMS[algorithm][1](cfg)
-    check_actors(far, cfg.num_envs)
+    check_far(far, cfg.num_envs)
     check_at_least_one(args, "epochs", "checkpoint_every", "threads")
     if args.workers < 0 or args.seed < 0:
         raise UsageError("--workers and --seed must be 0 or more.")
@@ -110,8 +110,8 @@ def new_run(args, algorithm):
         connect(far.actors, far.ray_address)
     default = f"runs/{args.name.replace('/', '-').replace(':', '-')}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     run_dir = start_run(args.run_dir or default, version=tfdqt.__version__, algorithm=algorithm, name=args.name, seed=args.seed,
-                        epochs=args.epochs, checkpoint_every=args.checkpoint_every, network=args.network, far=far,
-                        **{algorithm: cfg})
+                        epochs=args.epochs, checkpoint_every=args.checkpoint_every, network=args.network,
+                        **{algorithm: cfg}, **({"far": far} if hasattr(args, "far") else {}))
     return run_dir, None, args
 
 
@@ -123,7 +123,7 @@ def old_run(args, flags, algorithm):
     if plain.get("algorithm") != algorithm:
         raise UsageError(f"{run_dir} is not a run of {algorithm.upper()}; go on with it by the script that started it.")
     settings = load_config(run_dir / "config.json", network=NetworkConfig, **{algorithm: cfg_class},
-                           **({"far": ActorsConfig} if "far" in plain else {}))
+                           **({"far": FarConfig} if "far" in plain else {}))
     saved, path = load_checkpoint(run_dir, args.checkpoint)
     every = args.checkpoint_every if "checkpoint-every" in flags else settings["checkpoint_every"]
     cfg = settings[algorithm]
@@ -131,16 +131,16 @@ def old_run(args, flags, algorithm):
         cfg = dataclasses.replace(cfg, total_steps=getattr(args, algorithm).total_steps)
         check(cfg)
         save_config(run_dir / "config.json", **{**settings, algorithm: cfg})
-    far = settings.get("far", ActorsConfig())
-    given = {flag.replace("-", "_") for flag in flags} & {field.name for field in dataclasses.fields(ActorsConfig)}
+    far = settings.get("far", FarConfig())
+    given = {flag.replace("-", "_") for flag in flags} & {field.name for field in dataclasses.fields(FarConfig)}
     if given:
         chosen = dataclasses.replace(far, **{key: getattr(far_of(args), key) for key in given})
         if bool(chosen.actors) != bool(far.actors):
             raise UsageError(f"{run_dir} was started {'with' if far.actors else 'without'} --actors and goes on so"
                              f"{', with any number of them' if far.actors else ''}; leave out --actors, or start a new run.")
-        check_actors(chosen, cfg.num_envs)
+        check_far(chosen, cfg.num_envs)
         args = dataclasses.replace(args, far=chosen)
-    elif far.actors:
+    elif far != FarConfig():
         args = dataclasses.replace(args, far=far)
     parallel = {key: value for key, value in default_parallel(settings["name"], algorithm).items() if key not in flags}
     args = dataclasses.replace(args, name=settings["name"], seed=settings["seed"], epochs=settings["epochs"], checkpoint_every=every,
@@ -166,6 +166,7 @@ def train(args_class, algorithm, description):
 
     learn, build, metrics = dict(dqn=(dqn.dqn, gpt.build_q, dqn.Metrics), ppo=(ppo.ppo, gpt.build_pi_v, ppo.Metrics))[algorithm]
     env_fn, far, play = functools.partial(make_env, args.name), far_of(args), dict(workers=args.workers)
+    shared = dict(strategy=backend.tf.distribute.MirroredStrategy()) if far.strategy == "mirrored" else {}
     if far.actors:
         from tfdqt import actors, apex
 
@@ -182,7 +183,7 @@ def train(args_class, algorithm, description):
               f"({other.network} with these settings: {build(info, other).count_params():,}).")
         return model
 
-    for part in (args.network, cfg, *([far] if far.actors else [])):
+    for part in (args.network, cfg, *([far] if far != FarConfig() else [])):
         print("  ".join(f"{key}={value}" for key, value in dataclasses.asdict(part).items()))
     print(f"Run folder: {run_dir}", flush=True)
     step = saved["progress"]["step"] if saved else None
@@ -190,7 +191,8 @@ def train(args_class, algorithm, description):
     save = make_saver(run_dir, args.checkpoint_every, resume_step=step or 0)
     with stop_on_signals() as stop:
         try:
-            _, _, progress = learn(env_fn, network_fn, cfg, seed=args.seed, log=log, save=save, saved=saved, should_stop=stop, **play)
+            _, _, progress = learn(env_fn, network_fn, cfg, seed=args.seed, log=log, save=save, saved=saved, should_stop=stop, **play,
+                                   **shared)
         except EnvFailure as error:
             first, _, trace = str(error).partition("\n")
             Path(run_dir, "failure.txt").write_text(str(error), encoding="utf-8")
