@@ -11,11 +11,16 @@ from collections import deque
 
 import numpy as np
 
+from tfdqt.acting import make_window, push
 from tfdqt.apex import Part, Pool
-from tfdqt.backend import quiet, tf
+from tfdqt.backend import quiet, set_threads, tf
 from tfdqt.config import UsageError
+from tfdqt.dqn import make_collect
 from tfdqt.envs import EnvFailure
+from tfdqt.networks import flatten_model, make_act
+from tfdqt.policy import epsilon_ladder
 from tfdqt.replay import Steps
+from tfdqt.vec_envs import make_vec_env
 
 AHEAD = 2  # chunks that an actor has in work or delivered but not yet taken
 LIVES = 5  # deaths of one actor in a row, without a chunk between them, that end the run
@@ -66,13 +71,6 @@ class Actor:
     """Plays `rows` of the run's environments by epsilon-greedy, in a process of its own."""
 
     def __init__(self, env_fn, q_fn, info, cfg, rows, seed):
-        from tfdqt.acting import make_window, push
-        from tfdqt.backend import set_threads
-        from tfdqt.dqn import make_collect
-        from tfdqt.networks import flatten_model, make_act
-        from tfdqt.policy import epsilon_ladder
-        from tfdqt.vec_envs import make_vec_env
-
         set_threads(1, 1)
         networks = flatten_model(q_fn(info))
         ends = epsilon_ladder(cfg.num_envs)[rows] if cfg.num_envs > 1 else None

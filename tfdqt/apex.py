@@ -7,6 +7,7 @@ replay ratio is that of `dqn` however many actors there are. What is not the sam
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,10 +34,10 @@ class Part(NamedTuple):
 class Pool(NamedTuple):
     """Actors, as functions."""
 
-    broadcast: callable  # (weights [W], updates done, steps so far): what is played with from now on
-    take: callable  # () -> Part, or None if none came within a second
-    census: callable  # () -> (actors alive, actors replaced so far)
-    close: callable
+    broadcast: Callable  # (weights [W], updates done, steps so far): what is played with from now on
+    take: Callable  # () -> Part, or None if none came within a second
+    census: Callable  # () -> (actors alive, actors replaced so far)
+    close: Callable
 
 
 ApexMetrics = NamedTuple("ApexMetrics", [
