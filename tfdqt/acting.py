@@ -59,12 +59,16 @@ def ended_games(out):
     return [(float(out["ret"][i]), int(out["length"][i])) for i in np.flatnonzero(out["ended"])]
 
 
+def learned(state, progress, **more):
+    """What of a run is its learner's: a tree for a checkpoint, with `more` beside it."""
+    return dict(learner=[np.asarray(tensor) for tensor in tf.nest.flatten(state)], progress=progress._asdict(), **more)
+
+
 def snapshot(state, vec, window, rng, progress, *, envs=True, **more):
     """All that a run needs to go on, as arrays and plain values in a tree of dicts and lists. envs=False leaves their states out."""
     states = vec.states() if envs else [None] * len(vec.out["ended"])
-    return dict(learner=[np.asarray(tensor) for tensor in tf.nest.flatten(state)], envs=states,
-                window={name: array.copy() for name, array in window._asdict().items()},
-                rng=rng.bit_generator.state, progress=progress._asdict(), **more)
+    return learned(state, progress, envs=states, window={name: array.copy() for name, array in window._asdict().items()},
+                   rng=rng.bit_generator.state, **more)
 
 
 def save_with(save, progress, make, *, last):
@@ -84,6 +88,11 @@ def restore_state(saved, state):
     return tf.nest.pack_sequence_as(state, [tf.constant(array) for array in learner])
 
 
+def restore_progress(saved):
+    """The Progress of a snapshot."""
+    return Progress(**{**saved["progress"], "recent": tuple(saved["progress"]["recent"])})
+
+
 def restore_place(saved, vec, window, rng):
     """Put environments, window and rng back as a snapshot has them. Returns the Progress."""
     vec.restore(saved["envs"])
@@ -95,5 +104,4 @@ def restore_place(saved, vec, window, rng):
                 array[row] = empty
             window.obs[row, -1], window.first[row, -1] = vec.out["obs"][row], 1
     rng.bit_generator.state = saved["rng"]
-    progress = saved["progress"]
-    return Progress(progress["step"], progress["games"], tuple(progress["recent"]))
+    return restore_progress(saved)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.acting import Progress
+from tfdqt.acting import Progress, learned, restore_progress
 from tfdqt.backend import tf
 from tfdqt.config import FarConfig, UsageError, check_far
 from tfdqt.dqn import NOTHING, Metrics, make_learn, make_learner, make_update, resume_learner, scaled
@@ -72,8 +72,7 @@ def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, st
     progress, began, life = Progress(), None, 0
     if saved is not None:
         state = resume_learner(learner, saved).state
-        progress = Progress(saved["progress"]["step"], saved["progress"]["games"], tuple(saved["progress"]["recent"]))
-        began, life = saved["began"], saved["life"] + 1
+        progress, began, life = restore_progress(saved), saved["began"], saved["life"] + 1
     add = make_add_to(replay)
     count = max(1, round(cfg.updates_per_step * per_part))  # updates in one call
     learn = make_learn(make_update(learner.networks, cfg, strategy), make_sampler(replay, learner.window), cfg, count, seed)
@@ -81,8 +80,7 @@ def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, st
     started, waited = time.monotonic(), 0.0
 
     def make_snapshot():
-        return dict(learner=[np.asarray(tensor) for tensor in tf.nest.flatten(state)], envs=[None] * cfg.num_envs,
-                    progress=progress._asdict(), replay=replay_arrays(replay), began=began, life=life)
+        return learned(state, progress, envs=[None] * cfg.num_envs, replay=replay_arrays(replay), began=began, life=life)
 
     pool = make_pool(learner.info, life)
     try:
