@@ -110,8 +110,9 @@ class FarConfig:
     """Ray cluster to join, auto or HOST:PORT; by default Ray is started on this machine, reachable from nowhere else."""
     broadcast_every: int = 64
     """With actors: updates between two broadcasts of the weights to them."""
-    strategy: Literal["none", "mirrored"] = "none"
-    """mirrored: every batch is shared by all GPUs of this machine (tf.distribute.MirroredStrategy), and their gradients added up."""
+    strategy: Literal["none", "mirrored", "multiworker"] = "none"
+    """mirrored: every batch is shared by all GPUs of this machine (tf.distribute.MirroredStrategy), and their gradients added up.
+    multiworker: also by several processes, here or elsewhere, which the environment variable TF_CONFIG names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,6 +321,22 @@ def check_far(cfg, num_envs):
                          f"--num-envs={cfg.actors * max(1, round(num_envs / cfg.actors))}.")
     if cfg.ray_address and not cfg.actors:
         raise UsageError("--ray-address is where actors run; give their number by --actors too.")
+    if cfg.actors and cfg.strategy == "multiworker":
+        raise UsageError("--actors deliver to one learner; leave them out, or choose --strategy=mirrored.")
+
+
+def cluster_place(environ=os.environ):
+    """What TF_CONFIG says of a cluster of learners: (number of this one, addresses of all). Raises UsageError if it does not."""
+    try:
+        said = json.loads(environ["TF_CONFIG"])
+        addresses, index, kind = said["cluster"]["worker"], said["task"]["index"], said["task"]["type"]
+        if kind == "worker" and isinstance(index, int) and 0 <= index < len(addresses) and set(said["cluster"]) == {"worker"}:
+            return index, addresses
+    except (KeyError, TypeError, ValueError):
+        pass
+    example = dict(cluster=dict(worker=["host0:2222", "host1:2222"]), task=dict(type="worker", index=0))
+    raise UsageError("--strategy=multiworker needs the environment variable TF_CONFIG to name all learners and this one, such as "
+                     f"TF_CONFIG='{json.dumps(example)}'.")
 
 
 def check_ppo(cfg):

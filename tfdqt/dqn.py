@@ -14,7 +14,8 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.acting import Progress, ended_games, make_window, push, restore_place, restore_state, save_with, shown, snapshot
 from tfdqt.backend import keras, tf
-from tfdqt.config import UsageError, check_dqn
+from tfdqt.config import DQNConfig, UsageError, check_dqn
+from tfdqt.distribute import ALONE, Team, make_add_up, make_team, own_seed, own_share, together
 from tfdqt.envs import EnvFailure, env_info
 from tfdqt.networks import flatten_model, join, make_act, repeat, scales_of, set_weights, standardize, step_adam
 from tfdqt.policy import epsilon_at, epsilon_greedy
@@ -121,7 +122,8 @@ def q_learning(networks, cfg, online, target, steps):
 def make_update(networks, cfg, strategy=None) -> Callable:
     """Compile `update(state, steps [K, B, C + n, ...]) -> (state, diagnostics)`: K updates in one call of XLA.
 
-    With a tf.distribute.Strategy each batch is shared evenly by its replicas, whose gradients are added up; the state stays one.
+    With a tf.distribute.Strategy each batch is shared evenly by its devices, whose gradients are added up; the state stays one. Of
+    several processes each is given its own part of the batches.
     """
     total = max(1.0, cfg.updates_per_step * cfg.total_steps)
 
@@ -151,38 +153,45 @@ def _make_shared_update(networks, cfg, strategy, follow):
     if cfg.batch_size % replicas:
         raise UsageError(f"--batch-size={cfg.batch_size} can't be shared evenly by {replicas} devices; choose a multiple of {replicas}.")
     learned = tf.function(lambda online, target, steps: q_learning(networks, cfg, online, target, steps), jit_compile=True)
+    sums = [name for name in DIAGNOSTICS if name != "grad_norm"]
 
-    def share(state, steps, i):
-        """A replica's part of batch i: sums over the steps that count, so that they can be added up."""
-        size = cfg.batch_size // replicas
-        begin = tf.distribute.get_replica_context().replica_id_in_sync_group * size
-        loss, gradient, diagnostics = learned(state.online, state.target,
-                                              tf.nest.map_structure(lambda field: field[i, begin:begin + size], steps))
-        count = diagnostics["count"]
-        return count, gradient * count, {name: value * count for name, value in dict(diagnostics, loss=loss).items() if name != "count"}
+    def share(state, steps, i, part, parts):
+        """A device's part of batch i: sums over the steps that count, in one vector, so that they can be added up."""
+        size = steps.reward.shape[1] // parts
+        mine = tf.nest.map_structure(lambda field: field[i, part * size:(part + 1) * size], steps)
+        loss, gradient, diagnostics = learned(state.online, state.target, mine)
+        found = dict(diagnostics, loss=loss)
+        return diagnostics["count"] * tf.concat([tf.ones([1]), tf.stack([found[name] for name in sums]), gradient], 0)
+
+    add_up = make_add_up(strategy, share)
 
     @tf.function
+    def one(state, steps, i):
+        total = add_up(state, steps, i)
+        means = total / tf.maximum(total[0], 1.0)
+        state, size = follow(state, means[1 + len(sums):])
+        return state, tf.concat([means[1:1 + len(sums)], [size]], 0)
+
     def update(state, steps):
         found = []
-        for i in range(steps.reward.shape[0]):  # not a loop of TensorFlow's: replicas can't meet inside one
-            parts = strategy.run(share, (state, steps, i))
-            count, gradient, sums = tf.nest.map_structure(lambda part: strategy.reduce("sum", part, None), parts)
-            count = tf.maximum(count, 1.0)
-            state, size = follow(state, gradient / count)
-            found.append(dict({name: total / count for name, total in sums.items()}, grad_norm=size))
-        return state, {name: tf.add_n([each[name] for each in found]) / len(found) for name in DIAGNOSTICS}
+        for i in tf.range(steps.reward.shape[0]):  # not a loop of TensorFlow's: devices can't meet inside one
+            state, means = one(state, steps, i)
+            found.append(means)
+        return state, dict(zip([*sums, "grad_norm"], tf.unstack(tf.add_n(found) / len(found))))
 
     return update
 
 
 def make_learn(update, sample, cfg, count, seed) -> Callable:
-    """Compile `learn(state) -> (state, diagnostics)`: draw `count` batches from the replay buffer and update on each."""
+    """`learn(state) -> (state, diagnostics)`: draw `count` batches from the replay buffer and update on each."""
 
     @tf.function
+    def draw(updates):
+        steps = sample(count * cfg.batch_size, tf.stack([tf.constant(seed, tf.int64), updates]))
+        return tf.nest.map_structure(lambda f: tf.reshape(f, [count, cfg.batch_size, *f.shape[1:]]), steps)
+
     def learn(state):
-        steps = sample(count * cfg.batch_size, tf.stack([tf.constant(seed, tf.int64), state.updates]))
-        steps = tf.nest.map_structure(lambda f: tf.reshape(f, [count, cfg.batch_size, *f.shape[1:]]), steps)
-        return update(state, steps)
+        return update(state, draw(state.updates))
 
     return learn
 
@@ -221,23 +230,26 @@ class Learner(NamedTuple):
     replay: tuple  # Replay
     window: int  # steps of a window of the replay buffer
     needed: int  # steps in the replay buffer before the first update
+    own: DQNConfig  # with this process's share of environments, batch and replay buffer
+    team: Team
 
 
-def make_learner(env_fn, q_fn, cfg, seed, make_buffer=make_replay):
+def make_learner(env_fn, q_fn, cfg, seed, make_buffer=make_replay, team=ALONE):
     """Check the settings and make a Learner that has learned nothing yet."""
     check_dqn(cfg)
+    own = own_share(cfg, team)
     env = env_fn()
     info = env_info(env)
     env.close()
     keras.utils.set_random_seed(seed)
     networks = flatten_model(q_fn(info))
-    replay = make_buffer(steps_spec(info), cfg.num_envs, cfg.replay_size)
+    replay = make_buffer(steps_spec(info), own.num_envs, own.replay_size)
     window = networks.context + cfg.n_step
-    needed = max(cfg.learning_starts, cfg.num_envs * window)
+    needed = max(own.learning_starts, own.num_envs * window)
     if replay.length < window or needed > replay.rows * replay.length:
         raise UsageError(f"--replay-size={cfg.replay_size} is too small for {cfg.num_envs} environments, windows of "
                          f"{window} steps and a start after {needed} steps; make it larger.")
-    return Learner(info, networks, first_state(networks), replay, window, needed)
+    return Learner(info, networks, first_state(networks), replay, window, needed, own, team)
 
 
 def resume_learner(learner, saved):
@@ -256,6 +268,9 @@ def scaled(learner, state):
     if int(state.updates) or not learner.networks.model.non_trainable_variables:
         return state
     scales = scales_of(learner.networks, stored_obs(learner.replay))
+    if learner.team.size > 1:  # each has seen other steps
+        mean, deviation = learner.team.total(scales) / learner.team.size
+        scales = [mean.astype("float32"), deviation.astype("float32")]
     return state._replace(**{name: standardize(learner.networks, getattr(state, name), scales) for name in ("online", "target", "acting")})
 
 
@@ -268,26 +283,28 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, strategy=None, log=None, save=N
       cfg: DQNConfig.
       seed: seeds weights, environments, exploration and replay.
       workers: processes that step the environments; 0 for none. The result does not depend on it.
-      strategy: a tf.distribute.Strategy on whose devices every batch is learned from together.
+      strategy: a tf.distribute.Strategy on whose devices every batch is learned from together. Of a MultiWorkerMirroredStrategy
+        every process plays its share of the environments, and logs and saves what is its own.
       log: called as log(Metrics) after every iteration.
       save: called as save(step, make) after every iteration and, with last=True, at the end; calls make() for what to
         keep, if it wants to keep it.
       saved: what make() gave, to go on from there.
       should_stop: asked after every iteration; when true, the run saves and returns.
 
-    Raises UsageError for settings that can't work, and EnvFailure when an environment fails; what was learned is saved
-    before that, and going on from it starts fresh episodes.
+    Raises UsageError for settings that can't work, or when another process of the strategy has gone, and EnvFailure when an
+    environment fails; what was learned is saved before that, and going on from it starts fresh episodes.
     """
-    learner = make_learner(env_fn, q_fn, cfg, seed)
-    info, networks, state, replay, window_length, needed = learner
-    per_iteration = cfg.chunk * cfg.num_envs
+    team = make_team(strategy)
+    learner = make_learner(env_fn, q_fn, cfg, seed, team=team)
+    info, networks, state, replay, window_length, needed, own, _ = learner
+    seed, per_iteration = own_seed(seed, team), cfg.chunk * cfg.num_envs
     add, act = make_add(replay), make_act(networks)
     count = round(cfg.updates_per_step * per_iteration)
-    learn = make_learn(make_update(networks, cfg, strategy), make_sampler(replay, window_length), cfg, count, seed)
-    vec = make_vec_env(env_fn, info, cfg.num_envs, seed, workers=workers, life_loss_ends=cfg.life_loss_ends)
+    learn = make_learn(make_update(networks, cfg, strategy), make_sampler(replay, window_length), own, count, seed)
+    vec = make_vec_env(env_fn, info, own.num_envs, seed, workers=workers, life_loss_ends=cfg.life_loss_ends)
     try:
         rng = np.random.default_rng([seed, 1])
-        window, progress = make_window(info, cfg.num_envs, networks.context), Progress()
+        window, progress = make_window(info, own.num_envs, networks.context), Progress()
         push(window, vec.out["obs"], vec.out["first"], -1)
         if saved is not None:
             state = resume_learner(learner, saved).state
@@ -302,8 +319,9 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, strategy=None, log=None, save=N
             while progress.step < cfg.total_steps:
                 chunk = pool.submit(collect, state.acting, progress.step, window, rng)
                 if steps_stored(replay) >= needed:
-                    state, fresh = learn(scaled(learner, state))
-                    diagnostics = {name: float(value) for name, value in fresh.items()}
+                    with together(team.size):
+                        state, fresh = learn(scaled(learner, state))
+                        diagnostics = {name: float(value) for name, value in fresh.items()}
                 try:
                     steps, games = chunk.result()
                 except EnvFailure:
@@ -315,7 +333,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, strategy=None, log=None, save=N
                 if log:
                     log(Metrics(progress.step, progress.games, progress.mean_return(), epsilon=epsilon_at(progress.step, cfg),
                                 updates=int(state.updates), **diagnostics))
-                stop = should_stop is not None and should_stop()
+                stop = bool(team.total([should_stop is not None and should_stop()])[0])
                 if save:
                     save_with(save, progress, make_snapshot, last=stop or progress.step >= cfg.total_steps)
                 if stop:

@@ -23,6 +23,7 @@ from tfdqt.config import (
     check_far,
     check_network,
     check_ppo,
+    cluster_place,
     default_config,
     default_parallel,
     load_config,
@@ -90,12 +91,31 @@ def far_of(args):
     return getattr(args, "far", FarConfig())
 
 
+def own_folder(run_dir, far):
+    """Where this process keeps its part of a run: of several learners that learn together, each but the first has a folder in the run's."""
+    index = cluster_place()[0] if far.strategy == "multiworker" else 0
+    return Path(run_dir, f"learner-{index}") if index else Path(run_dir)
+
+
+def strategy_of(args):
+    """The tf.distribute.Strategy that the arguments ask for, or None. Starts TensorFlow if there is one."""
+    name = far_of(args).strategy
+    if name == "none":
+        return None
+    from tfdqt import backend, distribute
+
+    backend.set_threads(args.threads)
+    return distribute.make_strategy(name)
+
+
 def new_run(args, algorithm):
-    """Check the arguments and make the folder of a run: -> (folder, None, args)."""
+    """Check the arguments and make the folder of a run: -> (folder, None, args, strategy)."""
     cfg, far = getattr(args, algorithm), far_of(args)
     check_network(args.network)
     ALGORITHMS[algorithm][1](cfg)
     check_far(far, cfg.num_envs)
+    default = f"runs/{args.name.replace('/', '-').replace(':', '-')}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = own_folder(args.run_dir or default, far)
     check_at_least_one(args, "epochs", "checkpoint_every", "threads")
     if args.workers < 0 or args.seed < 0:
         raise UsageError("--workers and --seed must be 0 or more.")
@@ -108,15 +128,14 @@ def new_run(args, algorithm):
         from tfdqt.actors import connect
 
         connect(far.actors, far.ray_address)
-    default = f"runs/{args.name.replace('/', '-').replace(':', '-')}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run_dir = start_run(args.run_dir or default, version=tfdqt.__version__, algorithm=algorithm, name=args.name, seed=args.seed,
+    run_dir = start_run(folder, version=tfdqt.__version__, algorithm=algorithm, name=args.name, seed=args.seed,
                         epochs=args.epochs, checkpoint_every=args.checkpoint_every, network=args.network,
                         **{algorithm: cfg}, **({"far": far} if hasattr(args, "far") else {}))
-    return run_dir, None, args
+    return run_dir, None, args, strategy_of(args)
 
 
 def old_run(args, flags, algorithm):
-    """The run that --resume names: -> (folder, what its checkpoint holds, the arguments it was started with)."""
+    """The run that --resume names: -> (folder, what its checkpoint holds, the arguments it was started with, strategy)."""
     cfg_class, check = ALGORITHMS[algorithm]
     run_dir = find_run(args.resume)
     plain = load_config(run_dir / "config.json")
@@ -124,6 +143,24 @@ def old_run(args, flags, algorithm):
         raise UsageError(f"{run_dir} is not a run of {algorithm.upper()}; go on with it by the script that started it.")
     settings = load_config(run_dir / "config.json", network=NetworkConfig, **{algorithm: cfg_class},
                            **({"far": FarConfig} if "far" in plain else {}))
+    far = settings.get("far", FarConfig())
+    given = {flag.replace("-", "_") for flag in flags} & {field.name for field in dataclasses.fields(FarConfig)}
+    chosen = dataclasses.replace(far, **{key: getattr(far_of(args), key) for key in given})
+    if bool(chosen.actors) != bool(far.actors):
+        raise UsageError(f"{run_dir} was started {'with' if far.actors else 'without'} --actors and goes on so"
+                         f"{', with any number of them' if far.actors else ''}; leave out --actors, or start a new run.")
+    if (chosen.strategy == "multiworker") != (far.strategy == "multiworker"):
+        raise UsageError(f"{run_dir} was started {'with' if far.strategy == 'multiworker' else 'without'} --strategy=multiworker and goes "
+                         "on so; leave out --strategy, or start a new run.")
+    check_far(chosen, settings[algorithm].num_envs)
+    if chosen != FarConfig():
+        args = dataclasses.replace(args, far=chosen)
+    strategy = None
+    if chosen.strategy == "multiworker":
+        from tfdqt.distribute import make_team, newest_common
+
+        strategy = strategy_of(args)
+        args = dataclasses.replace(args, checkpoint=args.checkpoint or str(newest_common(run_dir, make_team(strategy))))
     saved, path = load_checkpoint(run_dir, args.checkpoint)
     every = args.checkpoint_every if "checkpoint-every" in flags else settings["checkpoint_every"]
     cfg = settings[algorithm]
@@ -131,42 +168,32 @@ def old_run(args, flags, algorithm):
         cfg = dataclasses.replace(cfg, total_steps=getattr(args, algorithm).total_steps)
         check(cfg)
         save_config(run_dir / "config.json", **{**settings, algorithm: cfg})
-    far = settings.get("far", FarConfig())
-    given = {flag.replace("-", "_") for flag in flags} & {field.name for field in dataclasses.fields(FarConfig)}
-    if given:
-        chosen = dataclasses.replace(far, **{key: getattr(far_of(args), key) for key in given})
-        if bool(chosen.actors) != bool(far.actors):
-            raise UsageError(f"{run_dir} was started {'with' if far.actors else 'without'} --actors and goes on so"
-                             f"{', with any number of them' if far.actors else ''}; leave out --actors, or start a new run.")
-        check_far(chosen, cfg.num_envs)
-        args = dataclasses.replace(args, far=chosen)
-    elif far != FarConfig():
-        args = dataclasses.replace(args, far=far)
     parallel = {key: value for key, value in default_parallel(settings["name"], algorithm).items() if key not in flags}
     args = dataclasses.replace(args, name=settings["name"], seed=settings["seed"], epochs=settings["epochs"], checkpoint_every=every,
                                network=settings["network"], **{algorithm: cfg}, **parallel)
     print(f"Going on from {path}.")
     if any(state is None for state in saved["envs"]):
         print("The environments' states are not in it: each starts a fresh episode, and the run differs from an unbroken one.")
-    return run_dir, saved, args
+    return run_dir, saved, args, strategy or strategy_of(args)
 
 
 def train(args_class, algorithm, description):
     """The script of an algorithm: parse the command line, start a run or go on with one, and train. Returns the exit code."""
     args, flags = parse(sys.argv[1:], args_class, algorithm, description)
-    run_dir, saved, args = new_run(args, algorithm) if args.resume is None else old_run(args, flags, algorithm)
+    run_dir, saved, args, strategy = new_run(args, algorithm) if args.resume is None else old_run(args, flags, algorithm)
     cfg = getattr(args, algorithm)
 
     from tfdqt import backend
 
-    backend.set_threads(args.threads)
+    if strategy is None:
+        backend.set_threads(args.threads)
 
     from tfdqt import dqn, gpt, ppo
     from tfdqt.envs import EnvFailure, make_env
 
     learn, build, metrics = dict(dqn=(dqn.dqn, gpt.build_q, dqn.Metrics), ppo=(ppo.ppo, gpt.build_pi_v, ppo.Metrics))[algorithm]
     env_fn, far, play = functools.partial(make_env, args.name), far_of(args), dict(workers=args.workers)
-    shared = dict(strategy=backend.tf.distribute.MirroredStrategy()) if far.strategy == "mirrored" else {}
+    shared = dict(strategy=strategy) if strategy else {}
     if far.actors:
         from tfdqt import actors, apex
 
