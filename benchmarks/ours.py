@@ -53,8 +53,13 @@ def serve_training(settings, network, cfg, ready, rate):
         if metrics.step >= settings["warm_up"]:
             going[0] = tick(metrics.step, metrics.updates)
 
-    learn(functools.partial(make_env, settings["env"]), lambda info: build(info, network), cfg,
-          workers=settings["workers"], log=log, should_stop=lambda: not going[0])
+    env_fn, q_fn = functools.partial(make_env, settings["env"]), functools.partial(build, cfg=network)
+    play = dict(workers=settings["workers"])
+    if count := settings.get("actors"):
+        from tfdqt import actors, apex
+
+        learn, play = apex.apex, dict(actors=count, make_pool=functools.partial(actors.make_game_pool, env_fn, q_fn, cfg, actors=count))
+    learn(env_fn, q_fn, cfg, log=log, should_stop=lambda: not going[0], **play)
 
 
 def serve_updates(settings, network, cfg, ready, rate, calls=4):

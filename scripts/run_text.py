@@ -6,6 +6,7 @@
 """
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -17,13 +18,16 @@ import tyro
 import tfdqt
 from tfdqt.config import (
     TEXT,
+    FarConfig,
     TextConfig,
     TextNetworkConfig,
     UsageError,
+    check_far,
     check_text,
     check_text_network,
     default_text_config,
     load_config,
+    resumed_far,
     save_config,
 )
 from tfdqt.runs import (
@@ -80,9 +84,10 @@ class Args:
     """Threads inside TensorFlow's operations."""
     network: Annotated[TextNetworkConfig, tyro.conf.arg(name="")] = TextNetworkConfig()
     text: Annotated[TextConfig, tyro.conf.arg(name="")] = TextConfig()
+    far: Annotated[FarConfig, tyro.conf.arg(name="")] = FarConfig()
 
 
-RESUME_FLAGS = {"resume", "checkpoint", "epochs", "threads", "checkpoint-every", "device"}
+RESUME_FLAGS = {"resume", "checkpoint", "epochs", "threads", "checkpoint-every", "device", "actors", "ray-address", "broadcast-every"}
 
 
 def parse(argv):
@@ -106,6 +111,9 @@ def check(args):
     """Raise UsageError for arguments that can't be."""
     check_text_network(args.network)
     check_text(args.text)
+    check_far(args.far, args.far.actors or 1)
+    if args.far.strategy != "none":
+        raise UsageError("--strategy is run_dqn.py's; texts are learned from by one process, with any number of --actors.")
     check_at_least_one(args, "epochs", "checkpoint_every", "new_items", "evaluate_every", "games", "threads", "vocabulary", "window")
     if args.seed < 0 or args.episodes < 0:
         raise UsageError("--seed and --episodes must be 0 or more.")
@@ -117,8 +125,13 @@ def new_run(args):
     check(args)
     if args.corpus is not None:
         args = dataclasses.replace(args, corpus=str(Path(args.corpus).resolve()))
+    if args.far.actors:
+        from tfdqt.actors import connect
+
+        connect(args.far.actors, args.far.ray_address)
     run_dir = start_run(args.run_dir or f"runs/{args.task}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}", version=tfdqt.__version__,
-                        algorithm="text", network=args.network, text=args.text, **{name: getattr(args, name) for name in SAVED})
+                        algorithm="text", network=args.network, text=args.text, far=args.far,
+                        **{name: getattr(args, name) for name in SAVED})
     return run_dir, None, args
 
 
@@ -126,17 +139,38 @@ def old_run(args, flags):
     run_dir = find_run(args.resume)
     if load_config(run_dir / "config.json").get("algorithm") != "text":
         raise UsageError(f"{run_dir} is not a text run; go on with it by the script that started it.")
-    settings = load_config(run_dir / "config.json", network=TextNetworkConfig, text=TextConfig)
+    settings = load_config(run_dir / "config.json", network=TextNetworkConfig, text=TextConfig, far=FarConfig)
     from tfdqt.text_runs import load_text_checkpoint
 
     saved, path = load_text_checkpoint(run_dir, args.checkpoint)
     print(f"Going on from {path}.")
     kept = {name: settings[name] for name in SAVED if name.replace("_", "-") not in flags}
-    args = dataclasses.replace(args, network=settings["network"], text=settings["text"], **kept)
+    far = resumed_far(run_dir, settings["far"], args.far, flags)
+    args = dataclasses.replace(args, network=settings["network"], text=settings["text"], far=far, **kept)
     check(args)
     if "epochs" in flags:
         save_config(run_dir / "config.json", **{**settings, "epochs": args.epochs})
     return run_dir, saved, args
+
+
+def act_too(task, transformer, head, batches, args, saved, stop):
+    """Start actors beside the data: -> (Pool, ActedBatches)."""
+    from tfdqt import actors, text_runs
+    from tfdqt.policy import epsilon_ladder
+
+    done = saved["place"]["step"] if saved else 0
+    shares = [[epsilon] for epsilon in epsilon_ladder(args.far.actors)]
+    pool = actors.make_pool(functools.partial(text_runs.make_text_player, task, args.network, args.text), shares, [args.seed, 8, done],
+                            address=args.far.ray_address)
+    variables = [*transformer.variables, *head.variables]
+    return pool, text_runs.ActedBatches(batches, pool, lambda: [variable.numpy() for variable in variables], args.text,
+                                        broadcast_every=args.far.broadcast_every, done=done, should_stop=stop,
+                                        skip=saved["place"]["batch"] if saved else 0)
+
+
+def log_with(log, batches, metrics, **last):
+    """Log what the actors did beside what was learned."""
+    log(batches.metrics(metrics), **last)
 
 
 def main():
@@ -149,6 +183,7 @@ def main():
 
     from tfdqt import bert, text, text_runs
     from tfdqt.backend import tf
+    from tfdqt.envs import EnvFailure
     from tfdqt.replay import ExperienceReplay
 
     cfg = args.text
@@ -161,7 +196,7 @@ def main():
         if saved is None:  # nothing was learned: the folder is free for a better try
             (run_dir / "config.json").unlink()
         raise
-    for part in (args.network, cfg):
+    for part in (args.network, cfg, *([args.far] if args.far != FarConfig() else [])):
         print("  ".join(f"{key}={value}" for key, value in dataclasses.asdict(part).items()))
     print(f"{args.task}: {about} Encoder {transformer.bert.count_params():,} weights, {bert.sparsity(transformer):.0%} of its kernels "
           f"zero; head {head.count_params():,}.")
@@ -175,15 +210,25 @@ def main():
     total = args.epochs * len(batches) * cfg.updates_per_batch
     rate = tf.keras.optimizers.schedules.PolynomialDecay(cfg.learning_rate, total, cfg.final_learning_rate)
     step = saved["place"]["step"] if saved else None
-    log, close = make_logger(run_dir, text.Metrics._fields, total, min(1_000, total), resume_step=step)
+    metrics = text_runs.ActedMetrics if args.far.actors else text.Metrics
+    log, close = make_logger(run_dir, metrics._fields, total, min(1_000, total), resume_step=step)
     save = make_saver(run_dir, args.checkpoint_every, resume_step=step or 0)
+    pool = None
     with stop_on_signals() as stop:
         try:
+            if args.far.actors:
+                pool, batches = act_too(task, transformer, head, batches, args, saved, stop)
+                log = functools.partial(log_with, log, batches)
             text.train_model(transformer, head, tf.keras.optimizers.Adam(rate), args.epochs, task.tokenizer, batches,
                              ExperienceReplay(cfg.replay_size), args.device, cfg=cfg, seed=args.seed, evaluate=evaluate,
                              evaluate_every=args.evaluate_every, log=log, save=save, saved=saved, should_stop=stop)
+        except EnvFailure as error:
+            raise UsageError(f"{str(error).splitlines()[0]}; go on from the last checkpoint with --resume={run_dir} once that is "
+                             "mended.") from None
         finally:
             close()
+            if pool:
+                pool.close()
     if stop():
         print(f"Stopped. Go on with: python scripts/run_text.py --resume={run_dir}")
         return 128 + stop.signal

@@ -1,8 +1,6 @@
 """DQN: the loss on windows by hand, the compiled update, acting, and an environment with a known answer."""
 
 import dataclasses
-import multiprocessing
-import unittest
 
 import gymnasium
 import numpy as np
@@ -270,39 +268,6 @@ class TestTraining(tf.test.TestCase):
     def test_too_small_a_replay_is_refused(self):
         with self.assertRaisesRegex(UsageError, "--replay-size"):
             dqn.dqn(Corridor, lambda info: gpt.build_q(info, NetworkConfig()), dataclasses.replace(LEARN, replay_size=16), workers=0)
-
-
-def shared_update():
-    """In a process of its own, because TensorFlow must learn of two devices before it starts."""
-    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-    assert strategy.num_replicas_in_sync == 2
-    info, cfg = env_info(Corridor()), dataclasses.replace(CFG, batch_size=8)
-    networks = flatten_model(gpt.build_q(info, NetworkConfig(context=3, layers=1, heads=2, width=8)))
-    rng, shape = np.random.default_rng(0), (5, 8, networks.context + cfg.n_step)
-    steps = Steps(tf.constant(rng.integers(2, size=(*shape, *info.obs_shape)), info.obs_dtype),
-                  tf.constant(rng.integers(2, size=shape), tf.int32),
-                  tf.constant(rng.normal(size=shape), tf.float32), tf.constant(rng.random(shape) > 0.1, tf.float32),
-                  tf.constant(rng.random(shape) > 0.8))  # so that the shares hold unequally many steps that count
-    state = dqn.first_state(networks)
-    alone, said = dqn.make_update(networks, cfg)(state, steps)
-    together, also = tf.function(dqn.make_update(networks, cfg, strategy))(state, steps)
-    assert abs(alone.online - state.online).numpy().max() > 1e-4
-    for one, other in zip(tf.nest.flatten(alone), tf.nest.flatten(together)):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
-    for name in said:
-        np.testing.assert_allclose(said[name], also[name], rtol=1e-4, err_msg=name)
-    with unittest.TestCase().assertRaisesRegex(UsageError, "--batch-size=7"):
-        dqn.make_update(networks, dataclasses.replace(cfg, batch_size=7), strategy)
-
-
-class TestShared(tf.test.TestCase):
-
-    def test_two_devices_learn_what_one_learns_from_the_whole_batch(self):
-        process = multiprocessing.get_context("spawn").Process(target=shared_update)
-        process.start()
-        process.join(300)
-        self.assertEqual(process.exitcode, 0)
 
 
 class TestActing(tf.test.TestCase):

@@ -1,9 +1,11 @@
 """Actors that collect experience in processes of Ray, on this machine or on a cluster. The only module that imports Ray.
 
-An actor that dies is replaced by one that takes over its environments with fresh episodes; the learner only notices that its chunks
-come later. Each actor works on at most AHEAD chunks at a time, so that neither side can run away from the other.
+What an actor does is a function that it makes for itself, of games here, of texts in `text_runs`. An actor that dies is replaced by one
+that starts afresh; the learner only notices that its chunks come later. Each works on at most AHEAD chunks at a time, so that neither
+side can run away from the other.
 """
 
+import functools
 import os
 import socket
 import time
@@ -19,7 +21,6 @@ from tfdqt.dqn import make_collect
 from tfdqt.envs import EnvFailure
 from tfdqt.networks import flatten_model, make_act
 from tfdqt.policy import epsilon_ladder
-from tfdqt.replay import Steps
 from tfdqt.vec_envs import make_vec_env
 
 AHEAD = 2  # chunks that an actor has in work or delivered but not yet taken
@@ -68,40 +69,56 @@ def _check_answers(address):
 
 
 class Actor:
-    """Plays `rows` of the run's environments by epsilon-greedy, in a process of its own."""
+    """Plays in a process of its own, as `make_player(rows, seed) -> play(weights, step) -> what it found` has it."""
 
-    def __init__(self, env_fn, q_fn, info, cfg, rows, seed):
+    def __init__(self, make_player, rows, seed):
         set_threads(1, 1)
-        networks = flatten_model(q_fn(info))
-        ends = epsilon_ladder(cfg.num_envs)[rows] if cfg.num_envs > 1 else None
-        vec = make_vec_env(env_fn, info, len(rows), int(seed.generate_state(1)[0]), workers=0, life_loss_ends=cfg.life_loss_ends)
-        self.rows, self.rng = rows, np.random.default_rng(seed.spawn(1)[0])
-        self.window = make_window(info, len(rows), networks.context)
-        push(self.window, vec.out["obs"], vec.out["first"], -1)
-        self.play = make_collect(make_act(networks), vec, info, cfg, ends)
+        self.play = make_player(rows, seed)
 
     def collect(self, weights, version, step):
         """One chunk, as the fields of a Part. An environment's failure comes back as its message: it is no failure of Ray's."""
         try:
-            steps, games = self.play(tf.constant(weights), step, self.window, self.rng)
+            return self.play(weights, step), version
         except EnvFailure as error:
             return str(error)
-        return self.rows, tuple(steps), games, version
 
 
-def make_pool(env_fn, q_fn, cfg, info, life, *, actors, seed=0, address=None):
-    """Start `actors` actors and return them as a Pool. The arguments are those of `apex`."""
+def make_game_player(env_fn, q_fn, info, cfg, rows, seed):
+    """`play(weights, step) -> (rows, Steps, games)`: a chunk of the environments `rows` of a run by epsilon-greedy."""
+    networks = flatten_model(q_fn(info))
+    ends = epsilon_ladder(cfg.num_envs)[rows] if cfg.num_envs > 1 else None
+    vec = make_vec_env(env_fn, info, len(rows), int(seed.generate_state(1)[0]), workers=0, life_loss_ends=cfg.life_loss_ends)
+    rng, window = np.random.default_rng(seed.spawn(1)[0]), make_window(info, len(rows), networks.context)
+    push(window, vec.out["obs"], vec.out["first"], -1)
+    collect = make_collect(make_act(networks), vec, info, cfg, ends)
+    return lambda weights, step: (rows, *collect(tf.constant(weights), step, window, rng))
+
+
+def make_game_pool(env_fn, q_fn, cfg, info, life, *, actors, seed=0, address=None):
+    """The Pool of a run of `apex`, whose arguments these are."""
+    return make_pool(functools.partial(make_game_player, env_fn, q_fn, info, cfg), np.array_split(np.arange(cfg.num_envs), actors),
+                     [seed, 4, life], address=address)
+
+
+def make_pool(make_player, shares, seed, *, address=None):
+    """A Pool of an actor for each of `shares`, which start with the first broadcast.
+
+    Args:
+      make_player: see Actor; it reaches the actors by cloudpickle.
+      shares: what each actor is given as `rows`.
+      seed: list of integers that no earlier start of the run had; every actor gets a SeedSequence that grows from it.
+      address: of a cluster, see `connect`.
+    """
+    actors = len(shares)
     ray = connect(actors, address)
     kind = ray.remote(num_cpus=1, max_restarts=0)(Actor)
-    shares = np.array_split(np.arange(cfg.num_envs), actors)
     waiting = [deque() for _ in shares]  # of each actor: chunks asked for, the oldest first
     handles, deaths = [None] * actors, [0] * actors
     turn, delivered = list(range(actors)), set()
     place = dict(replaced=0, heard=time.monotonic())
 
     def start(i):
-        children = np.random.SeedSequence([seed, 4, life, i, place["replaced"]])
-        handles[i] = kind.remote(env_fn, q_fn, info, cfg, shares[i], children)
+        handles[i] = kind.remote(make_player, shares[i], np.random.SeedSequence([*seed, i, place["replaced"]]))
         waiting[i].clear()
         delivered.discard(i)
         ask(i)
@@ -112,7 +129,7 @@ def make_pool(env_fn, q_fn, cfg, info, life, *, actors, seed=0, address=None):
 
     def broadcast(weights, version, step):
         try:
-            place.update(weights=ray.put(np.asarray(weights)), version=version, step=step)
+            place.update(weights=ray.put(weights), version=version, step=step)
         except ray.exceptions.RayError as error:
             raise EnvFailure(f"Ray could not take the weights: {error}") from error
         if handles[0] is None:
@@ -147,8 +164,7 @@ def make_pool(env_fn, q_fn, cfg, info, life, *, actors, seed=0, address=None):
         turn.remove(i)  # whoever delivered waits behind the others
         turn.append(i)
         ask(i)
-        rows, steps, games, version = found
-        return Part(rows, Steps(*steps), games, version)
+        return Part(*found)
 
     def census():
         return len(delivered), place["replaced"]

@@ -25,16 +25,15 @@ from tfdqt.replay import make_add_to, make_sampler, make_uneven_replay, replay_a
 class Part(NamedTuple):
     """What an actor delivers."""
 
-    rows: np.ndarray  # [n] int64, its environments
-    steps: tuple  # Steps [S, n, ...], which follow on those it delivered before, or start with first steps of episodes
-    games: list  # (return, length) of each game that ended
+    found: tuple  # of games: rows [n] int64 of its environments; Steps [S, n, ...], which follow on those before or start with first
+    # steps of episodes; the (return, length) of each game that ended
     version: int  # updates done when the weights it played with were broadcast
 
 
 class Pool(NamedTuple):
     """Actors, as functions."""
 
-    broadcast: Callable  # (weights [W], updates done, steps so far): what is played with from now on
+    broadcast: Callable  # (weights in numpy, updates done, steps so far): what is played with from now on
     take: Callable  # () -> Part, or None if none came within a second
     census: Callable  # () -> (actors alive, actors replaced so far)
     close: Callable
@@ -86,7 +85,7 @@ def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, st
     try:
         while progress.step < cfg.total_steps:
             if sent is None or updates - sent >= broadcast_every:
-                pool.broadcast(state.acting, updates, progress.step)
+                pool.broadcast(state.acting.numpy(), updates, progress.step)
                 sent = updates
             asked = time.monotonic()
             try:
@@ -97,8 +96,9 @@ def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, st
                 raise
             waited += time.monotonic() - asked
             if part is not None:
-                add(part.steps, tf.constant(part.rows, tf.int64))
-                progress = progress.after(per_part, part.games)
+                rows, steps, games = part.found
+                add(steps, tf.constant(rows, tf.int64))
+                progress = progress.after(per_part, games)
                 ages.append(updates - part.version)
                 if began is None and steps_stored(replay) >= learner.needed:
                     began, started, waited = progress.step, time.monotonic(), 0.0

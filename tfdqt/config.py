@@ -325,6 +325,21 @@ def check_far(cfg, num_envs):
         raise UsageError("--actors deliver to one learner; leave them out, or choose --strategy=mirrored.")
 
 
+def resumed_far(run_dir, far, given, flags):
+    """The FarConfig with which a run goes on that was started with `far`, where `flags` names those of `given` to take.
+
+    Raises UsageError for what can't change on the way.
+    """
+    taken = {flag.replace("-", "_") for flag in flags} & {field.name for field in dataclasses.fields(FarConfig)}
+    chosen = dataclasses.replace(far, **{key: getattr(given, key) for key in taken})
+    for flag, had, has in (("actors", far.actors, chosen.actors),
+                           ("strategy=multiworker", far.strategy == "multiworker", chosen.strategy == "multiworker")):
+        if bool(had) != bool(has):
+            raise UsageError(f"{run_dir} was started {'with' if had else 'without'} --{flag} and goes on so; leave that flag out, or start "
+                             "a new run.")
+    return chosen
+
+
 def cluster_place(environ=os.environ):
     """What TF_CONFIG says of a cluster of learners: (number of this one, addresses of all). Raises UsageError if it does not."""
     try:

@@ -27,6 +27,7 @@ from tfdqt.config import (
     default_config,
     default_parallel,
     load_config,
+    resumed_far,
     save_config,
 )
 from tfdqt.runs import (
@@ -143,15 +144,7 @@ def old_run(args, flags, algorithm):
         raise UsageError(f"{run_dir} is not a run of {algorithm.upper()}; go on with it by the script that started it.")
     settings = load_config(run_dir / "config.json", network=NetworkConfig, **{algorithm: cfg_class},
                            **({"far": FarConfig} if "far" in plain else {}))
-    far = settings.get("far", FarConfig())
-    given = {flag.replace("-", "_") for flag in flags} & {field.name for field in dataclasses.fields(FarConfig)}
-    chosen = dataclasses.replace(far, **{key: getattr(far_of(args), key) for key in given})
-    if bool(chosen.actors) != bool(far.actors):
-        raise UsageError(f"{run_dir} was started {'with' if far.actors else 'without'} --actors and goes on so"
-                         f"{', with any number of them' if far.actors else ''}; leave out --actors, or start a new run.")
-    if (chosen.strategy == "multiworker") != (far.strategy == "multiworker"):
-        raise UsageError(f"{run_dir} was started {'with' if far.strategy == 'multiworker' else 'without'} --strategy=multiworker and goes "
-                         "on so; leave out --strategy, or start a new run.")
+    chosen = resumed_far(run_dir, settings.get("far", FarConfig()), far_of(args), flags)
     check_far(chosen, settings[algorithm].num_envs)
     if chosen != FarConfig():
         args = dataclasses.replace(args, far=chosen)
@@ -197,7 +190,7 @@ def train(args_class, algorithm, description):
     if far.actors:
         from tfdqt import actors, apex
 
-        make_pool = functools.partial(actors.make_pool, env_fn, functools.partial(build, cfg=args.network), cfg, actors=far.actors,
+        make_pool = functools.partial(actors.make_game_pool, env_fn, functools.partial(build, cfg=args.network), cfg, actors=far.actors,
                                       seed=args.seed, address=far.ray_address)
         learn, metrics = apex.apex, apex.ApexMetrics
         play = dict(make_pool=make_pool, actors=far.actors, broadcast_every=far.broadcast_every)
@@ -227,7 +220,7 @@ def train(args_class, algorithm, description):
                              f"mended (more of it: {run_dir / 'failure.txt'}).") from None
         finally:
             close()
-    done = "Stopped" if stop() else "Done"
+    done = "Done" if progress.step >= cfg.total_steps else "Stopped"
     print(f"{done} at step {progress.step}: {progress.games} games, mean return of the last {len(progress.recent)}: "
           f"{progress.mean_return():.1f}.")
     if stop():

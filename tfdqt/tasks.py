@@ -44,6 +44,7 @@ class Task(NamedTuple):
     start: Callable  # (n, rng) -> boards; for the mazes board i starts in cell i, i + 25, ...
     show: Callable  # boards -> (texts [n, length], at [n])
     step: Callable  # (boards, actions [n]) -> rewards [n]; plays the boards not yet done
+    turns: int  # decisions in the longest game
     size: int  # episodes of data by default
     scores: dict  # published mean returns
     features: np.ndarray | None = None  # [A, F] what each action is made of
@@ -138,7 +139,7 @@ def _maze_data(walks, gamma, tell):
 
 
 def _maze_boards(n, rng):
-    return dict(cell=STARTS[np.arange(n) % len(STARTS)].copy(), done=np.zeros(n, bool), moves=np.zeros(n, int),
+    return dict(cell=STARTS[np.arange(n) % len(STARTS)].copy(), done=np.zeros(n, bool), ended=np.zeros(n, bool), moves=np.zeros(n, int),
                 past=[[] for _ in range(n)])
 
 
@@ -149,7 +150,8 @@ def _maze_step(boards, actions):
     boards["cell"][playing] = NEXT[boards["cell"], actions][playing]
     boards["moves"] += playing
     reached = boards["cell"] == GOAL_CELL
-    boards["done"] |= reached | (boards["moves"] >= LONGEST)
+    boards["ended"] |= reached
+    boards["done"] |= reached | (boards["moves"] >= LONGEST)  # cut short, the game has not ended: what follows has a value
     return np.where(playing & ~reached, -1.0, 0.0)
 
 
@@ -173,7 +175,7 @@ def make_maze(tokenizer=None):
     def show(boards):
         return texts[boards["cell"]], np.zeros(len(boards["cell"]), np.int32)
 
-    return Task("maze", tokenizer, MOVES, length, False, data, _maze_boards, show, _maze_step, 1_200,
+    return Task("maze", tokenizer, MOVES, length, False, data, _maze_boards, show, _maze_step, LONGEST, 1_200,
                 {"optimum": -6.84, "ILQL": -6.97, "PPO": -37.7, "GPT-4": -39.7, "MC": -48.1, "BC": -72.1})
 
 
@@ -209,7 +211,7 @@ def make_maze_po():
         texts = np.array([write(past[:, 0], past[:, 1], cell) for past, cell in zip(pasts, boards["cell"])])
         return texts, np.zeros(len(texts), np.int32)
 
-    return Task("maze-po", tokenizer, MOVES, length, False, data, _maze_boards, show, _maze_step, 1_200,
+    return Task("maze-po", tokenizer, MOVES, length, False, data, _maze_boards, show, _maze_step, LONGEST, 1_200,
                 {"optimum": -25.75, "ILQL": -52.9, "BC": -79.5, "MC": -80.3, "GPT-4": -88.0, "PPO": -91.7})
 
 
@@ -258,7 +260,8 @@ def make_wordle():
         return base + (letters[guess] * 5 + np.arange(5)) * 3 + colours[guess, hidden]
 
     def start(n, rng):
-        boards = dict(fits=np.ones((n, len(words)), bool), done=np.zeros(n, bool), turn=np.zeros(n, int), rng=rng,
+        done = np.zeros(n, bool)
+        boards = dict(fits=np.ones((n, len(words)), bool), done=done, ended=done, turn=np.zeros(n, int), rng=rng,
                       text=np.zeros((n, 1 + 5 * TURNS), np.int32))
         boards["text"][:, 0] = tokenizer.cls_token_id
         return boards
@@ -277,31 +280,21 @@ def make_wordle():
         return np.where(playing & ~solved, -1.0, 0.0)
 
     def data(rng, size, gamma):
-        at = np.arange(0, 1 + 5 * TURNS, 5, dtype=np.int32)
-        at[-1] = at[-2]  # nothing stands behind the last turn
-        parts, returns = [], []
-        for begin in range(0, size, 4_096):
-            n = min(4_096, size - begin)
-            boards = start(n, rng)
-            action, reward, discount, mask = (np.zeros((n, TURNS)) for _ in range(4))
-            for turn in range(TURNS):
-                playing = ~boards["done"]
-                fitting = (rng.random(boards["fits"].shape) * boards["fits"]).argmax(axis=1)
-                guess = np.where(rng.random(n) < 0.66, rng.integers(len(words), size=n), fitting)
-                action[:, turn], mask[:, turn] = guess * playing, playing
-                reward[:, turn] = step(boards, guess)
-                discount[:, turn] = playing & ~boards["done"]
-            parts.append(Episode(boards["text"][:, :length], np.broadcast_to(at, (n, TURNS + 1)), action, reward, discount, mask))
-            returns.append(reward.sum(axis=1))
-        items = Episode(*map(np.concatenate, zip(*parts)))
-        returns = np.concatenate(returns)
+        def guess(boards, text, at):
+            fitting = (rng.random(boards["fits"].shape) * boards["fits"]).argmax(axis=1)
+            n = len(fitting)
+            return np.where(rng.random(n) < 0.66, rng.integers(len(words), size=n), fitting)
+
+        parts, returns = zip(*(record(task, min(4_096, size - begin), rng, guess) for begin in range(0, size, 4_096)))
+        items, returns = join(parts), np.concatenate(returns)
         return Data(items, returns, to_go(items.reward, gamma), returns)
 
     def show(boards):
         return boards["text"][:, :length], (5 * np.minimum(boards["turn"], TURNS - 1)).astype(np.int32)
 
-    return Task("wordle", tokenizer, tuple(words), length, True, data, start, show, step, 100_000,
+    task = Task("wordle", tokenizer, tuple(words), length, True, data, start, show, step, TURNS, 100_000,
                 {"best": -1.94, "ILQL": -2.04, "MC": -2.16, "PPO": -2.63, "BC": -2.81, "GPT-4": -5.42}, made_of)
+    return task
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -400,6 +393,40 @@ def make_task(name, tokenizer=None):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Data as each method learns from it, and play
+
+
+def join(parts):
+    """Several Transition, or several Episode, as one."""
+    return type(parts[0])(*map(np.concatenate, zip(*parts)))
+
+
+def record(task, games, rng, act):
+    """Play `games` games by act(boards, texts, at) -> actions [n], and keep every decision: -> (Transition or Episode, returns [n]).
+
+    An Episode a game if the task learns from whole ones in one pass, otherwise a Transition a decision.
+    """
+    boards, turns = task.start(games, rng), []
+    text, at = task.show(boards)
+    text = text.copy()  # Wordle's boards go on writing in it
+    while not boards["done"].all():
+        playing = ~boards["done"]
+        actions = act(boards, text, at)
+        reward = task.step(boards, actions)
+        turns.append([text, at, actions, reward, None, np.where(boards["ended"], 0.0, 1.0), playing])
+        text, at = task.show(boards)
+        text = text.copy()
+        turns[-1][4] = text
+    before, places, actions, rewards, behind, discounts, playing = map(np.array, zip(*turns))  # [turns, n, ...]
+    returns = rewards.sum(axis=0)
+    if not task.causal:
+        return Transition(before[playing], actions[playing], rewards[playing], behind[playing], discounts[playing]), returns
+    missing = task.turns - len(turns)
+
+    def padded(array):
+        return np.pad(array, ((0, missing), (0, 0))).T
+
+    at = np.concatenate([places, np.repeat(at[None], missing + 1, axis=0)]).T
+    return Episode(text, at, padded(actions * playing), padded(rewards), padded(discounts * playing), padded(playing)), returns
 
 
 def prepare(data, method, *, keep_best=0.1):

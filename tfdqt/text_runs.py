@@ -1,17 +1,20 @@
 """What every script on text runs needs: the networks and data that a run's settings name, its play, and its newest weights."""
 
 import dataclasses
+from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt import bert, reading, tasks, writing
+from tfdqt import bert, reading, tasks, text, writing
 from tfdqt.backend import tf
 from tfdqt.config import TextConfig, TextNetworkConfig, UsageError, load_config
+from tfdqt.policy import choose, epsilon_greedy
 from tfdqt.runs import find_run, load_checkpoint
 
+PLAYED = {"maze": len(tasks.STARTS), "maze-po": len(tasks.STARTS), "wordle": 64, "corpus": 16}  # games, or texts, in an actor's chunk
 QUICK = {"maze": len(tasks.STARTS), "maze-po": len(tasks.STARTS), "wordle": 512, "corpus": 64}  # games in an evaluation underway
 
 
@@ -44,11 +47,13 @@ def make_networks(run_dir, settings):
             task.tokenizer.save_pretrained(kept)
     else:
         task = tasks.make_task(settings.task, tokenizer)
-    tf.keras.utils.set_random_seed(settings.seed)
-    transformer, head = bert.build_text_networks(network, vocabulary=len(task.tokenizer), length=task.length,
-                                                 num_actions=len(task.actions), causal=task.causal,
-                                                 features=getattr(task, "features", None))
-    return task, transformer, head
+    return task, *_networks_for(task, network, settings.seed)
+
+
+def _networks_for(task, network, seed):
+    tf.keras.utils.set_random_seed(seed)
+    return bert.build_text_networks(network, vocabulary=len(task.tokenizer), length=task.length, num_actions=len(task.actions),
+                                    causal=task.causal, features=getattr(task, "features", None))
 
 
 def make_data(task, settings):
@@ -74,6 +79,93 @@ def make_run_scores(task, transformer, head, cfg, *, beta=None):
     if beta is not None and not cfg.cloning and not imitates:
         raise UsageError("This run did not learn the cloned policy that beta steers; train with --cloning greater than 0.")
     return writing.make_scores(transformer, head, beta=beta, clone=imitates or beta == 0)
+
+
+def make_text_player(task, network, cfg, rows, seed):
+    """`play(weights, step) -> (Transition or Episode, returns)`: a chunk of games, or texts, as the run acts.
+
+    `rows` holds the probability of a random action, for tasks that act greedily; others explore by drawing.
+    """
+    transformer, head = _networks_for(task, network, 0)
+    scores, variables = make_run_scores(task, transformer, head, cfg), [*transformer.variables, *head.variables]
+    rng, count = np.random.default_rng(seed), PLAYED[task.name]
+    epsilon = rows[0] if cfg.greedy else 0.0
+
+    def act(boards, text, at):
+        return epsilon_greedy(rng, choose(rng, np.asarray(scores(text, at)), greedy=cfg.greedy), len(task.actions), epsilon)
+
+    def play(weights, step):
+        for variable, array in zip(variables, weights):
+            variable.assign(array)
+        if not isinstance(task, tasks.Corpus):
+            return tasks.record(task, count, rng, act)
+        texts = writing.generate(scores, task.tokenizer, [""] * count, words=task.length - 1, length=task.length,
+                                 method="greedy" if cfg.greedy else "sample", seed=int(rng.integers(1 << 31)))
+        items = reading.episodes(task.tokenizer, texts, task.length, task.reward)
+        return items, items.reward.sum(axis=1)
+
+    return play
+
+
+ActedMetrics = NamedTuple("ActedMetrics", [
+    *text.Metrics.__annotations__.items(),
+    ("acted_return", float),  # mean return of the actors' last 10 chunks, random actions included
+    ("staleness", float),  # updates between the weights that a chunk was played with and its use, mean of the last 100 chunks
+    ("actors", int),  # alive
+    ("replaced", int),  # actors that died and were replaced, since this process started
+])
+
+
+class ActedBatches:
+    """The batches of a run's data, each with as much beside it of what actors played with the weights of the time.
+
+    So there are as many updates for each thing played however many actors there are: a batch waits for them, and they wait while
+    nothing is taken.
+    """
+
+    def __init__(self, batches, pool, weights, cfg, *, broadcast_every, done=0, skip=0, should_stop=None):
+        """weights: () -> list of arrays. done: updates so far. skip: batches that a resumed run passes over; nothing is played for them."""
+        self.batches, self.pool, self.weights, self.cfg, self.every = batches, pool, weights, cfg, broadcast_every
+        self.updates, self.skip, self.should_stop = done, skip, should_stop
+        self.sent, self.left, self.ages, self.returns = None, [], deque(maxlen=100), deque(maxlen=10)
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        for items in self.batches:
+            if self.skip:
+                self.skip -= 1
+                yield items
+                continue
+            if self.sent is None or self.updates - self.sent >= self.every:
+                self.pool.broadcast(self.weights(), self.updates, self.updates)
+                self.sent = self.updates
+            yield tasks.join([items, *self._take(len(items.action))])
+            self.updates += self.cfg.updates_per_batch
+
+    def _take(self, count):
+        """The next `count` things played; fewer if the run is to stop."""
+        while sum(len(part.action) for part in self.left) < count:
+            if self.should_stop and self.should_stop():
+                break
+            part = self.pool.take()
+            if part is not None:
+                items, returns = part.found
+                self.left.append(items)
+                self.ages.append(self.updates - part.version)
+                self.returns.append(returns.mean())
+        if not self.left:
+            return []
+        together = tasks.join(self.left)
+        self.left = [type(together)(*(field[count:] for field in together))]
+        return [type(together)(*(field[:count] for field in together))]
+
+    def metrics(self, metrics):
+        """`text.Metrics` with what there is to tell of the actors."""
+        alive, replaced = self.pool.census()
+        acted, age = (float(np.mean(values or [np.nan])) for values in (self.returns, self.ages))
+        return ActedMetrics(*metrics, acted, age, alive, replaced)
 
 
 def returns_of(task, scores, cfg, *, games, seed, best_of=1):

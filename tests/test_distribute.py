@@ -1,0 +1,177 @@
+"""Several devices, and several processes, learn what one learns from the whole batch; what happens when one of them dies."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+import numpy as np
+from test_dqn import CFG, Corridor
+from test_scripts import ROOT
+
+from tfdqt import distribute, dqn, gpt
+from tfdqt.backend import set_threads, tf
+from tfdqt.config import NetworkConfig, UsageError, cluster_place
+from tfdqt.envs import env_info
+from tfdqt.networks import flatten_model
+from tfdqt.replay import Steps
+from tfdqt.runs import checkpoints, load_checkpoint
+
+SHARED_CFG = dataclasses.replace(CFG, batch_size=8)
+
+
+def cluster(ports, index):
+    """What TF_CONFIG is for one of the learners on this machine."""
+    return json.dumps(dict(cluster=dict(worker=[f"127.0.0.1:{port}" for port in ports]), task=dict(type="worker", index=index)))
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def toy():
+    """A network and five batches [5, 8, ...] in whose halves unequally many steps count."""
+    info = env_info(Corridor())
+    tf.keras.utils.set_random_seed(0)
+    networks = flatten_model(gpt.build_q(info, NetworkConfig(context=3, layers=1, heads=2, width=8)))
+    rng, shape = np.random.default_rng(0), (5, 8, networks.context + CFG.n_step)
+    steps = Steps(tf.constant(rng.integers(2, size=(*shape, *info.obs_shape)), info.obs_dtype),
+                  tf.constant(rng.integers(2, size=shape), tf.int32),
+                  tf.constant(rng.normal(size=shape), tf.float32), tf.constant(rng.random(shape) > 0.1, tf.float32),
+                  tf.constant(rng.random(shape) > 0.8))
+    return networks, steps
+
+
+def compare(strategy, mine):
+    """Update by the strategy on steps[:, mine] and alone on all of them, and compare."""
+    networks, steps = toy()
+    state = dqn.first_state(networks)
+    alone, said = dqn.make_update(networks, SHARED_CFG)(state, steps)
+    together, also = dqn.make_update(networks, SHARED_CFG, strategy)(state, tf.nest.map_structure(lambda field: field[:, mine], steps))
+    assert abs(alone.online - state.online).numpy().max() > 1e-4
+    for one, other in zip(tf.nest.flatten(alone), tf.nest.flatten(together)):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+    for name in said:
+        np.testing.assert_allclose(said[name], also[name], rtol=1e-4, err_msg=name)
+    with unittest.TestCase().assertRaisesRegex(UsageError, "--batch-size=7"):
+        dqn.make_update(networks, dataclasses.replace(SHARED_CFG, batch_size=7), strategy)
+
+
+def two_devices():
+    """In a process of its own, because TensorFlow must learn of two devices before it starts."""
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    assert strategy.num_replicas_in_sync == 2
+    assert distribute.make_team(strategy) is distribute.ALONE
+    compare(strategy, slice(None))
+
+
+def one_of_two(ports, index):
+    """One of two processes, each of which is given half of every batch."""
+    os.environ["TF_CONFIG"] = cluster(ports, index)
+    set_threads(1)
+    strategy = distribute.make_strategy("multiworker")
+    team = distribute.make_team(strategy)
+    assert (team.size, team.index) == (2, index)
+    np.testing.assert_array_equal(team.total([2.0 ** 40 + index, 1]), [2.0 ** 41 + 1, 2])
+    compare(strategy, slice(4 * index, 4 * index + 4))
+    own = distribute.own_share(dataclasses.replace(SHARED_CFG, num_envs=6, replay_size=600, learning_starts=25), team)
+    assert (own.num_envs, own.batch_size, own.replay_size, own.learning_starts) == (3, 4, 300, 13)
+    with unittest.TestCase().assertRaisesRegex(UsageError, "--num-envs=3 "):
+        distribute.own_share(dataclasses.replace(SHARED_CFG, num_envs=3), team)
+
+
+class TestShared(unittest.TestCase):
+
+    def test_two_devices_learn_what_one_learns(self):
+        self.run_all([(two_devices, ())])
+
+    def test_two_processes_learn_what_one_learns(self):
+        ports = free_ports(2)
+        self.run_all([(one_of_two, (ports, index)) for index in range(2)])
+
+    def run_all(self, calls):
+        processes = [multiprocessing.get_context("spawn").Process(target=target, args=args) for target, args in calls]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(300)
+        self.assertEqual([process.exitcode for process in processes], [0] * len(calls))
+
+    def test_a_cluster_that_is_not_named_is_refused(self):
+        self.assertEqual(cluster_place(dict(TF_CONFIG=cluster([1, 2], 1))), (1, ["127.0.0.1:1", "127.0.0.1:2"]))
+        for wrong in ({}, dict(TF_CONFIG="{"), dict(TF_CONFIG="[]"), dict(TF_CONFIG=cluster([1, 2], 2)), dict(TF_CONFIG='{"cluster": {}}')):
+            with self.assertRaisesRegex(UsageError, "TF_CONFIG='"):
+                cluster_place(wrong)
+
+
+class TestLearners(unittest.TestCase):
+
+    def setUp(self):
+        self.tmp = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.tmp, ignore_errors=True)
+
+    def start(self, ports, *flags):
+        """Two learners of a CartPole run; flags may differ: (first's, second's)."""
+        learners = []
+        for index in range(2):
+            own = [flag[index] if isinstance(flag, tuple) else flag for flag in flags]
+            env = {**os.environ, "TF_CONFIG": cluster(ports, index)}
+            learners.append(subprocess.Popen([sys.executable, str(ROOT / "scripts" / "run_dqn.py"), *own], text=True, env=env,
+                                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+        self.addCleanup(lambda: [learner.kill() for learner in learners])
+        return learners
+
+    def finish(self, learners):
+        outputs = [learner.communicate(timeout=300)[0] for learner in learners]
+        self.assertEqual([learner.returncode for learner in learners], [0, 0], "\n".join(outputs))
+        return outputs
+
+    def test_one_is_killed_and_both_go_on_to_equal_weights(self):
+        run = self.tmp / "run"
+        small = ["--layers=1", "--heads=2", "--width=16", "--batch-size=8", "--learning-starts=256", "--threads=1"]
+        first, second = self.start(free_ports(2), "--name=CartPole-v1", "--strategy=multiworker", f"--run-dir={run}", *small,
+                                   "--total-steps=1000000", "--checkpoint-every=1000", "--epochs=2000")
+        own = (run, run / "learner-1")
+        deadline = time.monotonic() + 240
+        while not all(checkpoints(each) for each in own):
+            self.assertIsNone(first.poll(), "the first learner ended by itself")
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.1)
+        second.send_signal(signal.SIGKILL)
+        output, _ = first.communicate(timeout=120)
+        self.assertEqual(first.returncode, 2, output)
+        self.assertRegex(output.splitlines()[-1], "^error: This learner lost another one .* --resume.$")
+
+        newest = max(set.intersection(*({path.name for path in checkpoints(each)} for each in own)))
+        steps = int(newest.removeprefix("step-")) + 1_000
+        outputs = self.finish(self.start(free_ports(2), tuple(f"--resume={each}" for each in own), f"--total-steps={steps}"))
+        for output in outputs:
+            self.assertIn(newest, re.search("Going on from (.*)[.]", output)[1])
+        saved = [load_checkpoint(each)[0] for each in own]
+        self.assertEqual(saved[0]["progress"]["step"], saved[1]["progress"]["step"])
+        for one, other in zip(saved[0]["learner"], saved[1]["learner"]):
+            np.testing.assert_array_equal(one, other)
+        name = "TFUniformReplayBuffer/table/obs"
+        one, other = (next(value for key, value in each["replay"].items() if key.endswith("obs")) for each in saved)
+        self.assertEqual(one.shape, other.shape, name)
+        self.assertEqual(len(one), 4)  # of eight environments
+        self.assertFalse(np.array_equal(one, other))  # what they played is not the same
+
+
+if __name__ == "__main__":
+    unittest.main()
