@@ -33,6 +33,7 @@ from tfdqt.config import (
 from tfdqt.runs import (
     check_at_least_one,
     check_resume_flags,
+    connect_actors,
     find_run,
     given_flags,
     given_value,
@@ -125,10 +126,7 @@ def new_run(args):
     check(args)
     if args.corpus is not None:
         args = dataclasses.replace(args, corpus=str(Path(args.corpus).resolve()))
-    if args.far.actors:
-        from tfdqt.actors import connect
-
-        connect(args.far.actors, args.far.ray_address)
+    connect_actors(args.far)
     run_dir = start_run(args.run_dir or f"runs/{args.task}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}", version=tfdqt.__version__,
                         algorithm="text", network=args.network, text=args.text, far=args.far,
                         **{name: getattr(args, name) for name in SAVED})
@@ -148,6 +146,7 @@ def old_run(args, flags):
     far = resumed_far(run_dir, settings["far"], args.far, flags)
     args = dataclasses.replace(args, network=settings["network"], text=settings["text"], far=far, **kept)
     check(args)
+    connect_actors(far)
     if "epochs" in flags:
         save_config(run_dir / "config.json", **{**settings, "epochs": args.epochs})
     return run_dir, saved, args

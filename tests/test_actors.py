@@ -105,8 +105,8 @@ def actors_of(pid):
     return sorted(child for child, line in descendants(pid).items() if line.startswith("ray::Actor"))
 
 
-def start(*flags):
-    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / "run_dqn.py"), *flags], stdout=subprocess.PIPE,
+def start(*flags, script="run_dqn"):
+    return subprocess.Popen([sys.executable, str(ROOT / "scripts" / f"{script}.py"), *flags], stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True)
 
 
@@ -175,6 +175,33 @@ class TestActors(WithRay):
         self.assertLess(log["staleness"][-1], 64 + 16 * 2 * 4 + 16)  # a broadcast, two chunks of each actor, one more
 
 
+class TestTexts(WithRay):
+
+    def test_a_text_run_is_stopped_and_goes_on_with_another_number_of_actors(self):
+        run = self.tmp / "run"
+        first = start("--task=maze", "--actors=2", f"--run-dir={run}", "--layers=1", "--heads=2", "--width=16", "--hidden", "16",
+                      "--episodes=30", "--new-items=256", "--batch-size=16", "--threads=1", "--epochs=1000", script="run_text")
+        wait_for(lambda: last_step(run) >= 16, first)
+        first.send_signal(signal.SIGTERM)
+        output, _ = first.communicate(timeout=120)
+        self.assertEqual(first.returncode, 143, output)
+        place = load_checkpoint(run)[0]["place"]
+        self.assertGreaterEqual(place["games"], 2 * 256)  # as much played as read
+
+        second = start(f"--resume={run}", "--actors=1", script="run_text")
+        wait_for(lambda: last_step(run) > place["step"], second)
+        second.send_signal(signal.SIGTERM)
+        output, _ = second.communicate(timeout=120)
+        self.assertEqual(second.returncode, 143, output)
+        log = read_log(run)
+        self.assertEqual(log["actors"][-1], 1)
+        self.assertBetween(log["acted_return"][-1], -100, -1)
+        self.assertLess(log["staleness"][-1], 64 + 3 * 8)
+
+    def assertBetween(self, value, low, high):
+        self.assertTrue(low <= value <= high, value)
+
+
 @pytest.mark.slow
 class TestFaults(WithRay):
 
@@ -225,7 +252,7 @@ class TestFaults(WithRay):
             return not plan and rows[-1].replaced >= 5 and rows[-1].actors == 4
 
         state, _, progress = apex(env_fn, q_fn, cfg, actors=4, log=log, should_stop=recovered, make_pool=functools.partial(
-            actors.make_pool, env_fn, q_fn, cfg, actors=4, address=cluster.address))
+            actors.make_game_pool, env_fn, q_fn, cfg, actors=4, address=cluster.address))
         self.assertLess(progress.step, 1_000_000)
         self.assertAlmostEqual(rows[-1].replay_ratio, cfg.updates_per_step, delta=0.02 * cfg.updates_per_step)
         self.assertEqual(int(state.updates), rows[-1].updates)

@@ -121,6 +121,38 @@ class TestWordle(tf.test.TestCase):
             self.assertEqual(items.discount[i, turns - 1], 0)
 
 
+class TestRecord(tf.test.TestCase):
+
+    def test_the_maze_move_by_move(self):
+        task, far = tasks.make_task("maze"), tasks.maze_distances()
+        items, returns = tasks.record(task, 25, np.random.default_rng(0),
+                                      lambda boards, text, at: np.argmin(far[tasks.NEXT[boards["cell"]]], axis=1))
+        self.assertAlmostEqual(returns.mean(), -6.84)
+        self.assertLen(items.action, far.sum())
+        self.assertEqual((items.discount == 0).sum(), 25)
+        self.assertAllEqual(items.reward == 0, items.discount == 0)
+        starts = task.show(task.start(25, None))[0]
+        self.assertAllEqual(items.state[:25], starts)
+        self.assertFalse((items.state == items.next_state).all(axis=1).any())  # this policy never walks into a wall
+
+    def test_a_game_cut_short_has_not_ended(self):
+        task = tasks.make_task("maze-po")
+        items, returns = tasks.record(task, 2, np.random.default_rng(0), lambda boards, text, at: np.full(2, tasks.MOVES.index("up")))
+        self.assertAllEqual(returns, [-100, -100])
+        self.assertAllEqual(items.discount, np.ones(200))
+        self.assertAllEqual(items.state[2:], items.next_state[:-2])  # two games, move by move
+
+    def test_wordle_game_by_game(self):
+        task = tasks.make_task("wordle")
+        items, returns = tasks.record(task, 8, np.random.default_rng(0), lambda boards, text, at: boards["fits"].argmax(axis=1))
+        self.assertAllEqual(items.reward.sum(axis=1), returns)
+        self.assertAllEqual(items.at.shape, [8, tasks.TURNS + 1])
+        self.assertAllEqual(items.mask.sum(axis=1), np.minimum(1 - returns, tasks.TURNS))
+        last = items.mask.sum(axis=1) - 1
+        self.assertAllEqual(items.discount.sum(axis=1), last)
+        self.assertAllEqual(items.at[:, :3], np.tile([0, 5, 10], (8, 1)))
+
+
 class TestMethods(tf.test.TestCase):
 
     def test_filtered_keeps_the_best_and_montecarlo_sums(self):

@@ -33,6 +33,7 @@ from tfdqt.config import (
 from tfdqt.runs import (
     check_at_least_one,
     check_resume_flags,
+    connect_actors,
     find_run,
     given_flags,
     given_value,
@@ -125,10 +126,7 @@ def new_run(args, algorithm):
     env = make_env(args.name)
     env_info(env, args.name)
     env.close()
-    if far.actors:
-        from tfdqt.actors import connect
-
-        connect(far.actors, far.ray_address)
+    connect_actors(far)
     run_dir = start_run(folder, version=tfdqt.__version__, algorithm=algorithm, name=args.name, seed=args.seed,
                         epochs=args.epochs, checkpoint_every=args.checkpoint_every, network=args.network,
                         **{algorithm: cfg}, **({"far": far} if hasattr(args, "far") else {}))
@@ -155,6 +153,7 @@ def old_run(args, flags, algorithm):
         strategy = strategy_of(args)
         args = dataclasses.replace(args, checkpoint=args.checkpoint or str(newest_common(run_dir, make_team(strategy))))
     saved, path = load_checkpoint(run_dir, args.checkpoint)
+    connect_actors(chosen)
     every = args.checkpoint_every if "checkpoint-every" in flags else settings["checkpoint_every"]
     cfg = settings[algorithm]
     if "total-steps" in flags:

@@ -327,6 +327,14 @@ def make_saver(run_dir, every, *, resume_step=0):
 # Signals
 
 
+def connect_actors(far):
+    """Start Ray, or join it, if a FarConfig has actors. Before `stop_on_signals`, for Ray takes signals for itself when it starts."""
+    if far.actors:
+        from tfdqt.actors import connect
+
+        connect(far.actors, far.ray_address)
+
+
 @contextlib.contextmanager
 def stop_on_signals():
     """Within the block, Ctrl-C and SIGTERM only set `stop.signal`; a second one ends the process as usual.
