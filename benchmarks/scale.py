@@ -18,10 +18,13 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from tfdqt.config import FarConfig, UsageError, check_far, default_config
+from tfdqt.config import FarConfig, UsageError, check_far, default_config, default_parallel
 from tfdqt.runs import check_at_least_one, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
+CHUNKS = (4, 64)  # steps per environment in a chunk, measured alone and modelled
+MODELLED = (dict(chunk=4, faster=1.0, broadcast_every=64), dict(chunk=4, faster=30.0, broadcast_every=64),
+            dict(chunk=64, faster=30.0, broadcast_every=64), dict(chunk=64, faster=30.0, broadcast_every=1_024))
 sys.path.insert(0, str(ROOT / "scripts"))
 
 
@@ -57,13 +60,14 @@ def seconds_of(work, seconds=3.0):
 
 
 def measure_parts(name):
-    """Seconds and bytes of each part, for one environment step or one update: dict."""
+    """What each part costs: seconds of an environment step, an update, a broadcast, a chunk added and taken, and bytes. A dict."""
     from tfdqt import backend
 
     backend.set_threads(1)
-    import tensorflow as tf
+    import cloudpickle
 
     from tfdqt import actors, dqn, gpt
+    from tfdqt.backend import tf
     from tfdqt.envs import make_env
     from tfdqt.replay import make_add_to, make_sampler, make_uneven_replay
 
@@ -75,11 +79,12 @@ def measure_parts(name):
         play = actors.make_game_player(env_fn, q_fn, learner.info, cfg, np.arange(envs), np.random.SeedSequence(0))
         found[f"actor_{envs}"] = seconds_of(lambda: play(weights, cfg.total_steps)) / (cfg.chunk * envs)
     rows, steps, _ = play(weights, 0)
-    add = make_add_to(learner.replay)
+    add, chunks = make_add_to(learner.replay), {}
+    for length in CHUNKS:
+        chunks[length] = rows, tf.nest.map_structure(lambda field: np.resize(field, (length, *field.shape[1:])), steps), []
     for row in range(0, cfg.num_envs, len(rows)):
-        for _ in range(4_000 // cfg.chunk):
-            add(steps, tf.constant(rows + row))
-    found["add"] = seconds_of(lambda: add(steps, tf.constant(rows))) / (cfg.chunk * len(rows))
+        for _ in range(1_000 // CHUNKS[-1]):
+            add(chunks[CHUNKS[-1]][1], tf.constant(rows + row))
     count = 16
     learn = dqn.make_learn(dqn.make_update(learner.networks, cfg), make_sampler(learner.replay, learner.window), cfg, count, 0)
     found["update"] = seconds_of(lambda: learn(learner.state)[1]["loss"].numpy(), 10.0) / count
@@ -94,27 +99,28 @@ def measure_parts(name):
         def collect(self, weights, version, step):
             return self.chunk, version
 
-    import cloudpickle
-
-    chunk = (rows, steps, [])
-    echo, kept = Echo.remote(chunk), ray.put(weights)
-    ray.get(echo.collect.remote(kept, 0, 0))
-
-    def take():  # 32 at a time: how long the learner's side is busy, not how long it waits
-        for ready in [echo.collect.remote(kept, 0, 0) for _ in range(32)]:
-            ray.wait([ready], timeout=10)
-            ray.get(ready)
-
-    found["take"] = seconds_of(take) / 32
+    kept = ray.put(weights)
     found["broadcast"] = seconds_of(lambda: ray.put(weights))
+    for length, chunk in chunks.items():
+        echo = Echo.remote(chunk)
+        ray.get(echo.collect.remote(kept, 0, 0))
+
+        def take():  # 32 at a time: how long the learner's side is busy, not how long it waits
+            for ready in [echo.collect.remote(kept, 0, 0) for _ in range(32)]:
+                ray.wait([ready], timeout=10)
+                ray.get(ready)
+
+        found[f"take_{length}"] = seconds_of(take) / 32
+        found[f"add_{length}"] = seconds_of(lambda: add(chunk[1], tf.constant(rows)))
+        found[f"bytes_{length}"] = len(cloudpickle.dumps(chunk))
+        ray.kill(echo)
     ray.shutdown()
-    found.update(chunk_bytes=len(cloudpickle.dumps(chunk)), weights_bytes=weights.nbytes, envs=len(rows), chunk=cfg.chunk,
-                 updates_per_step=cfg.updates_per_step)
+    found.update(weights_bytes=weights.nbytes, envs=len(rows), updates_per_step=cfg.updates_per_step)
     return found
 
 
-def simulate(parts, actors, *, link=1e9, per_node=16, broadcast_every=64, faster=1.0, chunks=4_000, ahead=2):
-    """Steps per second and how busy each part is, of `actors` actors that each have a core: dict.
+def simulate(parts, actors, *, chunk=4, link=1e9, per_node=16, broadcast_every=64, faster=1.0, chunks=4_000, ahead=2):
+    """Steps per second and how busy each part is, of `actors` actors that each have a core and send `chunk` steps at a time: dict.
 
     An actor plays a chunk of its environments whenever fewer than `ahead` of its chunks are under way. Chunks pass the learner's inward
     link one after the other, then the learner, which updates as often as their steps ask for. Weights pass its outward link once for
@@ -122,9 +128,9 @@ def simulate(parts, actors, *, link=1e9, per_node=16, broadcast_every=64, faster
     `faster`: how many times faster the learner's updates are than measured.
     """
     rng = np.random.default_rng(0)
-    size = parts["chunk"] * parts["envs"]
-    play, send = size * parts["actor_4"], 8 * parts["chunk_bytes"] / link
-    serve = parts["take"] + size * (parts["add"] + parts["updates_per_step"] * parts["update"] / faster)
+    size = chunk * parts["envs"]
+    play, send = size * parts["actor_4"], 8 * parts[f"bytes_{chunk}"] / link
+    serve = parts[f"take_{chunk}"] + parts[f"add_{chunk}"] + size * parts["updates_per_step"] * parts["update"] / faster
     every = broadcast_every / (size * parts["updates_per_step"])  # chunks between two broadcasts
     weights = 8 * parts["weights_bytes"] * -(-actors // per_node) / link
     played = np.zeros(actors)  # when each actor will have played what it was asked for
@@ -159,7 +165,8 @@ def simulate(parts, actors, *, link=1e9, per_node=16, broadcast_every=64, faster
         ask(i, now)
     seconds, steps = now - begin[0], size * (done - chunks // 4)
     rate = steps / seconds
-    return dict(actors=actors, faster=faster, steps_per_second=float(rate), actors_busy=float(min(1.0, rate * play / size / actors)),
+    return dict(actors=actors, chunk=chunk, faster=faster, broadcast_every=broadcast_every, steps_per_second=float(rate),
+                actors_busy=float(min(1.0, rate * play / size / actors)),
                 **{f"{part}_busy": float(min(1.0, (busy[part] - begin[1][part]) / seconds)) for part in busy})
 
 
@@ -173,7 +180,7 @@ def measure_runs(args):
     cfg = dataclasses.replace(cfg, total_steps=10 ** 9, epsilon_start=cfg.epsilon_end)
     info = env_info(make_env(args.name))
     common = dict(env=args.name, unit="env steps", network=dataclasses.asdict(network), algorithm="dqn", cfg=dataclasses.asdict(cfg),
-                  actions=info.num_actions, warm_up=1_000 + cfg.learning_starts, threads=1)
+                  actions=info.num_actions, warm_up=1_000 + cfg.learning_starts, threads=default_parallel(args.name)["threads"])
     rows = []
     for count in args.actors:
         check_far(FarConfig(actors=count), cfg.num_envs)
@@ -199,7 +206,7 @@ def draw(rows, modelled, path):
     """Steps per second as measured and as modelled."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     counts = sorted({row["count"] for row in rows})
     for side in ("workers", "actors"):
@@ -208,13 +215,14 @@ def draw(rows, modelled, path):
         left.vlines(counts, [min(values) for values in found], [max(values) for values in found], linewidth=0.7)
     left.set(xlabel=f"processes, on {os.cpu_count()} cores", ylabel="environment steps per second", ylim=(0, None), xscale="log")
     left.set_xticks(counts, [str(count) for count in counts])
+    left.minorticks_off()
     left.legend()
-    for faster in sorted({model["faster"] for model in modelled}):
-        line = [model for model in modelled if model["faster"] == faster]
+    for setting in MODELLED:
+        line = [model for model in modelled if all(model[key] == value for key, value in setting.items())]
         right.plot([model["actors"] for model in line], [model["steps_per_second"] for model in line], marker=".",
-                   label="learner as measured" if faster == 1 else f"learner {faster:g}x as fast")
+                   label="learner x{faster:g}, chunks of {chunk}, weights every {broadcast_every} updates".format(**setting))
     right.set(xlabel="modelled actors, a core each", ylabel="environment steps per second", xscale="log", yscale="log")
-    right.legend()
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.savefig(path, dpi=120)
 
 
@@ -227,15 +235,14 @@ def main():
     write_rows(f"{args.out}.csv", rows)
     parts = measure_parts(args.name)
     Path(f"{args.out}-parts.json").write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
-    print("Alone, in microseconds: " + ", ".join(f"{key} {1e6 * parts[key]:.0f}" for key in
-                                                 ("actor_1", "actor_4", "add", "take", "update", "broadcast")))
-    modelled = [simulate(parts, count, link=args.link, per_node=args.per_node, faster=faster) for faster in (1.0, 30.0, 1_000.0)
-                for count in (1, 2, 4, 8, 10, 30, 100, 300, 1_000)]
+    print("Alone, in microseconds: " + ", ".join(f"{key} {1e6 * value:.0f}" for key, value in parts.items() if value < 0.1))
+    modelled = [simulate(parts, count, link=args.link, per_node=args.per_node, **setting)
+                for setting in MODELLED for count in (1, 2, 4, 8, 10, 30, 100, 300, 1_000)]
     write_rows(f"{args.out}-model.csv", modelled)
     for model in modelled:
         if model["actors"] in (10, 100, 1_000):
-            print("  {actors:5d} actors, learner x{faster:g}: {steps_per_second:,.0f} steps/s; busy: actors {actors_busy:.0%}, "
-                  "learner {learner_busy:.0%}, link in {inward_busy:.0%}, out {outward_busy:.0%}".format(**model))
+            print("  {actors:5d} actors, chunks of {chunk}, learner x{faster:g}, weights every {broadcast_every}: "
+                  "{steps_per_second:,.0f} steps/s; busy: actors {actors_busy:.0%}, learner {learner_busy:.0%}, link in {inward_busy:.0%}, out {outward_busy:.0%}".format(**model))
     draw(rows, modelled, f"{args.out}.png")
     print(f"Written: {args.out}.csv, {args.out}-parts.json, {args.out}-model.csv, {args.out}.png")
     return 0

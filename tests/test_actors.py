@@ -172,7 +172,7 @@ class TestActors(WithRay):
         self.assertAlmostEqual(log["replay_ratio"][-1], 0.5, delta=0.01)
         self.assertAlmostEqual(log["updates"][-1] / (log["step"][-1] - 256), 0.5, delta=0.01)
         self.assertEqual(log["actors"][-1], 4)
-        self.assertLess(log["staleness"][-1], 64 + 16 * 2 * 4 + 16)  # a broadcast, two chunks of each actor, one more
+        self.assertLess(log["staleness"][-1], 64 + 32 * 2 * 4 + 32)  # a broadcast, two chunks of each actor, one more
 
 
 class TestTexts(WithRay):

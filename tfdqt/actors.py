@@ -5,6 +5,7 @@ that starts afresh; the learner only notices that its chunks come later. Each wo
 side can run away from the other.
 """
 
+import dataclasses
 import functools
 import os
 import socket
@@ -14,7 +15,7 @@ from collections import deque
 import numpy as np
 
 from tfdqt.acting import make_window, push
-from tfdqt.apex import Part, Pool
+from tfdqt.apex import Part, Pool, steps_in_chunk
 from tfdqt.backend import quiet, set_threads, tf
 from tfdqt.config import UsageError
 from tfdqt.dqn import make_collect
@@ -28,6 +29,7 @@ LIVES = 5  # deaths of one actor in a row, without a chunk between them, that en
 PATIENCE = 300  # seconds without a chunk from any actor that end the run
 STORE = 512 << 20  # bytes of the object store of a Ray started here
 ALONE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes Ray bind to the loopback address, on Linux too
+         "RAY_worker_niceness": "0",  # by default actors would stand back behind everything else on this machine
          "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -96,6 +98,7 @@ def make_game_player(env_fn, q_fn, info, cfg, rows, seed):
 
 def make_game_pool(env_fn, q_fn, cfg, info, life, *, actors, seed=0, address=None):
     """The Pool of a run of `apex`, whose arguments these are."""
+    cfg = dataclasses.replace(cfg, chunk=steps_in_chunk(cfg, actors))
     return make_pool(functools.partial(make_game_player, env_fn, q_fn, info, cfg), np.array_split(np.arange(cfg.num_envs), actors),
                      [seed, 4, life], address=address)
 

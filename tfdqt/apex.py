@@ -21,6 +21,8 @@ from tfdqt.networks import set_weights
 from tfdqt.policy import epsilon_at
 from tfdqt.replay import make_add_to, make_sampler, make_uneven_replay, replay_arrays, steps_stored
 
+MOST = 64  # steps of an environment in a chunk, unless cfg.chunk is more
+
 
 class Part(NamedTuple):
     """What an actor delivers."""
@@ -49,13 +51,21 @@ ApexMetrics = NamedTuple("ApexMetrics", [
 ])
 
 
+def steps_in_chunk(cfg, actors):
+    """Steps of each environment in an actor's chunk: enough that a chunk of few actors holds as many as an iteration of `dqn` makes.
+
+    So messages cost the learner the same for each step; beyond MOST, chunks would grow stale.
+    """
+    return min(cfg.chunk * actors, max(cfg.chunk, MOST))
+
+
 def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, strategy=None, log=None, save=None, saved=None,
          should_stop=None):
     """Train a Q-network on what actors deliver and return (state, networks, progress).
 
     Args:
       make_pool: (EnvInfo, life) -> Pool of `actors` actors; `life` is a number that no earlier start of this run had.
-      actors: must divide cfg.num_envs; each plays as many environments, cfg.chunk steps of each for a chunk.
+      actors: must divide cfg.num_envs; each plays its share of them, `steps_in_chunk` steps of each for a chunk.
       broadcast_every: updates between two broadcasts of the weights.
       The others as in `dqn`; log gets ApexMetrics.
 
@@ -64,10 +74,11 @@ def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, st
     """
     check_far(FarConfig(actors, broadcast_every=broadcast_every), cfg.num_envs)
     learner = make_learner(env_fn, q_fn, cfg, seed, make_uneven_replay)
-    state, replay, per_part = learner.state, learner.replay, cfg.chunk * cfg.num_envs // actors
-    if cfg.chunk > replay.length:
-        raise UsageError(f"--chunk={cfg.chunk} is more than the {replay.length} steps that --replay-size keeps of an environment; "
-                         "make one of them fit.")
+    state, replay, chunk = learner.state, learner.replay, steps_in_chunk(cfg, actors)
+    per_part = chunk * cfg.num_envs // actors
+    if chunk > replay.length:
+        raise UsageError(f"An actor's chunk of {chunk} steps is more than the {replay.length} that --replay-size keeps of an environment; "
+                         "make it larger.")
     progress, began, life = Progress(), None, 0
     if saved is not None:
         state = resume_learner(learner, saved).state
