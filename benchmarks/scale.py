@@ -242,7 +242,8 @@ def main():
     for model in modelled:
         if model["actors"] in (10, 100, 1_000):
             print("  {actors:5d} actors, chunks of {chunk}, learner x{faster:g}, weights every {broadcast_every}: "
-                  "{steps_per_second:,.0f} steps/s; busy: actors {actors_busy:.0%}, learner {learner_busy:.0%}, link in {inward_busy:.0%}, out {outward_busy:.0%}".format(**model))
+                  "{steps_per_second:,.0f} steps/s; busy: actors {actors_busy:.0%}, learner {learner_busy:.0%}, "
+                  "link in {inward_busy:.0%}, out {outward_busy:.0%}".format(**model))
     draw(rows, modelled, f"{args.out}.png")
     print(f"Written: {args.out}.csv, {args.out}-parts.json, {args.out}-model.csv, {args.out}.png")
     return 0

@@ -33,7 +33,7 @@ class Args:
     """Mean seconds between two kills."""
     actors: int = 2
     """Actors of the run."""
-    total_steps: int = 600_000
+    total_steps: int = 1_200_000
     """Environment steps of the run, should it get so far."""
     seed: int = 0
     """Seeds the run and the kills."""

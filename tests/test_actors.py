@@ -22,6 +22,9 @@ from tfdqt.replay import Steps, make_add_to, make_sampler, make_uneven_replay, r
 from tfdqt.runs import checkpoints, load_checkpoint, read_log
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from soak import processes_of  # noqa: E402
+
 INFO = EnvInfo("Counter", (2,), "int32", (), 5)
 SMALL = ["--name=CartPole-v1", "--actors=2", "--layers=1", "--heads=2", "--width=16", "--batch-size=8", "--learning-starts=256",
          "--threads=1", "--epochs=2000"]
@@ -81,28 +84,8 @@ class TestLock(unittest.TestCase):
         self.assertEqual({name: main[name] for name in extra if name in main}, {name: extra[name] for name in extra if name in main})
 
 
-def descendants(pid):
-    """The processes that `pid` started, and those they started: {pid: command line}."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-    found, new = set(), {pid}
-    while new := {child for child, parent in parents.items() if parent in new} - found:
-        found |= new
-    lines = {}
-    for child in found:
-        try:
-            lines[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except OSError:
-            continue
-    return lines
-
-
 def actors_of(pid):
-    return sorted(child for child, line in descendants(pid).items() if line.startswith("ray::Actor"))
+    return sorted(child for child, (line, _) in processes_of(pid).items() if line.startswith("ray::Actor"))
 
 
 def start(*flags, script="run_dqn"):
@@ -151,7 +134,7 @@ class TestActors(WithRay):
         before = actors_of(first.pid)
         self.assertEqual(len(before), 2)
         listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True).stdout if shutil.which("ss") else ""
-        family = {first.pid, *descendants(first.pid)}
+        family = processes_of(first.pid)
         for line in listening.splitlines():
             if any(f"pid={pid}," in line for pid in family):
                 self.assertIn("127.0.0.1", line.split()[3], "Ray listens to more than this machine")

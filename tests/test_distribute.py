@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
 from pathlib import Path
@@ -109,7 +110,7 @@ class TestShared(unittest.TestCase):
         for process in processes:
             process.start()
         for process in processes:
-            process.join(300)
+            process.join(600)
         self.assertEqual([process.exitcode for process in processes], [0] * len(calls))
 
     def test_a_cluster_that_is_not_named_is_refused(self):
@@ -117,6 +118,29 @@ class TestShared(unittest.TestCase):
         for wrong in ({}, dict(TF_CONFIG="{"), dict(TF_CONFIG="[]"), dict(TF_CONFIG=cluster([1, 2], 2)), dict(TF_CONFIG='{"cluster": {}}')):
             with self.assertRaisesRegex(UsageError, "TF_CONFIG='"):
                 cluster_place(wrong)
+
+
+class TestMeeting(unittest.TestCase):
+
+    def test_who_does_not_come_or_can_not_listen_is_named(self):
+        first, second = free_ports(2)
+        addresses = [f"127.0.0.1:{first}", f"127.0.0.1:{second}"]
+        with self.assertRaisesRegex(UsageError, f"Learner 1 at 127.0.0.1:{second} did not come within 1 seconds .*refused"):
+            distribute.meet(0, addresses, patience=1)
+        with socket.create_server(("", second)), self.assertRaisesRegex(UsageError, f"Learner 1 can't listen at 127.0.0.1:{second}"):
+            distribute.meet(1, addresses, patience=1)
+        with self.assertRaisesRegex(UsageError, "Learner 0 can't listen at here"):
+            distribute.meet(0, ["here", "there"], patience=1)
+
+    def test_who_comes_is_found(self):
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(3)]
+        threads = [threading.Thread(target=distribute.meet, args=(index, addresses, 30)) for index in range(1, 3)]
+        for thread in threads:
+            thread.start()
+        distribute.meet(0, addresses, 30)
+        for thread in threads:
+            thread.join(30)
+            self.assertFalse(thread.is_alive())
 
 
 class TestLearners(unittest.TestCase):
@@ -137,7 +161,7 @@ class TestLearners(unittest.TestCase):
         return learners
 
     def finish(self, learners):
-        outputs = [learner.communicate(timeout=300)[0] for learner in learners]
+        outputs = [learner.communicate(timeout=600)[0] for learner in learners]
         self.assertEqual([learner.returncode for learner in learners], [0, 0], "\n".join(outputs))
         return outputs
 
@@ -147,13 +171,13 @@ class TestLearners(unittest.TestCase):
         first, second = self.start(free_ports(2), "--name=CartPole-v1", "--strategy=multiworker", f"--run-dir={run}", *small,
                                    "--total-steps=1000000", "--checkpoint-every=1000", "--epochs=2000")
         own = (run, run / "learner-1")
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not all(checkpoints(each) for each in own):
             self.assertIsNone(first.poll(), "the first learner ended by itself")
             self.assertLess(time.monotonic(), deadline)
             time.sleep(0.1)
         second.send_signal(signal.SIGKILL)
-        output, _ = first.communicate(timeout=120)
+        output, _ = first.communicate(timeout=300)
         self.assertEqual(first.returncode, 2, output)
         self.assertRegex(output.splitlines()[-1], "^error: This learner lost another one .* --resume.$")
 

@@ -6,6 +6,8 @@ buffer and checkpoints of their own; their gradients are added up, so their weig
 
 import contextlib
 import dataclasses
+import socket
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,6 +16,8 @@ import numpy as np
 from tfdqt.backend import quiet, tf
 from tfdqt.config import UsageError, cluster_place
 from tfdqt.runs import checkpoints
+
+PATIENCE = 600  # seconds that a learner waits for the others to start
 
 
 class Team(NamedTuple):
@@ -36,13 +40,49 @@ def make_strategy(name):
         return None
     if name == "mirrored":
         return tf.distribute.MirroredStrategy()
-    cluster_place()
+    meet(*cluster_place())
     try:
         with quiet():
             return tf.distribute.MultiWorkerMirroredStrategy()
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
         raise UsageError(f"The learners that TF_CONFIG names did not meet ({_first_line(error)}); start every one of them with the same "
                          "list of addresses.") from None
+
+
+def meet(index, addresses, patience=PATIENCE):
+    """Wait until every learner has started: TensorFlow itself would wait for ever, deaf to signals. Raises UsageError if one does not come.
+
+    Each listens at its address until it has reached all others and heard from them; then TensorFlow takes the port.
+    """
+    places = [address.rpartition(":")[::2] for address in addresses]
+    try:
+        own = socket.create_server(("", int(places[index][1])), backlog=len(places))
+    except (OSError, ValueError, OverflowError) as error:
+        raise UsageError(f"Learner {index} can't listen at {addresses[index]}, its address in TF_CONFIG ({error}); choose a free "
+                         "port.") from None
+    print(f"Learner {index} waits for the others at {', '.join(addresses[:index] + addresses[index + 1:])}. TensorFlow will listen on port "
+          f"{places[index][1]} of every network interface: let a firewall keep it to the learners.", flush=True)
+    deadline, others = time.monotonic() + patience, set(range(len(places))) - {index}
+    reached, heard, fault = set(), set(), None
+    own.settimeout(0.2)
+    with own:
+        while reached < others or heard < others:  # whoever has not been heard still needs this port to answer
+            for other in others - reached:
+                try:
+                    with socket.create_connection((places[other][0], int(places[other][1])), timeout=5) as link:
+                        link.sendall(bytes([index]))
+                    reached.add(other)
+                except (OSError, ValueError, OverflowError) as error:
+                    fault = error
+            with contextlib.suppress(OSError):
+                link, _ = own.accept()
+                with link:
+                    link.settimeout(5)
+                    heard.update(set(link.recv(1)) & others)
+            if time.monotonic() > deadline:
+                missing = min(others - (reached & heard))
+                raise UsageError(f"Learner {missing} at {addresses[missing]} did not come within {patience} seconds"
+                                 f"{f' ({fault})' if fault else ''}; start every learner with the same list of addresses.")
 
 
 def make_team(strategy):
