@@ -135,15 +135,17 @@ def new_run(args):
 
 def old_run(args, flags):
     run_dir = find_run(args.resume)
-    if load_config(run_dir / "config.json").get("algorithm") != "text":
+    plain = load_config(run_dir / "config.json")
+    if plain.get("algorithm") != "text":
         raise UsageError(f"{run_dir} is not a text run; go on with it by the script that started it.")
-    settings = load_config(run_dir / "config.json", network=TextNetworkConfig, text=TextConfig, far=FarConfig)
+    settings = load_config(run_dir / "config.json", network=TextNetworkConfig, text=TextConfig,
+                           **({"far": FarConfig} if "far" in plain else {}))
     from tfdqt.text_runs import load_text_checkpoint
 
     saved, path = load_text_checkpoint(run_dir, args.checkpoint)
     print(f"Going on from {path}.")
     kept = {name: settings[name] for name in SAVED if name.replace("_", "-") not in flags}
-    far = resumed_far(run_dir, settings["far"], args.far, flags)
+    far = resumed_far(run_dir, settings.get("far", FarConfig()), args.far, flags)
     args = dataclasses.replace(args, network=settings["network"], text=settings["text"], far=far, **kept)
     check(args)
     connect_actors(far)
