@@ -115,6 +115,8 @@ def check(args):
     check_far(args.far, args.far.actors or 1)
     if args.far.strategy != "none":
         raise UsageError("--strategy is run_dqn.py's; texts are learned from by one process, with any number of --actors.")
+    if args.far.actors and args.text.method not in ("q", "implicit"):
+        raise UsageError(f"--method={args.text.method} imitates or sums up the data's own games; --actors go with --method=q or implicit.")
     check_at_least_one(args, "epochs", "checkpoint_every", "new_items", "evaluate_every", "games", "threads", "vocabulary", "window")
     if args.seed < 0 or args.episodes < 0:
         raise UsageError("--seed and --episodes must be 0 or more.")
