@@ -33,7 +33,7 @@ class Args:
     """Mean seconds between two kills."""
     actors: int = 2
     """Actors of the run."""
-    total_steps: int = 1_200_000
+    total_steps: int = 1_000_000
     """Environment steps of the run, should it get so far."""
     seed: int = 0
     """Seeds the run and the kills."""
@@ -82,7 +82,7 @@ def main():
     run_dir, rng = Path(args.run_dir), random.Random(args.seed)
     script, began = str(ROOT / "scripts" / "run_dqn.py"), time.monotonic()
     fresh = ["--name=CartPole-v1", f"--actors={args.actors}", f"--seed={args.seed}", f"--run-dir={run_dir}",
-             f"--total-steps={args.total_steps}", "--checkpoint-every=5000"]
+             f"--total-steps={args.total_steps}", "--final-learning-rate=1e-5", "--checkpoint-every=5000"]
     memory, kills, learner = [], [], None
     due = rng.expovariate(1 / args.every)
     while (passed := time.monotonic() - began) < 60 * args.minutes:

@@ -46,6 +46,8 @@ class Args:
     """Runs of each learning rate to choose it by."""
     total_steps: int | None = None
     """Environment steps of each run, by default as many as the environment has by default."""
+    also: tuple[str, ...] = ()
+    """More settings of every run, such as batch-size=128: run_dqn.py's, without their dashes."""
     episodes: int = 100
     """Games after training."""
     epsilon: float = 0.0
@@ -124,7 +126,8 @@ def run(args, cell, rate, seed):
     else:
         (folder / "config.json").unlink(missing_ok=True)  # it never reached its first checkpoint
         command = ["run_dqn.py", f"--name={cell['env']}", f"--run-dir={folder}", f"--seed={seed}", f"--total-steps={cell['steps']}",
-                   f"--learning-rate={rate}", f"--final-learning-rate={rate / 10}", *cell["flags"]]
+                   f"--learning-rate={rate}", f"--final-learning-rate={rate / 10}", *cell["flags"],
+                   *(f"--{setting}" for setting in args.also)]
     print(f"{cell.label}, rate {rate:g}, seed {seed}", flush=True)
     for words in (command, ["evaluate.py", str(folder), f"--episodes={args.episodes}", f"--epsilon={args.epsilon}"]):
         ended = subprocess.run([sys.executable, str(ROOT / "scripts" / words[0]), *words[1:]], capture_output=True, text=True)

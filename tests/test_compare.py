@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_scripts import ROOT, script
 
-from tfdqt.config import NetworkConfig
+from tfdqt.config import NetworkConfig, load_config
 from tfdqt.envs import EnvInfo
 from tfdqt.stats import confidence, interquartile_mean
 
@@ -48,12 +48,13 @@ class TestCompare(unittest.TestCase):
     def test_the_whole_command_and_going_on_with_it(self):
         with tempfile.TemporaryDirectory() as folder:
             flags = [f"--out={folder}", "--envs", "CartPolePositions-v1", "--sizes", "1000", "--seeds=1", "--tuning-seeds=1",
-                     "--rates", "1e-3", "3e-3", "--total-steps=1152", "--episodes=2"]
+                     "--rates", "1e-3", "3e-3", "--total-steps=1152", "--episodes=2", "--also", "batch-size=16"]
             done = script("compare", *flags)
             self.assertEqual(done.returncode, 0, done.stderr)
             with open(Path(folder, "runs.csv"), newline="") as file:
                 rows = list(csv.DictReader(file))
             self.assertEqual([row["kind"] for row in rows], list(compare.KINDS))
+            self.assertEqual({load_config(path)["dqn"]["batch_size"] for path in Path(folder).glob("*/config.json")}, {16})
             self.assertGreater(Path(folder, "comparison.png").stat().st_size, 5_000)
             again = script("compare", *flags, "--report-only")
             self.assertEqual(again.returncode, 0, again.stderr)

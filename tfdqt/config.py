@@ -227,8 +227,9 @@ CARTPOLE = dict(context=4, layers=1, heads=4, width=32)
 DQN = {  # by the kind of environment
     "cartpole": dict(
         network=CARTPOLE,
-        cfg=dict(total_steps=40_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
-                 n_step=3, learning_starts=1_000, replay_size=60_000, epsilon_fraction=0.1, target_tau=0.01)),
+        cfg=dict(total_steps=30_000, updates_per_step=0.5, batch_size=64, learning_rate=1e-3, final_learning_rate=1e-4,
+                 n_step=3, advantage_learning=0.9, learning_starts=1_000, replay_size=200_000, epsilon_fraction=0.1, target_tau=0.01,
+                 acting_tau=0.005)),
     "atari": dict(
         network=dict(context=4, layers=2, heads=4, width=64, quantiles=16, dueling=True),
         cfg=dict(total_steps=1_000_000, num_envs=16, chunk=4, updates_per_step=0.25, batch_size=32, learning_rate=3e-4,
