@@ -33,15 +33,18 @@ from tfdqt.config import (
 from tfdqt.runs import (
     check_at_least_one,
     check_resume_flags,
+    common_checkpoint,
     connect_actors,
     find_run,
     given_flags,
     given_value,
     make_logger,
     make_saver,
+    own_folder,
     run_main,
     start_run,
     stop_on_signals,
+    strategy_of,
 )
 
 
@@ -80,7 +83,7 @@ class Args:
     games: int = 800
     """Games, or texts, in the last evaluation."""
     device: str = "cpu"
-    """cpu, gpu, or a device's name in TensorFlow."""
+    """cpu, gpu, or a device's name in TensorFlow; with --strategy its devices are used."""
     threads: int = max(1, os.cpu_count() or 1)
     """Threads inside TensorFlow's operations."""
     network: Annotated[TextNetworkConfig, tyro.conf.arg(name="")] = TextNetworkConfig()
@@ -88,7 +91,8 @@ class Args:
     far: Annotated[FarConfig, tyro.conf.arg(name="")] = FarConfig()
 
 
-RESUME_FLAGS = {"resume", "checkpoint", "epochs", "threads", "checkpoint-every", "device", "actors", "ray-address", "broadcast-every"}
+RESUME_FLAGS = {"resume", "checkpoint", "epochs", "threads", "checkpoint-every", "device", "actors", "ray-address", "broadcast-every",
+                "strategy"}
 
 
 def parse(argv):
@@ -113,8 +117,6 @@ def check(args):
     check_text_network(args.network)
     check_text(args.text)
     check_far(args.far, args.far.actors or 1)
-    if args.far.strategy != "none":
-        raise UsageError("--strategy is run_dqn.py's; texts are learned from by one process, with any number of --actors.")
     if args.far.actors and args.text.method not in ("q", "implicit"):
         raise UsageError(f"--method={args.text.method} imitates or sums up the data's own games; --actors go with --method=q or implicit.")
     check_at_least_one(args, "epochs", "checkpoint_every", "new_items", "evaluate_every", "games", "threads", "vocabulary", "window")
@@ -128,11 +130,11 @@ def new_run(args):
     check(args)
     if args.corpus is not None:
         args = dataclasses.replace(args, corpus=str(Path(args.corpus).resolve()))
+    folder = own_folder(args.run_dir or f"runs/{args.task}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}", args.far)
     connect_actors(args.far)
-    run_dir = start_run(args.run_dir or f"runs/{args.task}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}", version=tfdqt.__version__,
-                        algorithm="text", network=args.network, text=args.text, far=args.far,
+    run_dir = start_run(folder, version=tfdqt.__version__, algorithm="text", network=args.network, text=args.text, far=args.far,
                         **{name: getattr(args, name) for name in SAVED})
-    return run_dir, None, args
+    return run_dir, None, args, strategy_of(args.far, args.threads)
 
 
 def old_run(args, flags):
@@ -142,18 +144,21 @@ def old_run(args, flags):
         raise UsageError(f"{run_dir} is not a text run; go on with it by the script that started it.")
     settings = load_config(run_dir / "config.json", network=TextNetworkConfig, text=TextConfig,
                            **({"far": FarConfig} if "far" in plain else {}))
-    from tfdqt.text_runs import load_text_checkpoint
-
-    saved, path = load_text_checkpoint(run_dir, args.checkpoint)
-    print(f"Going on from {path}.")
     kept = {name: settings[name] for name in SAVED if name.replace("_", "-") not in flags}
     far = resumed_far(run_dir, settings.get("far", FarConfig()), args.far, flags)
     args = dataclasses.replace(args, network=settings["network"], text=settings["text"], far=far, **kept)
     check(args)
+    strategy = strategy_of(far, args.threads)
+    if far.strategy == "multiworker" and not args.checkpoint:
+        args = dataclasses.replace(args, checkpoint=common_checkpoint(run_dir, strategy))
+    from tfdqt.text_runs import load_text_checkpoint
+
+    saved, path = load_text_checkpoint(run_dir, args.checkpoint)
+    print(f"Going on from {path}.")
     connect_actors(far)
     if "epochs" in flags:
         save_config(run_dir / "config.json", **{**settings, "epochs": args.epochs})
-    return run_dir, saved, args
+    return run_dir, saved, args, strategy
 
 
 def act_too(task, transformer, head, batches, args, saved, stop):
@@ -178,11 +183,12 @@ def log_with(log, batches, metrics, **last):
 
 def main():
     args, flags = parse(sys.argv[1:])
-    run_dir, saved, args = new_run(args) if args.resume is None else old_run(args, flags)
+    run_dir, saved, args, strategy = new_run(args) if args.resume is None else old_run(args, flags)
 
     from tfdqt import backend
 
-    backend.set_threads(args.threads)
+    if strategy is None:
+        backend.set_threads(args.threads)
 
     from tfdqt import bert, text, text_runs
     from tfdqt.backend import tf
@@ -190,7 +196,7 @@ def main():
     from tfdqt.replay import ExperienceReplay
 
     cfg = args.text
-    if args.device == "cpu":
+    if args.device == "cpu" and strategy is None:
         tf.config.set_visible_devices([], "GPU")
     try:
         task, transformer, head = text_runs.make_networks(run_dir, args)
@@ -223,8 +229,8 @@ def main():
                 pool, batches = act_too(task, transformer, head, batches, args, saved, stop)
                 log = functools.partial(log_with, log, batches)
             text.train_model(transformer, head, tf.keras.optimizers.Adam(rate), args.epochs, task.tokenizer, batches,
-                             ExperienceReplay(cfg.replay_size), args.device, cfg=cfg, seed=args.seed, evaluate=evaluate,
-                             evaluate_every=args.evaluate_every, log=log, save=save, saved=saved, should_stop=stop)
+                             ExperienceReplay(cfg.replay_size), args.device, cfg=cfg, seed=args.seed, strategy=strategy,
+                             evaluate=evaluate, evaluate_every=args.evaluate_every, log=log, save=save, saved=saved, should_stop=stop)
         except EnvFailure as error:
             raise UsageError(f"{str(error).splitlines()[0]}; go on from the last checkpoint with --resume={run_dir} once that is "
                              "mended.") from None

@@ -20,15 +20,15 @@ import numpy as np
 from test_dqn import CFG, Corridor
 from test_scripts import ROOT
 
-from tfdqt import distribute, dqn, gpt
+from tfdqt import distribute, dqn, gpt, text
 from tfdqt.backend import set_threads, tf
-from tfdqt.config import NetworkConfig, UsageError, cluster_place
+from tfdqt.config import NetworkConfig, TextConfig, UsageError, cluster_place
 from tfdqt.envs import env_info
 from tfdqt.networks import flatten_model
-from tfdqt.replay import Steps
+from tfdqt.replay import Episode, Steps
 from tfdqt.runs import checkpoints, load_checkpoint
 
-SHARED_CFG = dataclasses.replace(CFG, batch_size=8)
+SHARED_CFG = dataclasses.replace(CFG, batch_size=8, advantage_learning=0.5)
 
 
 def cluster(ports, index):
@@ -72,6 +72,39 @@ def compare(strategy, mine):
         dqn.make_update(networks, dataclasses.replace(SHARED_CFG, batch_size=7), strategy)
 
 
+TEXT_CFGS = [TextConfig(conservative=0.3), TextConfig(method="implicit", cloning=0.7, advantage_weighting=3.0)]
+
+
+def compare_texts(strategy):
+    """Five updates of the text networks by the strategy and alone, and compare."""
+    from test_text import networks  # it makes tensors, before which TensorFlow must know its devices
+
+    rng = np.random.default_rng(0)
+    decides = rng.random((8, 3)) > 0.4
+    decides[0] = True
+    decides[4:6] = False  # whole texts that decide nothing, all in one share
+    batch = Episode(*(tf.constant(field.astype("int32" if field.dtype.kind == "i" else "float32")) for field in (
+        rng.integers(2, 8, (8, 4)), np.tile(np.arange(4), (8, 1)), rng.integers(3, size=(8, 3)), rng.normal(size=(8, 3)),
+        rng.integers(2, size=(8, 3)) * 1.0, decides)))
+    for cfg in TEXT_CFGS:
+        cfg, found = dataclasses.replace(cfg, batch_size=8), []
+        for each in (None, strategy):
+            pair = networks(length=4, actions=3, causal=True)
+            before, targets = pair[0].bert.weights[0].numpy(), (pair[0].copy(), pair[1].copy())
+            update = text.make_text_update(*pair, *targets, tf.keras.optimizers.SGD(0.1), cfg, each)
+            said = [update(batch) for _ in range(5)][-1]
+            assert abs(pair[0].bert.weights[0].numpy() - before).max() > 1e-3
+            found.append(([variable.numpy() for network in (*pair, *targets) for variable in network.weights],
+                          {name: float(value) for name, value in said.items()}))
+        for one, other in zip(*(weights for weights, _ in found)):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+        assert found[0][1].keys() == found[1][1].keys()
+        for name, value in found[0][1].items():
+            np.testing.assert_allclose(value, found[1][1][name], rtol=1e-4, err_msg=name)
+    with unittest.TestCase().assertRaisesRegex(UsageError, "--batch-size=7"):
+        text.make_text_update(*pair, *targets, tf.keras.optimizers.Adam(), dataclasses.replace(cfg, batch_size=7), strategy)
+
+
 def two_devices():
     """In a process of its own, because TensorFlow must learn of two devices before it starts."""
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
@@ -79,6 +112,7 @@ def two_devices():
     assert strategy.num_replicas_in_sync == 2
     assert distribute.make_team(strategy) is distribute.ALONE
     compare(strategy, slice(None))
+    compare_texts(strategy)
 
 
 def one_of_two(ports, index):
@@ -90,6 +124,7 @@ def one_of_two(ports, index):
     assert (team.size, team.index) == (2, index)
     np.testing.assert_array_equal(team.total([2.0 ** 40 + index, 1]), [2.0 ** 41 + 1, 2])
     compare(strategy, slice(4 * index, 4 * index + 4))
+    compare_texts(strategy)
     own = distribute.own_share(dataclasses.replace(SHARED_CFG, num_envs=6, replay_size=600, learning_starts=25), team)
     assert (own.num_envs, own.batch_size, own.replay_size, own.learning_starts) == (3, 4, 300, 13)
     with unittest.TestCase().assertRaisesRegex(UsageError, "--num-envs=3 "):
@@ -149,13 +184,13 @@ class TestLearners(unittest.TestCase):
         self.tmp = Path(tempfile.mkdtemp())
         self.addCleanup(shutil.rmtree, self.tmp, ignore_errors=True)
 
-    def start(self, ports, *flags):
-        """Two learners of a CartPole run; flags may differ: (first's, second's)."""
+    def start(self, ports, *flags, script="run_dqn.py"):
+        """Two learners of a run; flags may differ: (first's, second's)."""
         learners = []
         for index in range(2):
             own = [flag[index] if isinstance(flag, tuple) else flag for flag in flags]
             env = {**os.environ, "TF_CONFIG": cluster(ports, index)}
-            learners.append(subprocess.Popen([sys.executable, str(ROOT / "scripts" / "run_dqn.py"), *own], text=True, env=env,
+            learners.append(subprocess.Popen([sys.executable, str(ROOT / "scripts" / script), *own], text=True, env=env,
                                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
         self.addCleanup(lambda: [learner.kill() for learner in learners])
         return learners
@@ -195,6 +230,25 @@ class TestLearners(unittest.TestCase):
         self.assertEqual(one.shape, other.shape, name)
         self.assertEqual(len(one), 4)  # of eight environments
         self.assertFalse(np.array_equal(one, other))  # what they played is not the same
+
+    def test_texts_are_learned_as_by_one_and_gone_on_with(self):
+        run, alone = self.tmp / "run", self.tmp / "alone"
+        tiny = ["--layers=1", "--heads=2", "--width=16", "--episodes=16", "--new-items=64", "--epochs=1", "--games=25", "--threads=1",
+                "--max-grad-norm=100"]
+        self.finish(self.start(free_ports(2), "--strategy=multiworker", f"--run-dir={run}", *tiny, script="run_text.py"))
+        done = subprocess.run([sys.executable, str(ROOT / "scripts" / "run_text.py"), f"--run-dir={alone}", *tiny], capture_output=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        own = (run, run / "learner-1")
+        one, other, single = (load_checkpoint(each)[0] for each in (*own, alone))
+        self.assertGreaterEqual(one["place"]["step"], 8)
+        for mine, theirs, whole in zip(one["weights"], other["weights"], single["weights"]):
+            np.testing.assert_array_equal(mine, theirs)
+            np.testing.assert_allclose(mine, whole, atol=1e-3)
+        self.finish(self.start(free_ports(2), tuple(f"--resume={each}" for each in own), "--epochs=2", script="run_text.py"))
+        one, other = (load_checkpoint(each)[0] for each in own)
+        self.assertEqual(one["place"]["epoch"], 2)
+        for mine, theirs in zip(one["weights"], other["weights"]):
+            np.testing.assert_array_equal(mine, theirs)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,21 @@ class TestTrainModel(tf.test.TestCase):
         self.assertAllClose(left[0.0], [0.5] * 3, atol=0.15)
         self.assertAllLess(left[10.0], 0.3)
 
+    def test_the_norm_that_is_clipped_is_that_of_the_step(self):
+        """Also where a token stands twice in a batch: what its two places ask for is added up before it is measured."""
+        pair, tokens = networks(length=4, actions=3, causal=True), np.array([[2, 2, 3, 2], [2, 4, 2, 3]])
+        once = np.ones((2, 1), "float32")
+        batch = Episode(*map(tf.constant, (tokens, np.array([[0, 1], [0, 2]]), np.array([[1], [2]]), once, once, once)))
+        for limit, expected in ((1e6, None), (0.5, 0.5)):
+            trained = [*pair[0].bert.trainable_variables, *pair[1].trainable_variables]
+            before = [variable.numpy() for variable in trained]
+            update = text.make_text_update(*pair, pair[0].copy(), pair[1].copy(), tf.keras.optimizers.SGD(1.0),
+                                           TextConfig(max_grad_norm=limit))
+            norm = float(update(batch)["grad_norm"])
+            step = np.sqrt(sum(np.sum(np.square(variable.numpy() - old)) for variable, old in zip(trained, before)))
+            self.assertAllClose(step, expected or norm, rtol=1e-3)
+            self.assertGreater(norm, 0.5)
+
     def test_nothing_is_swallowed(self):
         class Broken:
             def __iter__(self):

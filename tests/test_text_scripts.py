@@ -101,7 +101,7 @@ class TestTextScripts(unittest.TestCase):
         refused(self, "--pruning-amount", "run_text", "--pruning-amount=1")
         refused(self, "--cloning greater than 0", "run_text", "--beta=2")
         refused(self, "--method=q or implicit", "run_text", "--method=clone", "--actors=2")
-        refused(self, "run_dqn.py's", "run_text", "--strategy=mirrored")
+        refused(self, "TF_CONFIG", "run_text", "--strategy=multiworker")
         refused(self, "does not exist", "run_text", "--task=corpus", "--corpus=nowhere")
         refused(self, "module:function", "run_text", "--task=corpus", f"--corpus={self.tmp / 'texts'}", "--reward=nothing",
                 f"--run-dir={self.tmp / 'r1'}")

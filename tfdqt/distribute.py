@@ -125,6 +125,15 @@ def own_seed(seed, team):
     return seed if team.index == 0 else int(np.random.SeedSequence([seed, 7, team.index]).generate_state(1)[0])
 
 
+def share_of(batch, part, parts):
+    """One of `parts` equal shares of nested tensors [B, ...]; `part`, its number, may be a tensor."""
+    def cut(field):
+        size = field.shape[0] // parts
+        return tf.ensure_shape(field[part * size:(part + 1) * size], [size, *field.shape[1:]])
+
+    return tf.nest.map_structure(cut, batch)
+
+
 def make_add_up(strategy, share) -> Callable:
     """`add_up(*args) -> sums`, for use in a tf.function: share(*args, part, parts) -> tensor on every device, added up over all.
 

@@ -15,7 +15,7 @@ from tfdqt import losses
 from tfdqt.acting import Progress, ended_games, make_window, push, restore_place, restore_state, save_with, shown, snapshot
 from tfdqt.backend import keras, tf
 from tfdqt.config import DQNConfig, UsageError, check_dqn
-from tfdqt.distribute import ALONE, Team, make_add_up, make_team, own_seed, own_share, together
+from tfdqt.distribute import ALONE, Team, make_add_up, make_team, own_seed, own_share, share_of, together
 from tfdqt.envs import EnvFailure, env_info
 from tfdqt.networks import flatten_model, join, make_act, repeat, scales_of, set_weights, standardize, step_adam
 from tfdqt.policy import epsilon_at, epsilon_greedy
@@ -157,8 +157,7 @@ def _make_shared_update(networks, cfg, strategy, follow):
 
     def share(state, steps, i, part, parts):
         """A device's part of batch i: sums over the steps that count, in one vector, so that they can be added up."""
-        size = steps.reward.shape[1] // parts
-        mine = tf.nest.map_structure(lambda field: field[i, part * size:(part + 1) * size], steps)
+        mine = share_of(tf.nest.map_structure(lambda field: field[i], steps), part, parts)
         loss, gradient, diagnostics = learned(state.online, state.target, mine)
         found = dict(diagnostics, loss=loss)
         return diagnostics["count"] * tf.concat([tf.ones([1]), tf.stack([found[name] for name in sums]), gradient], 0)

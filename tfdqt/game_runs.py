@@ -23,7 +23,6 @@ from tfdqt.config import (
     check_far,
     check_network,
     check_ppo,
-    cluster_place,
     default_config,
     default_parallel,
     load_config,
@@ -33,6 +32,7 @@ from tfdqt.config import (
 from tfdqt.runs import (
     check_at_least_one,
     check_resume_flags,
+    common_checkpoint,
     connect_actors,
     find_run,
     given_flags,
@@ -40,8 +40,10 @@ from tfdqt.runs import (
     load_checkpoint,
     make_logger,
     make_saver,
+    own_folder,
     start_run,
     stop_on_signals,
+    strategy_of,
 )
 
 ALGORITHMS = {"dqn": (DQNConfig, check_dqn), "ppo": (PPOConfig, check_ppo)}
@@ -93,23 +95,6 @@ def far_of(args):
     return getattr(args, "far", FarConfig())
 
 
-def own_folder(run_dir, far):
-    """Where this process keeps its part of a run: of several learners that learn together, each but the first has a folder in the run's."""
-    index = cluster_place()[0] if far.strategy == "multiworker" else 0
-    return Path(run_dir, f"learner-{index}") if index else Path(run_dir)
-
-
-def strategy_of(args):
-    """The tf.distribute.Strategy that the arguments ask for, or None. Starts TensorFlow if there is one."""
-    name = far_of(args).strategy
-    if name == "none":
-        return None
-    from tfdqt import backend, distribute
-
-    backend.set_threads(args.threads)
-    return distribute.make_strategy(name)
-
-
 def new_run(args, algorithm):
     """Check the arguments and make the folder of a run: -> (folder, None, args, strategy)."""
     cfg, far = getattr(args, algorithm), far_of(args)
@@ -130,7 +115,7 @@ def new_run(args, algorithm):
     run_dir = start_run(folder, version=tfdqt.__version__, algorithm=algorithm, name=args.name, seed=args.seed,
                         epochs=args.epochs, checkpoint_every=args.checkpoint_every, network=args.network,
                         **{algorithm: cfg}, **({"far": far} if hasattr(args, "far") else {}))
-    return run_dir, None, args, strategy_of(args)
+    return run_dir, None, args, strategy_of(far_of(args), args.threads)
 
 
 def old_run(args, flags, algorithm):
@@ -148,10 +133,8 @@ def old_run(args, flags, algorithm):
         args = dataclasses.replace(args, far=chosen)
     strategy = None
     if chosen.strategy == "multiworker":
-        from tfdqt.distribute import make_team, newest_common
-
-        strategy = strategy_of(args)
-        args = dataclasses.replace(args, checkpoint=args.checkpoint or str(newest_common(run_dir, make_team(strategy))))
+        strategy = strategy_of(chosen, args.threads)
+        args = dataclasses.replace(args, checkpoint=args.checkpoint or common_checkpoint(run_dir, strategy))
     saved, path = load_checkpoint(run_dir, args.checkpoint)
     connect_actors(chosen)
     every = args.checkpoint_every if "checkpoint-every" in flags else settings["checkpoint_every"]
@@ -166,7 +149,7 @@ def old_run(args, flags, algorithm):
     print(f"Going on from {path}.")
     if any(state is None for state in saved["envs"]):
         print("The environments' states are not in it: each starts a fresh episode, and the run differs from an unbroken one.")
-    return run_dir, saved, args, strategy or strategy_of(args)
+    return run_dir, saved, args, strategy or strategy_of(far_of(args), args.threads)
 
 
 def train(args_class, algorithm, description):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdqt.config import UsageError, save_config
+from tfdqt.config import UsageError, cluster_place, save_config
 
 KEPT = 2  # checkpoints: the newest, and the one before it
 
@@ -324,7 +324,30 @@ def make_saver(run_dir, every, *, resume_step=0):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Signals
+# Past one process
+
+
+def own_folder(run_dir, far):
+    """Where this process keeps its part of a run: of several learners that learn together, each but the first has a folder in the run's."""
+    index = cluster_place()[0] if far.strategy == "multiworker" else 0
+    return Path(run_dir, f"learner-{index}") if index else Path(run_dir)
+
+
+def strategy_of(far, threads):
+    """The tf.distribute.Strategy that a FarConfig asks for, or None. Starts TensorFlow, with so many threads, if there is one."""
+    if far.strategy == "none":
+        return None
+    from tfdqt import backend, distribute
+
+    backend.set_threads(threads)
+    return distribute.make_strategy(far.strategy)
+
+
+def common_checkpoint(run_dir, strategy):
+    """The newest checkpoint of a run of which every learner has one of the same step."""
+    from tfdqt.distribute import make_team, newest_common
+
+    return str(newest_common(run_dir, make_team(strategy)))
 
 
 def connect_actors(far):
@@ -333,6 +356,10 @@ def connect_actors(far):
         from tfdqt.actors import connect
 
         connect(far.actors, far.ray_address)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals
 
 
 @contextlib.contextmanager

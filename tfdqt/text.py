@@ -4,6 +4,7 @@ Two ways to learn from a text. A `Transition` holds the text before and behind o
 An `Episode` holds one text and where in it decisions were taken; a causal encoder reads it once and gives Q at all of them.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.backend import tf
 from tfdqt.config import TextConfig, UsageError, check_text
+from tfdqt.distribute import make_add_up, make_team, share_of, together
 from tfdqt.reading import episodes
 from tfdqt.replay import Episode, Transition
 
@@ -79,58 +81,112 @@ def read_batch(transformer, batch):
     return now, behind, *(field[:, None] for field in (batch.action, batch.reward, batch.discount, tf.ones_like(batch.reward)))
 
 
-def make_text_update(transformer, head, target_transformer, target_head, optimizer, cfg) -> Callable:
+def make_text_update(transformer, head, target_transformer, target_head, optimizer, cfg, strategy=None) -> Callable:
     """Compile `update(batch) -> diagnostics`: one step of the optimizer on both networks, and the target follows.
 
-    `batch` is a Transition or Episode of tensors [B, ...]. The encoder's masks are renewed outside, by `prune_step`.
+    `batch` is a Transition or Episode of tensors [B, ...]. The encoder's masks are renewed outside, by `prune_step`. With a
+    tf.distribute.Strategy the batch is shared evenly by its devices, whose gradients are added up; of several processes each is given
+    the whole batch and takes its share. The weights stay where they were made.
     """
     weights = [*transformer.bert.trainable_variables, *head.trainable_variables]
     optimizer.build(weights)
     pairs = [*zip(target_transformer.bert.weights, transformer.bert.weights), *zip(target_head.weights, head.weights)]
     imitates = cfg.method in ("clone", "filtered")
+    nothing = dict.fromkeys(("q_mean", "td_error", "cloning"), math.nan)
 
-    @tf.function(jit_compile=True)
-    def update(batch):
-        nan = tf.constant(math.nan)
-        diagnostics = dict(q_mean=nan, td_error=nan, cloning=nan)
-        if not imitates and cfg.method != "montecarlo":
-            frozen, behind, *_ = read_batch(target_transformer, batch)
-            next_q, frozen_q = target_head(behind), target_head(frozen)
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(weights)
-            now, behind, actions, rewards, discounts, mask = read_batch(transformer, batch)
-            loss = tf.zeros([])
-            if not imitates:
-                extra = {}
-                if cfg.method == "montecarlo":  # rewards are whole returns: nothing to bootstrap from
-                    next_q, discounts = tf.zeros_like(rewards), tf.zeros_like(discounts)
-                elif cfg.method == "implicit":
-                    next_q = tf.stop_gradient(head.value(behind))
-                    extra = dict(value=head.value(now), frozen_q=frozen_q, expectile=cfg.expectile)
-                else:
-                    extra = dict(next_q_online=tf.stop_gradient(head(behind)))
-                loss, found = custom_loss(head(now), actions, rewards, next_q, 1.0 - discounts, gamma=cfg.gamma, mask=mask,
-                                          delta=cfg.huber_delta, conservative=cfg.conservative, **extra)
-                diagnostics.update(found)
-            if imitates or cfg.cloning:
-                if cfg.advantage_weighting:
-                    mask *= losses.advantage_weights(losses.select_actions(frozen_q, actions) - extra["value"], cfg.advantage_weighting)
-                diagnostics["cloning"] = losses.cloning(head.prior(now), actions, mask)
-                loss += (1.0 if imitates else cfg.cloning) * diagnostics["cloning"]
-        gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    def terms(batch):
+        """The terms of the loss: -> [(loss, diagnostics, the weight of the decisions that both are the mean of)]."""
+        now, behind, actions, rewards, discounts, mask = read_batch(transformer, batch)
+        found, extra = [], {}
+        if not imitates:
+            if cfg.method == "montecarlo":  # rewards are whole returns: nothing to bootstrap from
+                next_q, discounts = tf.zeros_like(rewards), tf.zeros_like(discounts)
+            else:
+                frozen, ahead, *_ = read_batch(target_transformer, batch)
+                next_q, frozen_q = target_head(ahead), target_head(frozen)
+            if cfg.method == "implicit":
+                next_q = tf.stop_gradient(head.value(behind))
+                extra = dict(value=head.value(now), frozen_q=frozen_q, expectile=cfg.expectile)
+            elif cfg.method == "q":
+                extra = dict(next_q_online=tf.stop_gradient(head(behind)))
+            loss, diagnostics = custom_loss(head(now), actions, rewards, next_q, 1.0 - discounts, gamma=cfg.gamma, mask=mask,
+                                            delta=cfg.huber_delta, conservative=cfg.conservative, **extra)
+            found.append((loss, diagnostics, tf.reduce_sum(mask)))
+        if imitates or cfg.cloning:
+            if cfg.advantage_weighting:
+                mask *= losses.advantage_weights(losses.select_actions(frozen_q, actions) - extra["value"], cfg.advantage_weighting)
+            surprise = losses.cloning(head.prior(now), actions, mask)
+            found.append(((1.0 if imitates else cfg.cloning) * surprise, dict(cloning=surprise), tf.reduce_sum(mask)))
+        return found
+
+    def gradients_of(tape, loss):
+        found = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        return [tf.convert_to_tensor(gradient) for gradient in found]  # of slices each mention of a token would count apart in the norm
+
+    def follow(gradients):
         gradients, size = tf.clip_by_global_norm(gradients, cfg.max_grad_norm)
         optimizer.apply_gradients(zip(gradients, weights))
         for target, online in pairs:
             if target.dtype.is_floating:
                 target.assign_add(cfg.target_tau * (online - target))
+        return size
+
+    @tf.function(jit_compile=True)
+    def update(batch):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            found = terms(batch)
+            loss = tf.add_n([loss for loss, _, _ in found])
+        size = follow(gradients_of(tape, loss))
+        diagnostics = {name: tf.constant(value) for name, value in nothing.items()}
+        for _, said, _ in found:
+            diagnostics.update(said)
         return dict(diagnostics, loss=loss, grad_norm=size)
+
+    if strategy is None:
+        return update
+    names = [*([] if imitates else [("q_mean", "td_error")]), *([("cloning",)] if imitates or cfg.cloning else [])]
+    return _make_shared_update(weights, terms, gradients_of, names, tf.function(follow, jit_compile=True), nothing, cfg, strategy)
+
+
+def _make_shared_update(weights, terms, gradients_of, names, follow, nothing, cfg, strategy):
+    if cfg.batch_size % strategy.num_replicas_in_sync:
+        raise UsageError(f"--batch-size={cfg.batch_size} can't be shared evenly by {strategy.num_replicas_in_sync} devices; choose a "
+                         f"multiple of {strategy.num_replicas_in_sync}.")
+    team, sizes = make_team(strategy), [int(np.prod(variable.shape)) for variable in weights]
+
+    @tf.function(jit_compile=strategy.num_replicas_in_sync == team.size)  # XLA reads no weights from another device
+    def learned(batch):
+        """For each term the sums over its decisions of everything that is a mean, all in one vector, so that they can be added up."""
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            found = terms(batch)
+        vectors = []
+        for loss, said, weight in found:
+            flat = [tf.reshape(gradient, [-1]) for gradient in gradients_of(tape, loss)]
+            vectors.append(weight * tf.concat([tf.stack([1.0, loss, *said.values()]), *flat], 0))
+        return tf.concat(vectors, 0)
+
+    add_up = make_add_up(strategy, lambda batch, part, parts: learned(share_of(batch, part, parts)))
+
+    @tf.function
+    def update(batch):
+        diagnostics = {name: tf.constant(value) for name, value in nothing.items()}
+        loss, total = 0.0, 0.0
+        sums_of_terms = tf.split(add_up(share_of(batch, team.index, team.size)), [2 + len(said) + sum(sizes) for said in names])
+        for said, sums in zip(names, sums_of_terms):
+            means = sums / tf.maximum(sums[0], 1e-6)
+            diagnostics.update(zip(said, tf.unstack(means[2:2 + len(said)])))
+            loss, total = loss + means[1], total + means[2 + len(said):]
+        gradients = [tf.reshape(part, variable.shape) for part, variable in zip(tf.split(total, sizes), weights)]
+        return dict(diagnostics, loss=loss, grad_norm=follow(gradients))
 
     return update
 
 
 def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, data_loader, replay_buffer, device="cpu", *,
-                cfg=None, reward_fn=None, length=64, seed=0, evaluate=None, evaluate_every=500, log=None, save=None, saved=None,
-                should_stop=None):
+                cfg=None, reward_fn=None, length=64, seed=0, strategy=None, evaluate=None, evaluate_every=500, log=None, save=None,
+                saved=None, should_stop=None):
     """Train the encoder and the Q-head together, and return the last Metrics.
 
     Every batch of `data_loader` goes into the replay buffer, and `cfg.updates_per_batch` updates on samples of it follow.
@@ -141,8 +197,10 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
       tokenizer: turns batches of strings into token ids; not asked for batches of Transition or Episode.
       data_loader: iterable over batches: Transition or Episode of arrays [B, ...], or strings, whose every word is a decision.
       replay_buffer: ExperienceReplay.
-      device: "cpu", "gpu" or a name of TensorFlow's such as "/GPU:0".
+      device: "cpu", "gpu" or a name of TensorFlow's such as "/GPU:0"; not asked for with a strategy.
       cfg: TextConfig. reward_fn: text -> float, for strings. length: tokens a string is cut or padded to.
+      strategy: a tf.distribute.Strategy on whose devices every batch is learned from together. Of a MultiWorkerMirroredStrategy
+        every process must be given the same data and networks.
       evaluate: called as evaluate() every `evaluate_every` updates and at the end -> mean return, for the log.
       log, save, saved, should_stop: as in `dqn.dqn`; a step is an update. The last evaluation is logged by log(Metrics, last=True).
 
@@ -156,9 +214,10 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
         place_of = tf.device(device if "/" in device else f"/{device.upper()}:0")
     except ValueError:
         raise UsageError(f"There is no device {device}; give cpu, gpu, or a device's name in TensorFlow such as /GPU:0.") from None
-    with place_of:
+    team = make_team(strategy)
+    with contextlib.nullcontext() if strategy else place_of:
         target_transformer, target_head = transformer.copy(), dq_learning_model.copy()
-        update = make_text_update(transformer, dq_learning_model, target_transformer, target_head, optimizer, cfg)
+        update = make_text_update(transformer, dq_learning_model, target_transformer, target_head, optimizer, cfg, strategy)
         networks = (transformer, dq_learning_model, target_transformer, target_head)
 
         @tf.function
@@ -183,7 +242,8 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
                 items = _items(items, tokenizer, length, reward_fn)
                 replay_buffer.extend(items)
                 for _ in range(cfg.updates_per_batch):
-                    fresh = learn(tf.constant(place["step"], tf.int64))
+                    with together(team.size):
+                        fresh = learn(tf.constant(place["step"], tf.int64))
                     transformer.prune_step()
                     place["step"] += 1
                     if evaluate and place["step"] % evaluate_every == 0:
@@ -195,7 +255,7 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
                 place.update(epoch=epoch, batch=number, games=place["games"] + len(items.action), diagnostics=diagnostics)
                 if log:
                     log(_metrics(place))
-                stop = should_stop is not None and should_stop()
+                stop = bool(team.total([should_stop is not None and should_stop()])[0])
                 if save:
                     save(place["step"], snapshot, last=stop)
                 if stop:
