@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from tfdqt.config import UsageError, default_config
+from tfdqt.config import UsageError, default_config, load_config
 from tfdqt.runs import check_at_least_one, checkpoints, read_log, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,9 +197,15 @@ def main():
     check_at_least_one(args, "seeds", "tuning_seeds", "episodes", "jobs", "total_steps")
     if not args.envs or not args.sizes or min(args.sizes) < 100 or not args.rates or min(args.rates) <= 0 or not 0 <= args.epsilon <= 1:
         raise UsageError("--envs, --sizes (of at least 100) and --rates (above 0) must not be empty, and --epsilon lies between 0 and 1.")
+    command = Path(args.out, "command.json")
+    if command.exists() and not args.report_only:
+        before = load_config(command)
+        for flag, value in (("total-steps", args.total_steps), ("also", list(args.also))):
+            if (before.get(flag.replace("-", "_")) or None) != (value or None):
+                raise UsageError(f"{args.out} holds runs with another --{flag}; give the same, or another --out.")
     try:
         Path(args.out).mkdir(parents=True, exist_ok=True)
-        Path(args.out, "command.json").write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n", encoding="utf-8")
+        command.write_text(json.dumps(dataclasses.asdict(args), indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"{args.out} can't be written ({error.strerror}); choose another --out.") from None
     cells = make_cells(args)

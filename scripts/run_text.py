@@ -8,6 +8,7 @@
 import dataclasses
 import functools
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,7 @@ from tfdqt.runs import (
     common_checkpoint,
     connect_actors,
     find_run,
+    freed_if_nothing_is_learned,
     given_flags,
     given_value,
     make_logger,
@@ -59,7 +61,8 @@ class Args:
     run_dir: str | None = None
     """Folder for settings, log and checkpoints; by default runs/TASK-SEED-TIME."""
     resume: str | None = None
-    """Folder of a run to go on with; its own settings hold, only --epochs, --checkpoint-every, --threads, --device can be given."""
+    """Folder of a run to go on with; its own settings hold, but for --epochs, --checkpoint-every, --threads, --device and how it is spread
+    (--actors, --ray-address, --broadcast-every, --strategy)."""
     checkpoint: str | None = None
     """With --resume: the checkpoint to go on from, by default the newest."""
     checkpoint_every: int = 1_000
@@ -134,7 +137,8 @@ def new_run(args):
     connect_actors(args.far)
     run_dir = start_run(folder, version=tfdqt.__version__, algorithm="text", network=args.network, text=args.text, far=args.far,
                         **{name: getattr(args, name) for name in SAVED})
-    return run_dir, None, args, strategy_of(args.far, args.threads)
+    with freed_if_nothing_is_learned(run_dir):
+        return run_dir, None, args, strategy_of(args.far, args.threads)
 
 
 def old_run(args, flags):
@@ -148,6 +152,7 @@ def old_run(args, flags):
     far = resumed_far(run_dir, settings.get("far", FarConfig()), args.far, flags)
     args = dataclasses.replace(args, network=settings["network"], text=settings["text"], far=far, **kept)
     check(args)
+    connect_actors(far)
     strategy = strategy_of(far, args.threads)
     if far.strategy == "multiworker" and not args.checkpoint:
         args = dataclasses.replace(args, checkpoint=common_checkpoint(run_dir, strategy))
@@ -155,7 +160,6 @@ def old_run(args, flags):
 
     saved, path = load_text_checkpoint(run_dir, args.checkpoint)
     print(f"Going on from {path}.")
-    connect_actors(far)
     if "epochs" in flags:
         save_config(run_dir / "config.json", **{**settings, "epochs": args.epochs})
     return run_dir, saved, args, strategy
@@ -198,13 +202,9 @@ def main():
     cfg = args.text
     if args.device == "cpu" and strategy is None:
         tf.config.set_visible_devices([], "GPU")
-    try:
+    with freed_if_nothing_is_learned(run_dir):
         task, transformer, head = text_runs.make_networks(run_dir, args)
         batches, about = text_runs.make_data(task, args)
-    except UsageError:
-        if saved is None:  # nothing was learned: the folder is free for a better try
-            (run_dir / "config.json").unlink()
-        raise
     for part in (args.network, cfg, *([args.far] if args.far != FarConfig() else [])):
         print("  ".join(f"{key}={value}" for key, value in dataclasses.asdict(part).items()))
     print(f"{args.task}: {about} Encoder {transformer.bert.count_params():,} weights, {bert.sparsity(transformer):.0%} of its kernels "
@@ -223,7 +223,7 @@ def main():
     log, close = make_logger(run_dir, metrics._fields, total, min(1_000, total), resume_step=step)
     save = make_saver(run_dir, args.checkpoint_every, resume_step=step or 0)
     pool = None
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, freed_if_nothing_is_learned(run_dir):
         try:
             if args.far.actors:
                 pool, batches = act_too(task, transformer, head, batches, args, saved, stop)
@@ -238,9 +238,10 @@ def main():
             close()
             if pool:
                 pool.close()
-    if stop():
+    others = args.far.strategy == "multiworker" and text_runs.load_text_checkpoint(run_dir)[0]["place"]["epoch"] < args.epochs
+    if stop() or others:  # a signal to one learner stops all
         print(f"Stopped. Go on with: python scripts/run_text.py --resume={run_dir}")
-        return 128 + stop.signal
+        return 128 + (stop.signal or signal.SIGTERM)
     returns, texts = text_runs.returns_of(task, scores, cfg, games=args.games, seed=args.seed + 1)
     print(f"{args.task}, {cfg.method}: mean return {returns.mean():.2f} over {args.games} "
           f"({bert.sparsity(transformer):.0%} of the encoder's kernels zero). {text_runs.beside(task, texts)}")

@@ -123,6 +123,9 @@ def one_of_two(ports, index):
     team = distribute.make_team(strategy)
     assert (team.size, team.index) == (2, index)
     np.testing.assert_array_equal(team.total([2.0 ** 40 + index, 1]), [2.0 ** 41 + 1, 2])
+    distribute.check_same(team, "same", np.arange(3))
+    with unittest.TestCase().assertRaisesRegex(UsageError, "different settings"):
+        distribute.check_same(team, f"learner {index}")
     compare(strategy, slice(4 * index, 4 * index + 4))
     compare_texts(strategy)
     own = distribute.own_share(dataclasses.replace(SHARED_CFG, num_envs=6, replay_size=600, learning_starts=25), team)
@@ -231,7 +234,7 @@ class TestLearners(unittest.TestCase):
         self.assertEqual(len(one), 4)  # of eight environments
         self.assertFalse(np.array_equal(one, other))  # what they played is not the same
 
-    def test_texts_are_learned_as_by_one_and_gone_on_with(self):
+    def test_texts_are_learned_as_by_one_and_a_signal_to_one_stops_both(self):
         run, alone = self.tmp / "run", self.tmp / "alone"
         tiny = ["--layers=1", "--heads=2", "--width=16", "--episodes=16", "--new-items=64", "--epochs=1", "--games=25", "--threads=1",
                 "--max-grad-norm=100"]
@@ -244,9 +247,21 @@ class TestLearners(unittest.TestCase):
         for mine, theirs, whole in zip(one["weights"], other["weights"], single["weights"]):
             np.testing.assert_array_equal(mine, theirs)
             np.testing.assert_allclose(mine, whole, atol=1e-3)
-        self.finish(self.start(free_ports(2), tuple(f"--resume={each}" for each in own), "--epochs=2", script="run_text.py"))
+
+        learners = self.start(free_ports(2), tuple(f"--resume={each}" for each in own), "--epochs=100000", "--checkpoint-every=20",
+                              script="run_text.py")
+        begun, deadline = checkpoints(run)[-1], time.monotonic() + 600
+        while checkpoints(run)[-1] == begun:
+            self.assertIsNone(learners[0].poll(), "the first learner ended by itself")
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.1)
+        learners[0].send_signal(signal.SIGTERM)
+        for learner in learners:
+            output, _ = learner.communicate(timeout=300)
+            self.assertEqual(learner.returncode, 128 + signal.SIGTERM, output)
+            self.assertRegex(output.splitlines()[-1], "^Stopped. Go on with: .* --resume=")
+        self.assertEqual(*(checkpoints(each)[-1].name for each in own))
         one, other = (load_checkpoint(each)[0] for each in own)
-        self.assertEqual(one["place"]["epoch"], 2)
         for mine, theirs in zip(one["weights"], other["weights"]):
             np.testing.assert_array_equal(mine, theirs)
 

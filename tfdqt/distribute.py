@@ -1,13 +1,15 @@
 """Several devices or processes that learn as one, through tf.distribute: each takes its share of every batch.
 
-In one process the devices share everything but the batch. Several processes (`--strategy=multiworker`) each have environments, a replay
-buffer and checkpoints of their own; their gradients are added up, so their weights stay equal bit for bit.
+In one process the devices share everything but the batch. Several processes (`--strategy=multiworker`) each have checkpoints and a replay
+buffer of their own, and environments of their own or all the same texts; their gradients are added up, so their weights stay equal bit for
+bit.
 """
 
 import contextlib
 import dataclasses
 import socket
 import time
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -97,6 +99,15 @@ def make_team(strategy):
             return add_up(tf.constant(numbers, tf.float64)).numpy()
 
     return Team(size, strategy.cluster_resolver.task_id, total)
+
+
+def check_same(team, *things):
+    """Raise UsageError if a string or array here differs from another learner's."""
+    own = 0
+    for thing in things:
+        own = zlib.crc32(thing.encode() if isinstance(thing, str) else np.ascontiguousarray(thing).tobytes(), own)
+    if len(set(team.total(own * np.eye(team.size)[team.index]))) > 1:
+        raise UsageError("The learners were started with different settings; give each the same flags.")
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from tfdqt import losses
 from tfdqt.acting import Progress, ended_games, make_window, push, restore_place, restore_state, save_with, shown, snapshot
 from tfdqt.backend import keras, tf
 from tfdqt.config import DQNConfig, UsageError, check_dqn
-from tfdqt.distribute import ALONE, Team, make_add_up, make_team, own_seed, own_share, share_of, together
+from tfdqt.distribute import ALONE, Team, check_same, make_add_up, make_team, own_seed, own_share, share_of, together
 from tfdqt.envs import EnvFailure, env_info
 from tfdqt.networks import flatten_model, join, make_act, repeat, scales_of, set_weights, standardize, step_adam
 from tfdqt.policy import epsilon_at, epsilon_greedy
@@ -296,6 +296,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, strategy=None, log=None, save=N
     team = make_team(strategy)
     learner = make_learner(env_fn, q_fn, cfg, seed, team=team)
     info, networks, state, replay, window_length, needed, own, _ = learner
+    check_same(team, repr((cfg, seed)), networks.start)
     seed, per_iteration = own_seed(seed, team), cfg.chunk * cfg.num_envs
     add, act = make_add(replay), make_act(networks)
     count = round(cfg.updates_per_step * per_iteration)

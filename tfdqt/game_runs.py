@@ -5,6 +5,7 @@ Imports TensorFlow only when it trains, so `--help` is instant.
 
 import dataclasses
 import functools
+import signal
 import sys
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ from tfdqt.runs import (
     common_checkpoint,
     connect_actors,
     find_run,
+    freed_if_nothing_is_learned,
     given_flags,
     given_value,
     load_checkpoint,
@@ -65,7 +67,8 @@ class GameArgs:
     run_dir: str | None = None
     """Folder for settings, log and checkpoints; by default runs/NAME-SEED-TIME."""
     resume: str | None = None
-    """Folder of a run to go on with; its own settings hold, only --total-steps, --workers, --threads can be given."""
+    """Folder of a run to go on with; its own settings hold, but for --total-steps, --checkpoint-every, --workers, --threads and how a
+    DQN is spread (--actors, --ray-address, --broadcast-every, --strategy)."""
     checkpoint: str | None = None
     """With --resume: the checkpoint to go on from, by default the newest."""
     checkpoint_every: int = 50_000
@@ -115,7 +118,8 @@ def new_run(args, algorithm):
     run_dir = start_run(folder, version=tfdqt.__version__, algorithm=algorithm, name=args.name, seed=args.seed,
                         epochs=args.epochs, checkpoint_every=args.checkpoint_every, network=args.network,
                         **{algorithm: cfg}, **({"far": far} if hasattr(args, "far") else {}))
-    return run_dir, None, args, strategy_of(far_of(args), args.threads)
+    with freed_if_nothing_is_learned(run_dir):
+        return run_dir, None, args, strategy_of(far_of(args), args.threads)
 
 
 def old_run(args, flags, algorithm):
@@ -191,7 +195,7 @@ def train(args_class, algorithm, description):
     step = saved["progress"]["step"] if saved else None
     log, close = make_logger(run_dir, metrics._fields, cfg.total_steps, args.epochs, resume_step=step)
     save = make_saver(run_dir, args.checkpoint_every, resume_step=step or 0)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, freed_if_nothing_is_learned(run_dir):
         try:
             _, _, progress = learn(env_fn, network_fn, cfg, seed=args.seed, log=log, save=save, saved=saved, should_stop=stop, **play,
                                    **shared)
@@ -202,11 +206,12 @@ def train(args_class, algorithm, description):
                              f"mended (more of it: {run_dir / 'failure.txt'}).") from None
         finally:
             close()
-    done = "Done" if progress.step >= cfg.total_steps else "Stopped"
+    stopped = progress.step < cfg.total_steps  # of several learners a signal to one stops all
+    done = "Stopped" if stopped else "Done"
     print(f"{done} at step {progress.step}: {progress.games} games, mean return of the last {len(progress.recent)}: "
           f"{progress.mean_return():.1f}.")
-    if stop():
+    if stop() or stopped:
         print(f"Go on with: python scripts/run_{algorithm}.py --resume={run_dir}")
-        return 128 + stop.signal
+        return 128 + (stop.signal or signal.SIGTERM)
     print(f"Evaluate with: python scripts/evaluate.py {run_dir}")
     return 0

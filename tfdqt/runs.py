@@ -333,6 +333,17 @@ def own_folder(run_dir, far):
     return Path(run_dir, f"learner-{index}") if index else Path(run_dir)
 
 
+@contextlib.contextmanager
+def freed_if_nothing_is_learned(run_dir):
+    """If the block raises a UsageError before the run's first checkpoint, let the folder be used for a better try."""
+    try:
+        yield
+    except UsageError:
+        if not checkpoints(run_dir):
+            Path(run_dir, "config.json").unlink(missing_ok=True)
+        raise
+
+
 def strategy_of(far, threads):
     """The tf.distribute.Strategy that a FarConfig asks for, or None. Starts TensorFlow, with so many threads, if there is one."""
     if far.strategy == "none":

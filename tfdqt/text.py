@@ -15,7 +15,7 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.backend import tf
 from tfdqt.config import TextConfig, UsageError, check_text
-from tfdqt.distribute import make_add_up, make_team, share_of, together
+from tfdqt.distribute import check_same, make_add_up, make_team, share_of, together
 from tfdqt.reading import episodes
 from tfdqt.replay import Episode, Transition
 
@@ -101,13 +101,11 @@ def make_text_update(transformer, head, target_transformer, target_head, optimiz
         if not imitates:
             if cfg.method == "montecarlo":  # rewards are whole returns: nothing to bootstrap from
                 next_q, discounts = tf.zeros_like(rewards), tf.zeros_like(discounts)
-            else:
-                frozen, ahead, *_ = read_batch(target_transformer, batch)
-                next_q, frozen_q = target_head(ahead), target_head(frozen)
-            if cfg.method == "implicit":
-                next_q = tf.stop_gradient(head.value(behind))
+            elif cfg.method == "implicit":
+                next_q, frozen_q = tf.stop_gradient(head.value(behind)), target_head(read_batch(target_transformer, batch)[0])
                 extra = dict(value=head.value(now), frozen_q=frozen_q, expectile=cfg.expectile)
-            elif cfg.method == "q":
+            else:
+                next_q = target_head(read_batch(target_transformer, batch)[1])
                 extra = dict(next_q_online=tf.stop_gradient(head(behind)))
             loss, diagnostics = custom_loss(head(now), actions, rewards, next_q, 1.0 - discounts, gamma=cfg.gamma, mask=mask,
                                             delta=cfg.huber_delta, conservative=cfg.conservative, **extra)
@@ -200,7 +198,7 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
       device: "cpu", "gpu" or a name of TensorFlow's such as "/GPU:0"; not asked for with a strategy.
       cfg: TextConfig. reward_fn: text -> float, for strings. length: tokens a string is cut or padded to.
       strategy: a tf.distribute.Strategy on whose devices every batch is learned from together. Of a MultiWorkerMirroredStrategy
-        every process must be given the same data and networks.
+        every process must be given the same data, networks and settings.
       evaluate: called as evaluate() every `evaluate_every` updates and at the end -> mean return, for the log.
       log, save, saved, should_stop: as in `dqn.dqn`; a step is an update. The last evaluation is logged by log(Metrics, last=True).
 
@@ -211,11 +209,12 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, not {epochs}.")
     try:
-        place_of = tf.device(device if "/" in device else f"/{device.upper()}:0")
+        place_of = tf.device(device if "/" in device else f"/{device.upper()}:0") if strategy is None else contextlib.nullcontext()
     except ValueError:
         raise UsageError(f"There is no device {device}; give cpu, gpu, or a device's name in TensorFlow such as /GPU:0.") from None
     team = make_team(strategy)
-    with contextlib.nullcontext() if strategy else place_of:
+    check_same(team, repr((cfg, seed, epochs)), *_arrays(transformer), *_arrays(dq_learning_model))
+    with place_of:
         target_transformer, target_head = transformer.copy(), dq_learning_model.copy()
         update = make_text_update(transformer, dq_learning_model, target_transformer, target_head, optimizer, cfg, strategy)
         networks = (transformer, dq_learning_model, target_transformer, target_head)
@@ -243,7 +242,7 @@ def train_model(transformer, dq_learning_model, optimizer, epochs, tokenizer, da
                 replay_buffer.extend(items)
                 for _ in range(cfg.updates_per_batch):
                     with together(team.size):
-                        fresh = learn(tf.constant(place["step"], tf.int64))
+                        fresh = {name: value.numpy() for name, value in learn(tf.constant(place["step"], tf.int64)).items()}
                     transformer.prune_step()
                     place["step"] += 1
                     if evaluate and place["step"] % evaluate_every == 0:
