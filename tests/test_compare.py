@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_scripts import ROOT, refused, script
+from test_scripts import ROOT, script
 
 from tfdqt.config import NetworkConfig, load_config
 from tfdqt.envs import EnvInfo
@@ -56,7 +56,9 @@ class TestCompare(unittest.TestCase):
             self.assertEqual([row["kind"] for row in rows], list(compare.KINDS))
             self.assertEqual({load_config(path)["dqn"]["batch_size"] for path in Path(folder).glob("*/config.json")}, {16})
             self.assertGreater(Path(folder, "comparison.png").stat().st_size, 5_000)
-            refused(self, "another --also", "compare", *flags[:-1], "batch-size=32")
+            other = script("compare", *flags[:-1], "batch-size=32")
+            self.assertEqual(other.returncode, 2, other.stderr)
+            self.assertIn("another --also", other.stderr)
             again = script("compare", *flags, "--report-only")
             self.assertEqual(again.returncode, 0, again.stderr)
             self.assertEqual(again.stdout.splitlines()[-4:], done.stdout.splitlines()[-4:])
