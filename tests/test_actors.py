@@ -240,6 +240,26 @@ class TestFaults(WithRay):
         self.assertAlmostEqual(rows[-1].replay_ratio, cfg.updates_per_step, delta=0.02 * cfg.updates_per_step)
         self.assertEqual(int(state.updates), rows[-1].updates)
 
+    def test_a_run_outlives_rays_head_and_is_saved_when_its_node_goes(self):
+        run = self.tmp / "run"
+        process = start(*SMALL, f"--run-dir={run}", "--total-steps=1000000", "--checkpoint-every=2000")
+        wait_for(lambda: last_step(run) > 1_000, process)
+
+        def kill(part):
+            pid, = [child for child, (line, _) in processes_of(process.pid).items() if f"/{part} " in line]
+            os.kill(pid, signal.SIGKILL)
+            return last_step(run)
+
+        step = kill("gcs_server")
+        wait_for(lambda: last_step(run) > step + 5_000, process)
+        step = kill("raylet")
+        process.communicate(timeout=120)
+        self.assertNotEqual(process.returncode, 0)
+        saved = load_checkpoint(run)[0]["progress"]["step"]
+        self.assertGreaterEqual(saved, step - 2_000 - 64 * 2)
+        self.finish(start(f"--resume={run}", f"--total-steps={saved + 2_000}"))
+        self.assertGreaterEqual(last_step(run), saved + 2_000)
+
 
 if __name__ == "__main__":
     unittest.main()
