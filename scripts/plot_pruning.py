@@ -35,13 +35,15 @@ def main():
     for run in args.runs:
         find_run(run)
 
+    from tfdqt.backend import quiet
     from tfdqt.bert import dense_kernels, sparsity
     from tfdqt.plots import plot_pruning
     from tfdqt.text_runs import load_text_run, make_run_scores, returns_of
 
     rows = []
     for run in args.runs:
-        trained = load_text_run(run)
+        with quiet():  # TensorFlow takes many networks for one that is traced again and again
+            trained = load_text_run(run)
         cfg = trained.settings["text"]
         scores = make_run_scores(trained.task, trained.transformer, trained.head, cfg)
         returns, _ = returns_of(trained.task, scores, cfg, games=args.games, seed=args.seed)

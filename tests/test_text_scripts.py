@@ -59,6 +59,11 @@ class TestTextScripts(unittest.TestCase):
         self.assertLess(1.0, perplexity)
         self.assertLess(perplexity, 30.0)  # better than a uniform guess among the words it knows
 
+        done = script("plot_pruning", self.run_dir, "--games=4", f"--out={self.tmp / 'pruning.png'}")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertRegex(done.stdout, r"sparsity 0\.(2|19).* kernel_bytes \d+  gzip_bytes \d+\n")
+        self.assertGreater((self.tmp / "pruning.png").stat().st_size, 5_000)
+
         out, lite = self.tmp / "saved_model", self.tmp / "encoder.tflite"
         done = script("export", self.run_dir, out, f"--tflite={lite}")
         self.assertEqual(done.returncode, 0, done.stderr)
