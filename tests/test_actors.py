@@ -65,7 +65,7 @@ class TestUnevenReplay(tf.test.TestCase):
         again = make_sampler(other, 4)
         for mine, theirs in zip(self.sample(50, tf.constant([0, 1], tf.int64)), again(50, tf.constant([0, 1], tf.int64))):
             self.assertAllEqual(mine, theirs)
-        self.assertEqual(len(stored_obs(other)), 5 + 10 + 3)
+        self.assertEqual(len(stored_obs(other)[0]), 5 + 10 + 3)
 
     def test_the_ladder_of_epsilons(self):
         self.assertAllClose(epsilon_ladder(8)[[0, 7]], [0.4, 0.4 ** 8])

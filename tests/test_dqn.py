@@ -10,7 +10,7 @@ from tfdqt.acting import make_window, push, shown
 from tfdqt.backend import keras, tf
 from tfdqt.config import DQNConfig, NetworkConfig, UsageError
 from tfdqt.envs import EnvFailure, EnvInfo, env_info
-from tfdqt.networks import flatten_model, make_act
+from tfdqt.networks import features_shown, flatten_model, known_of, make_act
 from tfdqt.replay import Steps, make_add, make_replay, make_sampler, steps_spec
 from tfdqt.vec_envs import make_vec_env
 
@@ -228,6 +228,46 @@ class TestTraining(tf.test.TestCase):
         np.testing.assert_equal([tuple(row) for row in logs[0]], [tuple(row) for row in logs[1]])
         self.assertNotAllEqual(states[0].online, states[2].online)
 
+    def test_features_that_seldom_change_are_found_in_the_data(self):
+        # Within an episode the cell changes at every step but those against the wall, the number of the episode never.
+        class Numbered(Corridor):
+            observation_space = gymnasium.spaces.Box(0, 255, (2,), np.uint8)
+            episode = 0
+
+            def reset(self, **more):
+                self.episode += 1
+                return self.shown(super().reset(**more)[0]), {}
+
+            def step(self, action):
+                cell, *rest = super().step(action)
+                return self.shown(cell), *rest
+
+            def shown(self, cell):
+                return np.array([cell, self.episode % 256], np.uint8)
+
+        def run(least):
+            network = NetworkConfig(context=2, layers=1, heads=2, width=16, min_change=least)
+            state, networks, _ = dqn.dqn(Numbered, lambda info: gpt.build_q(info, network), dataclasses.replace(LEARN, total_steps=160),
+                                         workers=0)
+            return networks, networks.split(state.online)[1]
+
+        networks, (rate,) = run(0.1)
+        self.assertAllEqual(features_shown(networks.model), [0])
+        self.assertEqual(rate[1], 0)
+        self.assertBetween(float(rate[0]), 0.3, 0.7)
+        with self.assertRaisesRegex(UsageError, "lower --min-change"):
+            run(1.0)
+
+    def test_how_often_features_change_by_hand(self):
+        info = EnvInfo("Pair", (2,), "float32", (), 2)
+        networks = flatten_model(gpt.build_q(info, NetworkConfig(context=1, layers=1, heads=1, width=4, min_change=0.1)))
+        # Of three pairs of steps the second spans two episodes and does not count.
+        rate, = known_of(networks, np.array([[0, 0], [1, 0], [2, 5], [2, 5]], "float32"), np.array([True, False, True, False]))
+        self.assertAllEqual(rate, [0.5, 0])
+        self.assertAllEqual(features_shown(networks.model), [0])
+        rate, = known_of(networks, np.zeros((2, 2), "float32"), np.array([True, True]))
+        self.assertAllEqual(rate, [1, 1])  # nothing is known of them
+
     def test_resume_in_process_equals_an_unbroken_run(self):
         # Corridor offers no state of its own; with get_state and set_state it does.
         class Stateful(Corridor):
@@ -238,7 +278,7 @@ class TestTraining(tf.test.TestCase):
                 self.cell, self.steps = state["cell"], state["steps"]
 
         cfg = dataclasses.replace(LEARN, total_steps=640)
-        network = NetworkConfig(context=2, layers=1, heads=2, width=16, standardize=True)
+        network = NetworkConfig(context=2, layers=1, heads=2, width=16, standardize=True, min_change=0.1)
         kept = {}
 
         def save(step, make, last=False):

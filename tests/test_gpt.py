@@ -66,6 +66,7 @@ class Shapes(tf.test.TestCase):
     def test_all_settings(self):
         for info, settings in (
                 (BOX, {}), (BOX, dict(tokens="features")), (BOX, dict(standardize=True)), (BOX, dict(context=1)),
+                (RAM, dict(min_change=0.01)),
                 (BOX, dict(tokens="features", standardize=True, context=1)), (RAM, dict(ram_bits=True, prev_action=True)),
                 (RAM, dict(tokens="features", prev_action=True)), (RAM, dict(gru_gate=True, dueling=True, layers=2)),
                 (RAM, dict(ram_bits=True, standardize=True)), (PLACES, dict(dueling=True)), (PLACES, dict(tokens="features")),
@@ -237,6 +238,22 @@ class Parts(tf.test.TestCase):
         q = q_of(model, inputs)
         self.assertAllClose(q_of(model, second), q, rtol=0, atol=1e-5)
         self.assertGreater(np.abs(q_of(model, first) - q).max(), 1e-2)
+
+    def test_what_seldom_changes_is_not_seen(self):
+        for info, settings in ((BOX, {}), (RAM, dict(tokens="features")), (RAM, dict(ram_bits=True)), (RAM, dict(network="dense")),
+                               (PAIR, {}), (PAIR, dict(network="dense", standardize=True))):
+            with self.subTest(info=info.name, **settings):
+                model, cfg = build(info, min_change=0.1, **settings)
+                inputs = window(info, cfg.context)
+                obs = inputs["obs"]
+                obs[..., 0] = obs[..., 1] = 1
+                q, slow, fast = q_of(model, inputs), obs.copy(), obs.copy()
+                slow[..., 0], fast[..., 1] = 2, 2
+                self.assertGreater(np.abs(q_of(model, dict(inputs, obs=slow)) - q).max(), 1e-4)  # at first all is shown
+                model.get_layer("changing").rate.assign([0.09] + [0.1] * (obs.shape[-1] - 1))
+                q = q_of(model, inputs)
+                self.assertAllEqual(q_of(model, dict(inputs, obs=slow)), q)
+                self.assertGreater(np.abs(q_of(model, dict(inputs, obs=fast)) - q).max(), 1e-4)
 
     def test_standardize_by_hand(self):
         layer = gpt.Standardize()

@@ -89,15 +89,18 @@ class Contents(tf.test.TestCase):
             self.assertEqual(steps_stored(filled.replay), ROWS * (filled.seen - begin))
             # The same rows, in the order in which they lie in memory.
             arrays = replay_arrays(filled.replay)
-            order = np.argsort(stored_obs(filled.replay).reshape(ROWS, -1, 2)[..., 1], axis=1)
+            order = np.argsort(stored_obs(filled.replay)[0].reshape(ROWS, -1, 2)[..., 1], axis=1)
             for saved, field in zip(arrays.values(), gathered):
                 order_of_field = order.reshape(order.shape + (1,) * (saved.ndim - 2))
                 self.assertAllEqual(np.take_along_axis(saved, order_of_field, axis=1), field)
 
     def test_stored_obs(self):
         filled = Filled().fill(3)
-        self.assertAllEqual(stored_obs(filled.replay), [[row, time] for row in range(ROWS) for time in range(3)])
-        self.assertEqual(stored_obs(filled.fill(27).replay).shape, (ROWS * LENGTH, 2))
+        obs, first = stored_obs(filled.replay)
+        self.assertAllEqual(obs, [[row, time] for row in range(ROWS) for time in range(3)])
+        self.assertAllEqual(first, [time == 0 or (time + row) % 4 == 0 for row in range(ROWS) for time in range(3)])
+        obs, first = stored_obs(filled.fill(27).replay)
+        self.assertEqual((obs.shape, first.shape), ((ROWS * LENGTH, 2), (ROWS * LENGTH,)))
 
     def test_rest_of_the_division_is_dropped(self):
         replay = make_replay(steps_spec(INFO), 3, 32)

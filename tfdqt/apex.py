@@ -15,7 +15,7 @@ import numpy as np
 from tfdqt.acting import Progress, learned, restore_progress
 from tfdqt.backend import tf
 from tfdqt.config import FarConfig, UsageError, check_far
-from tfdqt.dqn import NOTHING, Metrics, make_learn, make_learner, make_update, resume_learner, scaled
+from tfdqt.dqn import NOTHING, Metrics, informed, make_learn, make_learner, make_update, resume_learner
 from tfdqt.envs import EnvFailure
 from tfdqt.networks import set_weights
 from tfdqt.policy import epsilon_at
@@ -114,7 +114,7 @@ def apex(env_fn, q_fn, cfg, *, make_pool, actors, broadcast_every=64, seed=0, st
                 if began is None and steps_stored(replay) >= learner.needed:
                     began, started, waited = progress.step, time.monotonic(), 0.0
                 while began is not None and updates + count <= cfg.updates_per_step * (progress.step - began):
-                    state, fresh = learn(scaled(learner, state))
+                    state, fresh = learn(informed(learner, state))
                     diagnostics, updates = {name: float(value) for name, value in fresh.items()}, updates + count
                 if log:
                     alive, replaced = pool.census()

@@ -17,7 +17,7 @@ from tfdqt.backend import keras, tf
 from tfdqt.config import DQNConfig, UsageError, check_dqn
 from tfdqt.distribute import ALONE, Team, check_same, make_add_up, make_team, own_seed, own_share, share_of, together
 from tfdqt.envs import EnvFailure, env_info
-from tfdqt.networks import flatten_model, join, make_act, repeat, scales_of, set_weights, standardize, step_adam
+from tfdqt.networks import flatten_model, join, known_of, make_act, repeat, set_weights, step_adam, with_known
 from tfdqt.policy import epsilon_at, epsilon_greedy
 from tfdqt.replay import (
     Steps,
@@ -262,15 +262,15 @@ def resume_learner(learner, saved):
     return learner._replace(state=state)
 
 
-def scaled(learner, state):
-    """The state, before the first update with the scales of what the replay buffer holds, if the network has use for them."""
+def informed(learner, state):
+    """The state, before the first update with what the replay buffer tells of the data, if the network has use for it."""
     if int(state.updates) or not learner.networks.model.non_trainable_variables:
         return state
-    scales = scales_of(learner.networks, stored_obs(learner.replay))
+    known = known_of(learner.networks, *stored_obs(learner.replay))
     if learner.team.size > 1:  # each has seen other steps
-        mean, deviation = learner.team.total(scales) / learner.team.size
-        scales = [mean.astype("float32"), deviation.astype("float32")]
-    return state._replace(**{name: standardize(learner.networks, getattr(state, name), scales) for name in ("online", "target", "acting")})
+        mean = (learner.team.total(np.concatenate(known)) / learner.team.size).astype("float32")
+        known = np.split(mean, np.cumsum([len(part) for part in known])[:-1])
+    return state._replace(**{name: with_known(learner.networks, getattr(state, name), known) for name in ("online", "target", "acting")})
 
 
 def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, strategy=None, log=None, save=None, saved=None, should_stop=None):
@@ -320,7 +320,7 @@ def dqn(env_fn, q_fn, cfg, *, seed=0, workers=1, strategy=None, log=None, save=N
                 chunk = pool.submit(collect, state.acting, progress.step, window, rng)
                 if steps_stored(replay) >= needed:
                     with together(team.size):
-                        state, fresh = learn(scaled(learner, state))
+                        state, fresh = learn(informed(learner, state))
                         diagnostics = {name: float(value) for name, value in fresh.items()}
                 try:
                     steps, games = chunk.result()

@@ -169,6 +169,7 @@ def train(args_class, algorithm, description):
 
     from tfdqt import dqn, gpt, ppo
     from tfdqt.envs import EnvFailure, make_env
+    from tfdqt.networks import features_shown
 
     learn, build, metrics = dict(dqn=(dqn.dqn, gpt.build_q, dqn.Metrics), ppo=(ppo.ppo, gpt.build_pi_v, ppo.Metrics))[algorithm]
     env_fn, far, play = functools.partial(make_env, args.name), far_of(args), dict(workers=args.workers)
@@ -197,8 +198,8 @@ def train(args_class, algorithm, description):
     save = make_saver(run_dir, args.checkpoint_every, resume_step=step or 0)
     with stop_on_signals() as stop, freed_if_nothing_is_learned(run_dir):
         try:
-            _, _, progress = learn(env_fn, network_fn, cfg, seed=args.seed, log=log, save=save, saved=saved, should_stop=stop, **play,
-                                   **shared)
+            _, networks, progress = learn(env_fn, network_fn, cfg, seed=args.seed, log=log, save=save, saved=saved, should_stop=stop,
+                                          **play, **shared)
         except EnvFailure as error:
             first, _, trace = str(error).partition("\n")
             Path(run_dir, "failure.txt").write_text(str(error), encoding="utf-8")
@@ -210,6 +211,10 @@ def train(args_class, algorithm, description):
     done = "Stopped" if stopped else "Done"
     print(f"{done} at step {progress.step}: {progress.games} games, mean return of the last {len(progress.recent)}: "
           f"{progress.mean_return():.1f}.")
+    shown = features_shown(networks.model)
+    if shown is not None:
+        print(f"{len(shown)} features changed in at least {args.network.min_change:g} of the first steps and were shown: "
+              f"{', '.join(map(str, shown))}.")
     if stop() or stopped:
         print(f"Go on with: python scripts/run_{algorithm}.py --resume={run_dir}")
         return 128 + (stop.signal or signal.SIGTERM)

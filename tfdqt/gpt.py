@@ -87,6 +87,20 @@ def block(x, visible, cfg, *, name):
     return residual(x, y, name=f"{name}_gate2", gate=cfg.gru_gate)
 
 
+class Changing(layers.Layer):
+    """Features that change in less than `least` of the steps read 0. Their `rate` is set once, from data; before that it is 1."""
+
+    def __init__(self, least, **kwargs):
+        super().__init__(**kwargs)
+        self.least = least
+
+    def build(self, shape):
+        self.rate = self.add_weight(shape=shape[-1:], initializer="ones", trainable=False, name="rate")
+
+    def call(self, x):
+        return ops.where(self.rate >= self.least, x, ops.zeros_like(x))
+
+
 class Standardize(layers.Layer):
     """(x - mean) / scale, clipped to +-5. `mean` and `scale` are set once, from data; before that they are 0 and 1."""
 
@@ -185,9 +199,14 @@ def window_inputs(info, cfg):
     return inputs
 
 
+def seen(inputs, cfg):
+    """The named inputs with only those features of an observation that change often enough."""
+    return dict(inputs, obs=Changing(cfg.min_change, name="changing")(inputs["obs"])) if cfg.min_change else inputs
+
+
 def gpt_body(inputs, info, cfg, depth=None):
     """The decoder without a head: the named inputs -> [B, C, D], what it makes of every step; of its first `depth` blocks if given."""
-    x, visible = (step_tokens if cfg.tokens == "steps" else feature_tokens)(inputs, info, cfg)
+    x, visible = (step_tokens if cfg.tokens == "steps" else feature_tokens)(seen(inputs, cfg), info, cfg)
     for layer in range(cfg.layers if depth is None else depth):
         x = block(x, visible, cfg, name=f"block{layer}")
     if cfg.tokens == "features":  # the last feature of a step has seen the whole step
@@ -201,7 +220,7 @@ def dense_body(inputs, info, cfg):
     Steps before the episode's start are zeros.
     """
     visible = same_episode(inputs["first"])[:, -1, :, None]  # [B, C, 1]
-    steps = [scaled(inputs["obs"], info, cfg)]
+    steps = [scaled(seen(inputs, cfg)["obs"], info, cfg)]
     if cfg.prev_action:
         steps.append(ops.one_hot(inputs["prev_action"], info.num_actions))
     x = ops.concatenate(steps, axis=-1) * visible

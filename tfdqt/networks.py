@@ -7,6 +7,7 @@ import numpy as np
 
 from tfdqt import losses
 from tfdqt.backend import keras, tf
+from tfdqt.config import UsageError
 
 
 class Networks(NamedTuple):
@@ -50,18 +51,39 @@ def join(networks, trained, fixed=None):
     return tf.concat([tf.reshape(part, [-1]) for part in (*trained, *fixed)], 0)
 
 
-def scales_of(networks, obs):
-    """What the network's Standardize layers are to know of the data, from obs [M, ...]: the fixed weights, as `join` takes them."""
+def known_of(networks, obs, first):
+    """What the network's Changing and Standardize layers are to know of the data: the fixed weights, as `join` takes them.
+
+    obs [M, ...] and first [M], True where an episode starts, are steps in their order. Raises UsageError if no feature changes often
+    enough to be shown.
+    """
     model = networks.model
-    numbers = keras.Model(model.input["obs"], model.get_layer("standardize").input)
-    obs = obs[:len(obs) // networks.context * networks.context].reshape(-1, *model.input["obs"].shape[1:])
-    x = numbers(obs).numpy().reshape(-1, numbers.output.shape[-1])
-    return [x.mean(axis=0), np.maximum(x.std(axis=0), 0.1)]
+    layers = {layer.name: layer for layer in model.layers}
+    if "changing" in layers:
+        changes = (obs[1:] != obs[:-1])[~first[1:]]
+        rate, least = changes.mean(axis=0) if len(changes) else np.ones(obs.shape[1:]), layers["changing"].least
+        if rate.max() < least:
+            raise UsageError(f"No feature of the observation changes in {least:g} of the steps (at most {rate.max():.2g}); lower "
+                             "--min-change.")
+        layers["changing"].rate.assign(rate)
+    if "standardize" in layers:
+        numbers = keras.Model(model.input["obs"], layers["standardize"].input)
+        obs = obs[:len(obs) // networks.context * networks.context].reshape(-1, *model.input["obs"].shape[1:])
+        x = numbers(obs).numpy().reshape(-1, numbers.output.shape[-1])
+        layers["standardize"].mean.assign(x.mean(axis=0))
+        layers["standardize"].scale.assign(np.maximum(x.std(axis=0), 0.1))
+    return [variable.numpy() for variable in model.non_trainable_variables]
 
 
-def standardize(networks, weights, scales):
-    """The weights [W] with `scales` in place of their fixed ones."""
-    return join(networks, networks.split(weights)[0], scales)
+def with_known(networks, weights, known):
+    """The weights [W] with `known` in place of their fixed ones."""
+    return join(networks, networks.split(weights)[0], known)
+
+
+def features_shown(model):
+    """Which features of an observation a trained network sees: their numbers, or None if all."""
+    layers = [layer for layer in model.layers if layer.name == "changing"]
+    return np.flatnonzero(layers[0].rate.numpy() >= layers[0].least) if layers else None
 
 
 def set_weights(networks, weights):

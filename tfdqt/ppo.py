@@ -15,7 +15,7 @@ from tfdqt.acting import Progress, Window, ended_games, make_window, push, resto
 from tfdqt.backend import keras, tf
 from tfdqt.config import check_ppo
 from tfdqt.envs import EnvFailure, env_info
-from tfdqt.networks import flatten_model, join, repeat, scales_of, set_weights, standardize, step_adam
+from tfdqt.networks import flatten_model, join, known_of, repeat, set_weights, step_adam, with_known
 from tfdqt.vec_envs import make_vec_env
 
 
@@ -221,8 +221,10 @@ def ppo(env_fn, pi_v_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=N
                 raise
             if networks.model.non_trainable_variables and progress.step == 0:
                 # What was acted on before the data were known is not learned from: the ratios would not start at 1.
-                scales = scales_of(networks, roll.stream.obs.reshape(-1, *info.obs_shape))
-                state = state._replace(weights=standardize(networks, state.weights, scales))
+                first = roll.stream.first.astype(bool)
+                first[:, 0] = True
+                known = known_of(networks, roll.stream.obs.reshape(-1, *info.obs_shape), first.reshape(-1))
+                state = state._replace(weights=with_known(networks, state.weights, known))
             else:
                 order = np.concatenate([rng.permutation(size) for _ in range(cfg.update_epochs)]).reshape(-1, cfg.batch_size)
                 state, found = learn(state, tf.nest.map_structure(tf.constant, roll), tf.constant(order, tf.int32))

@@ -136,9 +136,11 @@ def steps_stored(replay):
 
 
 def stored_obs(replay):
-    """All observations now in the buffer, stream by stream: numpy [M, ...]."""
-    obs = _by_row(replay, replay.table.variables()[0].numpy())  # obs is the first field of Steps
-    return np.concatenate([row[:filled] for row, filled in zip(obs, _filled(replay))])
+    """All observations now in the buffer, stream by stream, and whether each starts an episode or a stream: numpy [M, ...], [M]."""
+    fields = Steps(*(_by_row(replay, variable.numpy()) for variable in replay.table.variables()))
+    first = fields.first.copy()
+    first[:, 0] = True
+    return tuple(np.concatenate([row[:filled] for row, filled in zip(field, _filled(replay))]) for field in (fields.obs, first))
 
 
 def replay_arrays(replay):
