@@ -10,7 +10,7 @@ from tfdqt.acting import make_window, push, shown
 from tfdqt.backend import keras, tf
 from tfdqt.config import DQNConfig, NetworkConfig, UsageError
 from tfdqt.envs import EnvFailure, EnvInfo, env_info
-from tfdqt.networks import features_shown, flatten_model, known_of, make_act
+from tfdqt.networks import change_rates, features_shown, flatten_model, known_of, make_act
 from tfdqt.replay import Steps, make_add, make_replay, make_sampler, steps_spec
 from tfdqt.vec_envs import make_vec_env
 
@@ -251,22 +251,24 @@ class TestTraining(tf.test.TestCase):
                                          workers=0)
             return networks, networks.split(state.online)[1]
 
-        networks, (rate,) = run(0.1)
+        networks, (rate,) = run(0.001)
         self.assertAllEqual(features_shown(networks.model), [0])
         self.assertEqual(rate[1], 0)
-        self.assertBetween(float(rate[0]), 0.3, 0.7)
+        self.assertBetween(256 * float(rate[0]), 0.3, 0.7)
         with self.assertRaisesRegex(UsageError, "lower --min-change"):
             run(1.0)
 
     def test_how_often_features_change_by_hand(self):
         info = EnvInfo("Pair", (2,), "float32", (), 2)
         networks = flatten_model(gpt.build_q(info, NetworkConfig(context=1, layers=1, heads=1, width=4, min_change=0.1)))
-        # Of three pairs of steps the second spans two episodes and does not count.
-        rate, = known_of(networks, np.array([[0, 0], [1, 0], [2, 5], [2, 5]], "float32"), np.array([True, False, True, False]))
-        self.assertAllEqual(rate, [0.5, 0])
+        # Of three pairs of steps the second spans two episodes and does not count. The first feature has a range of 4.
+        obs, first = np.array([[4, 0], [1, 0], [2, 5], [0, 5]], "float32"), np.array([True, False, True, False])
+        rate, = known_of(networks, obs, first)
+        self.assertAllEqual(rate, [(3 + 2) / 2 / 4, 0])
         self.assertAllEqual(features_shown(networks.model), [0])
-        rate, = known_of(networks, np.zeros((2, 2), "float32"), np.array([True, True]))
-        self.assertAllEqual(rate, [1, 1])  # nothing is known of them
+        self.assertAllEqual(change_rates(obs.astype("uint8"), first), [(3 + 2) / 2 / 256, 0])
+        self.assertAllEqual(change_rates(obs.astype("int32"), first), [1, 0])
+        self.assertAllEqual(change_rates(obs, np.ones(4, bool)), [1, 1])  # nothing is known of them
 
     def test_resume_in_process_equals_an_unbroken_run(self):
         # Corridor offers no state of its own; with get_state and set_state it does.

@@ -25,8 +25,8 @@ class NetworkConfig:
     ram_bits: bool = False
     """Whether a byte observation (Atari RAM) enters as its 8 bits beside its scaled value."""
     min_change: float = 0.0
-    """Features that change in less than this part of the steps seen before learning starts read 0 (0: all are shown). What seldom
-    changes tells one game from another, and a network learns its data by heart from it."""
+    """Features that change by less than this part of their range a step, on average over what is seen before learning starts, read 0
+    (0: all are shown). What hardly changes tells one game from another, and a network learns its data by heart from it."""
     standardize: bool = False
     """Whether each number of an observation is centred and scaled by the data seen before learning starts."""
     dueling: bool = False
@@ -234,7 +234,7 @@ DQN = {  # by the kind of environment
                  n_step=3, advantage_learning=0.9, learning_starts=1_000, replay_size=200_000, epsilon_fraction=0.1, target_tau=0.01,
                  acting_tau=0.005)),
     "atari": dict(
-        network=dict(context=4, layers=2, heads=4, width=64, quantiles=16, dueling=True, min_change=0.01),
+        network=dict(context=4, layers=2, heads=4, width=64, quantiles=16, dueling=True, min_change=0.001),
         cfg=dict(total_steps=1_000_000, num_envs=16, chunk=4, updates_per_step=0.25, batch_size=32, learning_rate=3e-4,
                  final_learning_rate=1e-5, learning_starts=5_000, replay_size=1_000_000, epsilon_fraction=0.02,
                  life_loss_ends=True, advantage_learning=0.9, target_tau=0.05, acting_tau=0.005)),
@@ -244,7 +244,7 @@ PPO = {
     "cartpole": dict(network=CARTPOLE,
                      cfg=dict(total_steps=99_840, rollout_steps=32, update_epochs=20, gamma=0.98, gae_lambda=0.8, learning_rate=1e-3,
                               final_clip=0.0)),
-    "atari": dict(network=dict(context=4, layers=2, heads=4, width=64, min_change=0.01),
+    "atari": dict(network=dict(context=4, layers=2, heads=4, width=64, min_change=0.001),
                   cfg=dict(total_steps=1_000_000, num_envs=16, clip=0.1, final_clip=0.0, entropy_weight=0.01, learning_rate=5e-4,
                            life_loss_ends=True)),
     "other": dict(network={}, cfg={}),

@@ -213,7 +213,7 @@ def train(args_class, algorithm, description):
           f"{progress.mean_return():.1f}.")
     shown = features_shown(networks.model)
     if shown is not None:
-        print(f"{len(shown)} features changed in at least {args.network.min_change:g} of the first steps and were shown: "
+        print(f"{len(shown)} features changed by {args.network.min_change:g} of their range a step or more and were shown: "
               f"{', '.join(map(str, shown))}.")
     if stop() or stopped:
         print(f"Go on with: python scripts/run_{algorithm}.py --resume={run_dir}")

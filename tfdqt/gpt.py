@@ -88,7 +88,7 @@ def block(x, visible, cfg, *, name):
 
 
 class Changing(layers.Layer):
-    """Features that change in less than `least` of the steps read 0. Their `rate` is set once, from data; before that it is 1."""
+    """Features that change by less than `least` a step read 0. Their `rate` of change is set once, from data; before that it is 1."""
 
     def __init__(self, least, **kwargs):
         super().__init__(**kwargs)

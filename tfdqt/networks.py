@@ -51,6 +51,20 @@ def join(networks, trained, fixed=None):
     return tf.concat([tf.reshape(part, [-1]) for part in (*trained, *fixed)], 0)
 
 
+def change_rates(obs, first):
+    """By which part of its range each feature changes a step, on average within episodes: obs [M, F], first [M] -> [F].
+
+    The range of a byte is 256, of a category (int32) 1 whichever it becomes, of other numbers that from the least to the greatest in `obs`.
+    """
+    before, after = obs[:-1][~first[1:]], obs[1:][~first[1:]]
+    if not len(after):
+        return np.ones(obs.shape[1])  # nothing is known
+    if obs.dtype == np.int32:
+        return (before != after).mean(axis=0)
+    span = 256.0 if obs.dtype == np.uint8 else np.maximum(np.ptp(obs, axis=0), 1e-12)
+    return np.abs(after.astype("float64") - before).mean(axis=0) / span
+
+
 def known_of(networks, obs, first):
     """What the network's Changing and Standardize layers are to know of the data: the fixed weights, as `join` takes them.
 
@@ -60,11 +74,10 @@ def known_of(networks, obs, first):
     model = networks.model
     layers = {layer.name: layer for layer in model.layers}
     if "changing" in layers:
-        changes = (obs[1:] != obs[:-1])[~first[1:]]
-        rate, least = changes.mean(axis=0) if len(changes) else np.ones(obs.shape[1:]), layers["changing"].least
+        rate, least = change_rates(obs, first), layers["changing"].least
         if rate.max() < least:
-            raise UsageError(f"No feature of the observation changes in {least:g} of the steps (at most {rate.max():.2g}); lower "
-                             "--min-change.")
+            raise UsageError(f"No feature of the observation changes by {least:g} of its range a step, on average ({rate.max():.2g} at "
+                             "most); lower --min-change.")
         layers["changing"].rate.assign(rate)
     if "standardize" in layers:
         numbers = keras.Model(model.input["obs"], layers["standardize"].input)
