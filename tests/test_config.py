@@ -122,6 +122,7 @@ class Checks(unittest.TestCase):
     def test_networks_that_cannot_be_built(self):
         for fault, flag in ((dict(context=0), "--context"), (dict(width=10, heads=4), "--width"), (dict(heads=0), "--heads"),
                             (dict(layers=0), "--layers"), (dict(quantiles=-1), "--quantiles"), (dict(width=-4), "--width"),
+                            (dict(min_change=-0.1), "--min-change"), (dict(min_change=2.0), "--min-change"),
                             (dict(network="dense", hidden=()), "--hidden"), (dict(network="dense", hidden=(8, 0)), "--hidden")):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 check_network(NetworkConfig(**fault))
