@@ -6,10 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from tfdqt.config import UsageError, load_config
+from tfdqt.config import DQNConfig, FarConfig, NetworkConfig, PPOConfig, TextConfig, TextNetworkConfig, UsageError, load_config
 from tfdqt.runs import find_run, read_log, run_main
 
 ALIKE = ("seed", "checkpoint_every", "epochs")  # runs may differ in these and be of one kind
+PARTS = dict(dqn=dict(network=NetworkConfig, dqn=DQNConfig, far=FarConfig), ppo=dict(network=NetworkConfig, ppo=PPOConfig),
+             text=dict(network=TextNetworkConfig, text=TextConfig, far=FarConfig))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Args:
     """Heading; by default the environments' names."""
     level: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LABEL=HEIGHT ...")] = ()
     """Dashed lines to compare with."""
+
+
+def complete(plain):
+    """A run's settings, with fields that came after it set as they are by default."""
+    return {**plain, **{part: {**dataclasses.asdict(cls()), **plain.get(part, {})} for part, cls in PARTS[plain["algorithm"]].items()}}
 
 
 def name_of(settings):
@@ -50,7 +57,7 @@ def main():
     args = tyro.cli(Args, description=__doc__)
     if not args.runs:
         raise UsageError("Name one or more folders of runs.")
-    settings = {run: load_config(find_run(run) / "config.json") for run in args.runs}
+    settings = {run: complete(load_config(find_run(run) / "config.json")) for run in args.runs}
     kinds = collections.defaultdict(list)
     for run in args.runs:
         kinds[repr({key: value for key, value in settings[run].items() if key not in ALIKE})].append(run)

@@ -78,6 +78,12 @@ class Names(unittest.TestCase):
         self.assertEqual(plot.differences(short, [short, long]), ", total_steps=10")
         self.assertEqual(plot.differences(long, [long]), "")
 
+    def test_settings_that_came_later_are_as_by_default(self):
+        old = dict(algorithm="dqn", name="Pong", seed=0, network=dict(network="gpt"), dqn=dict(total_steps=10))
+        new = plot.complete(dict(old, network=dict(network="gpt", width=8), far=dict(actors=2)))
+        self.assertEqual(plot.differences(new, [plot.complete(old), new]), ", width=8, actors=2")
+        self.assertEqual(plot.complete(new), new)
+
 
 if __name__ == "__main__":
     unittest.main()
