@@ -211,12 +211,12 @@ def train(args_class, algorithm, description):
     done = "Stopped" if stopped else "Done"
     print(f"{done} at step {progress.step}: {progress.games} games, mean return of the last {len(progress.recent)}: "
           f"{progress.mean_return():.1f}.")
+    if stop() or stopped:
+        print(f"Go on with: python scripts/run_{algorithm}.py --resume={run_dir}")
+        return 128 + (stop.signal or signal.SIGTERM)
     shown = features_shown(networks.model)
     if shown is not None:
         print(f"{len(shown)} features changed by {args.network.min_change:g} of their range a step or more and were shown: "
               f"{', '.join(map(str, shown))}.")
-    if stop() or stopped:
-        print(f"Go on with: python scripts/run_{algorithm}.py --resume={run_dir}")
-        return 128 + (stop.signal or signal.SIGTERM)
     print(f"Evaluate with: python scripts/evaluate.py {run_dir}")
     return 0
