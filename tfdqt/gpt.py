@@ -97,8 +97,12 @@ class Changing(layers.Layer):
     def build(self, shape):
         self.rate = self.add_weight(shape=shape[-1:], initializer="ones", trainable=False, name="rate")
 
+    @property
+    def shown(self):
+        return self.rate >= self.least
+
     def call(self, x):
-        return ops.where(self.rate >= self.least, x, ops.zeros_like(x))
+        return ops.where(self.shown, x, ops.zeros_like(x))
 
 
 class Standardize(layers.Layer):

@@ -96,7 +96,7 @@ def with_known(networks, weights, known):
 def features_shown(model):
     """Which features of an observation a trained network sees: their numbers, or None if all."""
     layers = [layer for layer in model.layers if layer.name == "changing"]
-    return np.flatnonzero(layers[0].rate.numpy() >= layers[0].least) if layers else None
+    return np.flatnonzero(layers[0].shown) if layers else None
 
 
 def set_weights(networks, weights):

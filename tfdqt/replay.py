@@ -137,10 +137,10 @@ def steps_stored(replay):
 
 def stored_obs(replay):
     """All observations now in the buffer, stream by stream, and whether each starts an episode or a stream: numpy [M, ...], [M]."""
-    fields = Steps(*(_by_row(replay, variable.numpy()) for variable in replay.table.variables()))
-    first = fields.first.copy()
+    kept = Steps(*replay.table.variables())
+    obs, first = _by_row(replay, kept.obs.numpy()), _by_row(replay, kept.first.numpy())
     first[:, 0] = True
-    return tuple(np.concatenate([row[:filled] for row, filled in zip(field, _filled(replay))]) for field in (fields.obs, first))
+    return tuple(np.concatenate([row[:filled] for row, filled in zip(field, _filled(replay))]) for field in (obs, first))
 
 
 def replay_arrays(replay):
