@@ -1,11 +1,11 @@
 """Transformer against dense networks of equal size: python scripts/compare.py --out=runs/compare
 
 Every environment is learned by a GPT, by a dense network that sees the same history, and by a dense network that sees only the
-present step, each at several sizes in weights. The learning rate of each is chosen among --rates by the return after training of
---tuning-seeds runs whose seeds are not compared. The runs are those of run_dqn.py, in folders under --out; what is there already
-is not run again, so that the command can be stopped and given again. Then the report: for each, the interquartile mean over seeds
-of the mean return of --episodes games after training, the same of the mean return while it trained (sample efficiency), with 95%
-bootstrap confidence intervals, and seconds of wall clock.
+present step, each at several sizes in weights (those on features that --min-change hides are not counted). The learning rate of
+each is chosen among --rates by the return after training of --tuning-seeds runs whose seeds are not compared. The runs are those
+of run_dqn.py, in folders under --out; what is there already is not run again, so that the command can be stopped and given again.
+Then the report: for each, the interquartile mean over seeds of the mean return of --episodes games after training, the same of the
+mean return while it trained (sample efficiency), with 95% bootstrap confidence intervals, and seconds of wall clock.
 """
 
 import csv
@@ -66,8 +66,25 @@ class Cell(dict):
         return f"{self['env']}-{self['kind']}-{self['size']}"
 
 
+def features_that_change(env, info, least, steps=5_000):
+    """How many features of an observation change by `least` of their range a step or more, in random play: those a network is shown."""
+    from tfdqt.networks import change_rates
+
+    env.action_space.seed(0)
+    obs, first = np.zeros((steps, *info.obs_shape), info.obs_dtype), np.zeros(steps, bool)
+    over = True
+    for i in range(steps):
+        first[i] = over
+        if over:
+            obs[i], over = env.reset(seed=None if i else 0)[0], False
+        else:
+            obs[i], _, terminated, truncated, _ = env.step(env.action_space.sample())
+            over = terminated or truncated
+    return int((change_rates(obs, first) >= least).sum())
+
+
 def count_weights(info, network):
-    """Weights of a Q-network."""
+    """Weights of a Q-network that sees all of what `info` describes."""
     from tfdqt import gpt
 
     return gpt.build_q(info, network).count_params()
@@ -103,9 +120,12 @@ def make_cells(args):
     for name in args.envs:
         env = make_env(name)
         info = env_info(env, name)
-        env.close()
         base, cfg = default_config(name)
         base = dataclasses.replace(base, quantiles=0, dueling=False)
+        if base.min_change:  # weights on features that read 0 do nothing and are not counted
+            info = info._replace(obs_shape=(features_that_change(env, info, base.min_change),))
+            print(f"{name}: {info.obs_shape[0]} features change enough to be shown; only their weights are counted.")
+        env.close()
         for size, kind in itertools.product(args.sizes, KINDS):
             network, weights = match(info, base, kind, size)
             flags = [f"--{key.replace('_', '-')}={getattr(network, key)}" for key in ("network", "context", "layers", "width", "quantiles")]

@@ -11,7 +11,7 @@ import pytest
 from test_scripts import ROOT, script
 
 from tfdqt.config import NetworkConfig, load_config
-from tfdqt.envs import EnvInfo
+from tfdqt.envs import EnvInfo, env_info, make_env
 from tfdqt.stats import confidence, interquartile_mean
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -28,6 +28,18 @@ class TestCompare(unittest.TestCase):
                 self.assertAlmostEqual(weights / 25_000, 1, delta=0.1)
                 self.assertEqual(network.context, 1 if kind == "dense" else 4)
                 self.assertEqual(network.network, "gpt" if kind == "gpt" else "dense")
+
+    def test_weights_on_hidden_features_are_not_counted(self):
+        args = compare.Args(envs=("Breakout-ram-v0",), sizes=(25_000,))
+        env = make_env("Breakout-ram-v0")
+        shown = compare.features_that_change(env, env_info(env, "Breakout-ram-v0"), 0.001)
+        env.close()
+        self.assertTrue(10 < shown < 30, shown)
+        cells = compare.make_cells(args)
+        for cell in cells:
+            self.assertAlmostEqual(cell["weights"] / 25_000, 1, delta=0.1)
+        hidden = [int(cell["flags"][-1]) for cell in cells if cell["kind"] == "dense-history"]
+        self.assertGreater(min(hidden), 100)  # 44 if weights on all 128 bytes of four steps were counted
 
     def test_the_middle_half_and_how_sure_it_is(self):
         self.assertEqual(interquartile_mean([1, 2, 3, 4, 1_000, -1_000, 2.5, 2.5]), np.mean([2, 2.5, 2.5, 3]))

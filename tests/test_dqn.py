@@ -80,6 +80,34 @@ class TestQLearning(tf.test.TestCase):
         self.assertAllClose(self.loss(steps, cfg=cfg, target_slopes=(0.04, 0.03)), 0.5 * (9.0 ** 2 + (2.0 - 0.5 * 0.2 - 40.0) ** 2) / 2)
         self.assertAllClose(self.loss(steps, cfg=cfg), 0.5 * (9.0 ** 2 + (2.0 - 0.5 - 40.0) ** 2) / 2)
 
+    def test_slips_lower_the_value_of_the_state_ahead(self):
+        # As in the first test, but where the return goes on the target network's gap, s at action 1, costs 0.1 * s / 2:
+        # step 0: 1 + 1 + 0.25*(90 - 1.5) = 24.125; step 1: 2 + 1.5 + 0.25*(120 - 2) = 33.
+        steps = window([10, 20, 30, 40], [0, 1, 0, 0], [1, 2, 3, 4], [1, 1, 1, 1], [0, 0, 0, 0])
+        cfg = dataclasses.replace(CFG, target_epsilon=0.1)
+        self.assertAllClose(self.loss(steps, cfg=cfg), 0.5 * (14.125 ** 2 + 7.0 ** 2) / 2)
+        # A gap of 30 that was widened by 0.5 * 1 stands for 29.5, one of 40 for 39.5: 0.025 and 0.025 less cost. Advantage learning
+        # takes 0.5 * 1 from the target of action 1.
+        both = dataclasses.replace(cfg, advantage_learning=0.5)
+        more = 0.25 * 0.025
+        self.assertAllClose(self.loss(steps, cfg=both), 0.5 * ((14.125 + more) ** 2 + (7.0 - more + 0.5) ** 2) / 2, rtol=1e-5)
+
+    def test_slips_with_quantiles(self):
+        # Quantiles (Q, Q + 2) of each action have the same gaps as their means.
+        inputs = dict(obs=keras.Input((2, 1), name="obs"), first=keras.Input((2,), dtype="int32", name="first"))
+        start = keras.initializers.Constant([[1.0, 1.0, 2.0, 2.0]])
+        q = keras.layers.Dense(4, kernel_initializer=start, bias_initializer=keras.initializers.Constant([0, 2, 0, 2]))(inputs["obs"])
+        networks = flatten_model(keras.Model(inputs, keras.layers.Reshape((2, 2, 2))(q)))
+        steps = window([10, 20, 30, 40], [0, 1, 0, 0], [1, 2, 3, 4], [1, 1, 1, 1], [0, 0, 0, 0])
+
+        def td_error(cfg):
+            return float(dqn.q_learning(networks, cfg, networks.start, networks.start, steps)[2]["td_error"])
+
+        # Means are (s + 1, 2s + 1): targets 2 + 0.25*61 = 17.25 and 3.5 + 0.25*81 = 23.75 against 11 and 41; with slips the first is
+        # 0.25 * 0.1 * 15 lower, the second 0.25 * 0.1 * 20.
+        self.assertAllClose(td_error(CFG), (6.25 + 17.25) / 2)
+        self.assertAllClose(td_error(dataclasses.replace(CFG, target_epsilon=0.1)), (6.25 - 0.375 + 17.25 + 0.5) / 2)
+
     def test_gradient_by_finite_differences_and_none_for_fixed_weights(self):
         info = EnvInfo("Number", (1,), "float32", (), 2)
         networks = flatten_model(gpt.build_q(info, NetworkConfig(context=2, layers=1, heads=1, width=4, standardize=True)))

@@ -71,6 +71,13 @@ class TextTerms(tf.test.TestCase):
     def test_action_gap(self):
         self.assertAllClose(losses.action_gap(tf.constant([[1.0, 3.0], [2.0, -1.0]]), tf.constant([0, 0])), [2.0, 0.0])
 
+    def test_slip_cost_by_hand(self):
+        q = tf.constant([[1.0, 3.0], [0.6, 1.0], [2.0, 2.0]])
+        self.assertAllClose(losses.slip_cost(q, 0.1), [0.1, 0.02, 0.0])  # a tenth of the mean gap
+        self.assertAllClose(losses.slip_cost(q, 0.1, 0.5), [0.1 * 1.5 / 2, 0.1 * 0.2 / 2, 0.0])  # gaps of 2 and 0.4 stand for 1.5 and 0.2
+        best = tf.reduce_max(q, axis=-1)
+        self.assertAllClose(best - losses.slip_cost(q, 1.0), tf.reduce_mean(q, axis=-1))  # always at random: the mean
+
     def test_conservative_by_hand(self):
         q = tf.math.log([[1.0, 3.0], [2.0, 2.0], [9.0, 9.0]])
         self.assertAllClose(losses.conservative(q, tf.constant([1, 0, 0]), self.mask), (np.log(4 / 3) + np.log(2)) / 2)

@@ -72,6 +72,9 @@ class DQNConfig:
     advantage_learning: float = 0.0
     """How much of the gap between the best action and the one taken is subtracted from its target, so that actions stay
     apart where they matter little (Bellemare et al., 2016); 0: none."""
+    target_epsilon: float = 0.0
+    """Probability of a random action in the policy whose values are learned (expected Sarsa, van Seijen et al., 2009), so that it
+    learns to play where slips happen; 0: the best action's value alone, as Q-learning."""
     double: bool = True
     """Whether the online network chooses the action that the target network values (van Hasselt et al., 2016)."""
     learning_rate: float = 3e-4
@@ -306,7 +309,7 @@ def check_dqn(cfg):
     _positive(cfg, "total_steps", "num_envs", "chunk", "batch_size", "replay_size", "n_step", "target_every",
               "learning_rate", "final_learning_rate", "adam_epsilon", "max_grad_norm", "huber_delta",
               "updates_per_step", "epsilon_fraction")
-    _fractions(cfg, "gamma", "target_tau", "acting_tau", "epsilon_start", "epsilon_end", "advantage_learning")
+    _fractions(cfg, "gamma", "target_tau", "acting_tau", "epsilon_start", "epsilon_end", "advantage_learning", "target_epsilon")
     if cfg.learning_starts < 0:
         raise UsageError(f"--learning-starts must be 0 or more, not {cfg.learning_starts}.")
     updates = cfg.updates_per_step * cfg.num_envs * cfg.chunk
@@ -428,7 +431,8 @@ def save_config(path, **parts):
 def load_config(path, **classes):
     """Read what `save_config` wrote; `classes` maps a key to its dataclass, other keys come back as they are.
 
-    Strict: a missing, unknown or mistyped field raises UsageError.
+    Strict: an unknown or mistyped field raises UsageError. A field that is missing came after the run and takes its class's default,
+    which must therefore be what runs did before there was that field.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -442,9 +446,9 @@ def load_config(path, **classes):
 
 def _strict(cls, value, path):
     hints = typing.get_type_hints(cls)
-    odd = sorted(set(value) ^ set(hints)) if isinstance(value, dict) else ["everything"]
+    odd = sorted(set(value) - set(hints)) if isinstance(value, dict) else ["everything"]
     if odd:
-        raise UsageError(f"{path}: {cls.__name__} has unknown or missing fields: {', '.join(odd)}.")
+        raise UsageError(f"{path}: {cls.__name__} has unknown fields: {', '.join(odd)}.")
     fields = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
     for key, item in fields.items():
         if not _fits(item, hints[key]):

@@ -100,6 +100,10 @@ def q_learning(networks, cfg, online, target, steps):
         values, loss_fn = losses.select_actions(q_target, best), losses.quantile_td_loss
     else:
         values, loss_fn = losses.bootstrap_values(q_target, q_online), losses.td_loss
+    if cfg.target_epsilon:
+        q_ahead = tf.reduce_mean(q_target, axis=-1) if q_target.shape.rank == 4 else q_target
+        cost = losses.slip_cost(q_ahead, cfg.target_epsilon, cfg.advantage_learning)
+        values -= tf.reshape(cost, [*cost.shape, *[1] * (values.shape.rank - 2)])
     length = positions + n - 1
     targets = losses.n_step_targets(rewards[:, skip:skip + length], steps.discount[:, skip:skip + length], values,
                                     gamma=cfg.gamma, n=n)

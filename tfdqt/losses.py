@@ -27,6 +27,16 @@ def action_gap(q, actions):
     return tf.reduce_max(q, axis=-1) - select_actions(q, actions)
 
 
+def slip_cost(q, epsilon, advantage_learning=0.0):
+    """What a random action with probability `epsilon` costs where the best is meant: [..., A] -> [...], at least 0.
+
+    The best value less this is the value of acting epsilon-greedily (expected Sarsa, van Seijen et al., 2009). Gaps that
+    advantage learning has widened, by at most that much of 1, are first brought back to what they stand for.
+    """
+    gap = tf.reduce_max(q, axis=-1, keepdims=True) - q
+    return epsilon * tf.reduce_mean(gap - advantage_learning * tf.minimum(gap, 1.0), axis=-1)
+
+
 def n_step_targets(rewards, discounts, values, *, gamma, n):
     """n-step targets: [B, P+n-1], [B, P+n-1], [B, P, ...] -> [B, P, ...] (Sutton and Barto, 2018, equation 7.1).
 
