@@ -68,8 +68,9 @@ class TextTerms(tf.test.TestCase):
 
     mask = tf.constant([1.0, 1.0, 0.0])
 
-    def test_action_gap(self):
-        self.assertAllClose(losses.action_gap(tf.constant([[1.0, 3.0], [2.0, -1.0]]), tf.constant([0, 0])), [2.0, 0.0])
+    def test_widening_by_hand(self):
+        q = tf.constant([[1.0, 1.4], [1.0, 3.0], [2.0, -1.0]])
+        self.assertAllClose(losses.widening(q, tf.constant([0, 0, 0]), 0.5), [0.5 * 0.4, 0.5 * 1.0, 0.0])  # a gap of 2 counts as 1
 
     def test_slip_cost_by_hand(self):
         q = tf.constant([[1.0, 3.0], [0.6, 1.0], [2.0, 2.0]])

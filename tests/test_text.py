@@ -102,11 +102,18 @@ class TestCustomLoss(tf.test.TestCase):
                                    frozen_q=frozen, expectile=0.9)
         self.assertAllClose(loss, 0.5 + (0.9 * 2.0 ** 2 + 0.1 * 0.5 ** 2) / 2)
 
+    def test_advantage_learning_lowers_the_target_of_the_worse_word(self):
+        frozen = tf.constant([[[0.0, 1.0, 1.5]], [[2.0, 0.0, 0.0]]])  # the first word written lies 0.5 below the best, the second is it
+        loss, _ = text.custom_loss(self.q, self.actions, self.rewards, self.next_q, self.ends, gamma=0.5, frozen_q=frozen,
+                                   advantage_learning=0.8)
+        self.assertAllClose(loss, (0.5 * 0.4 ** 2 + 1.0) / 2)  # targets 2 - 0.4 and -1: errors 0.4 and 1.5
+
     def test_no_gradient_enters_the_targets(self):
-        next_q, online = tf.Variable(self.next_q), tf.Variable(self.next_q)
+        next_q, online, frozen = (tf.Variable(self.next_q) for _ in range(3))
         with tf.GradientTape() as tape:
-            loss, _ = text.custom_loss(self.q, self.actions, self.rewards, next_q, self.ends, next_q_online=online)
-        self.assertAllEqual(tape.gradient(loss, [next_q, online]), [None, None])
+            loss, _ = text.custom_loss(self.q, self.actions, self.rewards, next_q, self.ends, next_q_online=online, frozen_q=frozen,
+                                       advantage_learning=0.9)
+        self.assertAllEqual(tape.gradient(loss, [next_q, online, frozen]), [None, None, None])
 
 
 def corridor(count=60):

@@ -213,6 +213,9 @@ class TextConfig:
     """Where the Huber loss turns from squared to linear."""
     target_tau: float = 0.02
     """How far the target networks move towards the online ones after each update."""
+    advantage_learning: float = 0.0
+    """q: how much of the gap between the best action and the one taken is subtracted from its target, so that actions stay apart
+    where they matter little (Bellemare et al., 2016); 0: none."""
     conservative: float = 0.0
     """Weight of CQL's conservative term (Kumar et al., 2020)."""
     expectile: float = 0.8
@@ -392,10 +395,12 @@ def check_text(cfg):
     """Raise UsageError for settings Q-learning on texts can't run with."""
     _positive(cfg, "updates_per_batch", "batch_size", "replay_size", "learning_rate", "final_learning_rate", "max_grad_norm",
               "huber_delta")
-    _fractions(cfg, "gamma", "target_tau", "expectile", "keep_best")
+    _fractions(cfg, "gamma", "target_tau", "expectile", "keep_best", "advantage_learning")
     for field in ("conservative", "cloning", "advantage_weighting"):
         if getattr(cfg, field) < 0:
             raise UsageError(f"--{field.replace('_', '-')} must be 0 or more, not {getattr(cfg, field)}.")
+    if cfg.advantage_learning and cfg.method != "q":
+        raise UsageError("--advantage-learning changes the targets of Q-learning; it needs --method=q.")
     if cfg.advantage_weighting and not (cfg.method == "implicit" and cfg.cloning):
         raise UsageError("--advantage-weighting weighs what is cloned by implicit values; it needs --method=implicit and --cloning.")
     if cfg.beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):

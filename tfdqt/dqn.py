@@ -81,7 +81,7 @@ def q_learning(networks, cfg, online, target, steps):
     Q is learned at the last P of the first C steps. Its target bootstraps n steps on, from a window as long as its own.
     A window in which an episode was cut short (truncated) within reach bootstraps one step on instead, because the true
     last observation is the last state of that episode with a value. The gap that advantage learning widens is the target
-    network's and at most 1, as Munchausen Q-learning clips its own (Vieillard et al., 2020).
+    network's.
     """
     context, positions, n = networks.context, networks.positions, cfg.n_step
     skip = context - positions
@@ -110,8 +110,8 @@ def q_learning(networks, cfg, online, target, steps):
     one_step = losses.n_step_targets(rewards[:, skip:context], steps.discount[:, skip:context], values, gamma=cfg.gamma, n=1)
     targets = tf.where(tf.reshape(cut, [-1] + [1] * (targets.shape.rank - 1)), one_step, targets)
     if cfg.advantage_learning:
-        gap = losses.action_gap(networks.apply(target, window_inputs(steps, 0, context)), steps.action[:, skip:context])
-        gap = cfg.advantage_learning * tf.minimum(gap, 1.0)
+        q_here = networks.apply(target, window_inputs(steps, 0, context))
+        gap = losses.widening(q_here, steps.action[:, skip:context], cfg.advantage_learning)
         targets -= tf.reshape(gap, [*gap.shape, *[1] * (targets.shape.rank - 2)])
 
     mask = 1.0 - tf.cast(last[:, skip:context], tf.float32)

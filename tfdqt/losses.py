@@ -22,9 +22,13 @@ def select_actions(q, actions):
     return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-1], dtype=q.dtype), axis=-1)
 
 
-def action_gap(q, actions):
-    """How far the best action's value lies above that of the one taken: [..., A], [...] -> [...], at least 0."""
-    return tf.reduce_max(q, axis=-1) - select_actions(q, actions)
+def widening(q, actions, part):
+    """What advantage learning (Bellemare et al., 2016) subtracts from the target of an action: [..., A], [...] -> [...], at least 0.
+
+    That `part` of the gap between the best action's value and its own. The gap counts as at most 1, as Munchausen Q-learning clips its
+    own (Vieillard et al., 2020).
+    """
+    return part * tf.minimum(tf.reduce_max(q, axis=-1) - select_actions(q, actions), 1.0)
 
 
 def slip_cost(q, epsilon, advantage_learning=0.0):

@@ -21,7 +21,7 @@ from tfdqt.replay import Episode, Transition
 
 
 def custom_loss(q, actions, rewards, next_q, ends, *, gamma=0.99, mask=None, next_q_online=None, delta=1.0, conservative=0.0,
-                value=None, frozen_q=None, expectile=0.8):
+                value=None, frozen_q=None, expectile=0.8, advantage_learning=0.0):
     """The temporal-difference loss on words: -> (scalar, diagnostics).
 
     Args:
@@ -30,13 +30,17 @@ def custom_loss(q, actions, rewards, next_q, ends, *, gamma=0.99, mask=None, nex
       mask: [B, P], 1 where there is a decision; all by default.
       next_q_online: [B, P, A]; with it the online network chooses the next word (double Q-learning, van Hasselt et al., 2016).
       conservative: weight of CQL's term. value, frozen_q: V [B, P] and the target network's Q [B, P, A] here; with both V is
-        drawn to the `expectile` of Q (IQL). The maths is in `losses`.
+        drawn to the `expectile` of Q (IQL).
+      advantage_learning: part of the gap between `frozen_q`'s best word and the one written that is subtracted from the target, so
+        that words stay apart where they matter little (Bellemare et al., 2016). The maths is in `losses`.
 
     No gradient enters next_q, next_q_online or frozen_q.
     """
     mask = tf.ones_like(rewards) if mask is None else mask
     values = next_q if next_q.shape.rank == actions.shape.rank else losses.bootstrap_values(next_q, next_q_online)
     targets = losses.n_step_targets(rewards, 1.0 - ends, values, gamma=gamma, n=1)
+    if advantage_learning:
+        targets -= losses.widening(frozen_q, actions, advantage_learning)
     loss, diagnostics = losses.td_loss(q, actions, targets, mask, delta=delta)
     if conservative:
         loss += conservative * losses.conservative(q, actions, mask)
@@ -105,8 +109,10 @@ def make_text_update(transformer, head, target_transformer, target_head, optimiz
                 next_q, frozen_q = tf.stop_gradient(head.value(behind)), target_head(read_batch(target_transformer, batch)[0])
                 extra = dict(value=head.value(now), frozen_q=frozen_q, expectile=cfg.expectile)
             else:
-                next_q = target_head(read_batch(target_transformer, batch)[1])
-                extra = dict(next_q_online=tf.stop_gradient(head(behind)))
+                here, ahead = read_batch(target_transformer, batch)[:2]
+                next_q, extra = target_head(ahead), dict(next_q_online=tf.stop_gradient(head(behind)))
+                if cfg.advantage_learning:
+                    extra.update(frozen_q=target_head(here), advantage_learning=cfg.advantage_learning)
             loss, diagnostics = custom_loss(head(now), actions, rewards, next_q, 1.0 - discounts, gamma=cfg.gamma, mask=mask,
                                             delta=cfg.huber_delta, conservative=cfg.conservative, **extra)
             found.append((loss, diagnostics, tf.reduce_sum(mask)))
