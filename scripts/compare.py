@@ -121,14 +121,15 @@ def make_cells(args):
         env = make_env(name)
         info = env_info(env, name)
         base, cfg = default_config(name)
-        base = dataclasses.replace(base, quantiles=0, dueling=False)
+        base = dataclasses.replace(base, quantiles=0, dueling=False, hidden_scale=0.0)
         if base.min_change:  # weights on features that read 0 do nothing and are not counted
             info = info._replace(obs_shape=(features_that_change(env, info, base.min_change),))
             print(f"{name}: {info.obs_shape[0]} features change enough to be shown; only their weights are counted.")
         env.close()
         for size, kind in itertools.product(args.sizes, KINDS):
             network, weights = match(info, base, kind, size)
-            flags = [f"--{key.replace('_', '-')}={getattr(network, key)}" for key in ("network", "context", "layers", "width", "quantiles")]
+            flags = [f"--{key.replace('_', '-')}={getattr(network, key)}"
+                     for key in ("network", "context", "layers", "width", "quantiles", "hidden_scale")]
             flags += ["--no-dueling", "--hidden", *map(str, network.hidden)]
             cells.append(Cell(env=name, kind=kind, size=size, weights=weights, flags=flags,
                               steps=args.total_steps or cfg.total_steps))

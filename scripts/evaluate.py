@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from tfdqt.config import UsageError, default_parallel, load_config
-from tfdqt.runs import find_run, run_main
+from tfdqt.runs import find_run, run_main, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Args:
     """Longest film, in steps."""
     beta: float | None = None
     """Text runs: strength of the advantage over the cloned policy (0: that policy alone); by default as trained."""
+    temperature: float | None = None
+    """Text runs: how evenly actions are drawn (0: the best is taken); by default as trained."""
     best_of: int = 1
     """Corpus runs: texts written for each that counts; the one of the highest reward does."""
 
@@ -55,14 +57,16 @@ def gif(mp4, path, *, every=4, width=160):
 
 
 def keep(run_dir, how, rows):
-    """Append the games to evaluation.csv in the run's folder; `how` they were played is a column or two of a name each."""
-    path = run_dir / "evaluation.csv"
-    fresh = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if fresh:
-            writer.writerow(["step", *how, "seed", "episode", "return", "length"])
-        writer.writerows([row[0], *how.values(), *row[1:]] for row in rows)
+    """Add the games to evaluation.csv in the run's folder; `how` they were played is a column of a name each."""
+    path, columns = run_dir / "evaluation.csv", ["step", *how, "seed", "episode", "return", "length"]
+    before = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            before = list(csv.DictReader(file))
+    aside = path.with_suffix(".part")
+    write_rows(aside, [*({column: row.get(column, "") for column in columns} for row in before),
+                       *(dict(zip(columns, [row[0], *how.values(), *row[1:]])) for row in rows)])
+    aside.replace(path)
 
 
 def evaluate_text(run_dir, args):
@@ -74,6 +78,8 @@ def evaluate_text(run_dir, args):
         raise UsageError("--epsilon, --sample, --video and --max-steps are for gymnasium environments; leave them out for a text run.")
     trained = load_text_run(run_dir, args.checkpoint)
     task, cfg = trained.task, trained.settings["text"]
+    if args.temperature is not None:
+        cfg = dataclasses.replace(cfg, greedy=args.temperature == 0, temperature=args.temperature or cfg.temperature)
     scores = make_run_scores(task, trained.transformer, trained.head, cfg, beta=args.beta)
     returns, texts = returns_of(task, scores, cfg, games=args.episodes, seed=args.seed, best_of=args.best_of)
     low, high = confidence(returns)
@@ -86,7 +92,7 @@ def evaluate_text(run_dir, args):
             print(f"Held-out perplexity of the cloned policy: {perplexity(task, trained.transformer, trained.head, cfg):.1f}")
         for text, value in list(zip(texts, returns))[:10]:
             print(f"{value:8.3f}  {text}")
-    how = dict(beta=cfg.beta if args.beta is None else args.beta, best_of=args.best_of)
+    how = dict(beta=cfg.beta if args.beta is None else args.beta, temperature=0 if cfg.greedy else cfg.temperature, best_of=args.best_of)
     keep(run_dir, how, ([trained.step, args.seed, i, value, len(texts[i].split()) if texts else ""] for i, value in enumerate(returns)))
 
 
@@ -94,8 +100,8 @@ def main():
     args = tyro.cli(Args, description=__doc__)
     if min(args.episodes, args.best_of) < 1 or not 0 <= args.epsilon <= 1:
         raise UsageError("--episodes and --best-of must be at least 1 and --epsilon between 0 and 1.")
-    if min(args.seed, args.workers or 0) < 0:
-        raise UsageError("--seed and --workers must be 0 or more.")
+    if min(args.seed, args.workers or 0, args.temperature or 0) < 0:
+        raise UsageError("--seed, --workers and --temperature must be 0 or more.")
     run_dir = find_run(args.run)
     if load_config(run_dir / "config.json").get("algorithm") == "text":
         return evaluate_text(run_dir, args)

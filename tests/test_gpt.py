@@ -255,6 +255,23 @@ class Parts(tf.test.TestCase):
                 self.assertAllEqual(q_of(model, dict(inputs, obs=slow)), q)
                 self.assertGreater(np.abs(q_of(model, dict(inputs, obs=fast)) - q).max(), 1e-4)
 
+    def test_what_seldom_changes_is_seen_faintly(self):
+        layer = gpt.Changing(0.1, 0.03)
+        self.assertAllClose(layer(tf.constant([[100, 200]], tf.uint8)), [[100, 200]])  # at first all is shown
+        layer.rate.assign([0.05, 0.1])
+        self.assertAllClose(layer(tf.constant([[100, 200]], tf.uint8)), [[3, 200]])
+        for info, settings, faint in ((RAM, {}, True), (BOX, {}, True), (RAM, dict(network="dense"), True), (PAIR, {}, False),
+                                      (BOX, dict(tokens="features"), True), (RAM, dict(tokens="features"), False),
+                                      (RAM, dict(ram_bits=True), False)):
+            with self.subTest(info=info.name, **settings):
+                model, cfg = build(info, min_change=0.1, hidden_scale=0.03, **settings)
+                inputs = window(info, cfg.context)
+                model.get_layer("changing").rate.assign([0.09] + [0.1] * (inputs["obs"].shape[-1] - 1))
+                other = inputs["obs"].copy()
+                inputs["obs"][..., 0], other[..., 0] = 1, 2 if info is PAIR else 100
+                change = np.abs(q_of(model, dict(inputs, obs=other)) - q_of(model, inputs)).max()
+                self.assertEqual(change > 0, faint)
+
     def test_standardize_by_hand(self):
         layer = gpt.Standardize()
         x = tf.constant([[1.0, 10.0], [2.0, -100.0]])

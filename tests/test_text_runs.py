@@ -23,6 +23,24 @@ def numbered(begin, count):
     return Transition(*(np.zeros((count, 3)) if field.endswith("state") else numbers for field in Transition._fields))
 
 
+class TestActing(tf.test.TestCase):
+
+    def test_temperature_says_how_evenly_actions_are_drawn(self):
+        task, cfg = tasks.make_task("maze"), default_text_config("maze")[2]
+        far = tasks.maze_distances()
+        worth = {tuple(text): -far[tasks.NEXT[cell]].astype(float) for text, cell in
+                 ((task.show(dict(cell=np.array([cell])))[0][0], cell) for cell in range(len(far)))}
+
+        def mean(**acting):
+            scores = lambda texts, at: np.array([worth[tuple(text)] for text in texts])  # noqa: E731
+            return text_runs.returns_of(task, scores, dataclasses.replace(cfg, **acting), games=100, seed=0)[0].mean()
+
+        self.assertAllClose(mean(greedy=True, temperature=9.0), 1 - far[tasks.STARTS].mean())  # greedy: nothing is drawn
+        self.assertAllClose(mean(greedy=False, temperature=0.01), 1 - far[tasks.STARTS].mean())
+        self.assertLess(mean(greedy=False, temperature=1.0), -8.0)
+        self.assertLess(mean(greedy=False, temperature=9.0), mean(greedy=False, temperature=1.0) - 10)
+
+
 class TestActedBatches(tf.test.TestCase):
 
     def test_as_much_played_as_read(self):

@@ -1,5 +1,6 @@
 """The scripts on texts at toy size, as a user calls them, killed and resumed; and what they answer to bad input."""
 
+import csv
 import re
 import signal
 import subprocess
@@ -58,6 +59,14 @@ class TestTextScripts(unittest.TestCase):
         perplexity = float(re.search(r"perplexity of the cloned policy: ([\d.]+)", done.stdout)[1])
         self.assertLess(1.0, perplexity)
         self.assertLess(perplexity, 30.0)  # better than a uniform guess among the words it knows
+        played = self.run_dir / "evaluation.csv"
+        older = played.read_text().replace("temperature,", "")  # a file from before there was that column
+        played.write_text(re.sub(r"^(\d+,[^,]*),[^,]*,", r"\1,", older, flags=re.M))
+        done = script("evaluate", self.run_dir, "--episodes=3", "--temperature=0")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(played, newline="") as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual([(row["temperature"], row["best_of"]) for row in rows], [("", "2")] * 4 + [("0", "1")] * 3)
 
         done = script("plot_pruning", self.run_dir, "--games=4", f"--out={self.tmp / 'pruning.png'}")
         self.assertEqual((done.returncode, done.stderr), (0, ""))

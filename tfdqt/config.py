@@ -25,8 +25,11 @@ class NetworkConfig:
     ram_bits: bool = False
     """Whether a byte observation (Atari RAM) enters as its 8 bits beside its scaled value."""
     min_change: float = 0.0
-    """Features that change by less than this part of their range a step, on average over what is seen before learning starts, read 0
-    (0: all are shown). What hardly changes tells one game from another, and a network learns its data by heart from it."""
+    """Features that change by less than this part of their range a step, on average over what is seen before learning starts, are
+    hidden (0: none is). What hardly changes tells one game from another, and a network learns its data by heart from it."""
+    hidden_scale: float = 0.0
+    """What hidden features are multiplied by: 0 and they are not seen, a little and they are learned from slowly. Categories, bits
+    and bytes that are tokens can't be made smaller and are not seen."""
     standardize: bool = False
     """Whether each number of an observation is centred and scaled by the data seen before learning starts."""
     dueling: bool = False
@@ -227,7 +230,9 @@ class TextConfig:
     keep_best: float = 0.1
     """filtered: part of the episodes, those of the highest return, that is imitated."""
     greedy: bool = True
-    """Whether the best action is taken when acting; otherwise one is drawn in proportion to the policy."""
+    """Whether the best action is taken when acting; otherwise one is drawn in proportion to the policy, or to exp(Q)."""
+    temperature: float = 1.0
+    """With --no-greedy: how evenly actions are drawn; the logarithms of what they are drawn in proportion to are divided by it."""
     beta: float | None = None
     """How strongly the advantage steers the cloned policy when acting: policy x exp(beta x advantage). None: by Q alone."""
 
@@ -240,10 +245,10 @@ DQN = {  # by the kind of environment
                  n_step=3, advantage_learning=0.9, learning_starts=1_000, replay_size=200_000, epsilon_fraction=0.1, target_tau=0.01,
                  acting_tau=0.005)),
     "atari": dict(
-        network=dict(context=4, layers=2, heads=4, width=64, quantiles=16, dueling=True, min_change=0.001),
+        network=dict(context=4, layers=2, heads=4, width=64, quantiles=16, dueling=True, min_change=0.001, hidden_scale=0.03),
         cfg=dict(total_steps=1_000_000, num_envs=16, chunk=4, updates_per_step=0.25, batch_size=32, learning_rate=3e-4,
-                 final_learning_rate=1e-5, learning_starts=5_000, replay_size=1_000_000, epsilon_fraction=0.02,
-                 life_loss_ends=True, advantage_learning=0.9, target_tau=0.05, acting_tau=0.005)),
+                 final_learning_rate=1e-5, learning_starts=5_000, replay_size=1_000_000, epsilon_end=0.05, target_epsilon=0.05,
+                 epsilon_fraction=0.02, life_loss_ends=True, advantage_learning=0.9, target_tau=0.05, acting_tau=0.005)),
     "other": dict(network={}, cfg=dict(total_steps=200_000)),
 }
 PPO = {
@@ -282,7 +287,8 @@ def default_parallel(name, algorithm="dqn"):
 TEXT = {
     "maze": dict(epochs=2, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64, gamma=0.95, target_tau=0.05)),
     "maze-po": dict(epochs=8, network=dict(width=64, hidden=(128,)),
-                    text=dict(batch_size=64, gamma=0.95, target_tau=0.05, final_learning_rate=1e-5)),
+                    text=dict(batch_size=64, gamma=0.95, target_tau=0.05, final_learning_rate=1e-5, huber_delta=100.0, max_grad_norm=100.0,
+                              greedy=False, temperature=0.3)),
     "wordle": dict(epochs=24, network=dict(layers=1, width=64),
                    text=dict(method="implicit", batch_size=128, cloning=1.0, advantage_weighting=3.0, beta=0.0)),
     "corpus": dict(epochs=2, network={},
@@ -300,7 +306,7 @@ def check_network(cfg):
     """Raise UsageError for a network that can't be built."""
     _positive(cfg, "context", "layers", "heads", "width")
     _divided(cfg)
-    _fractions(cfg, "min_change")
+    _fractions(cfg, "min_change", "hidden_scale")
     if cfg.quantiles < 0:
         raise UsageError(f"--quantiles must be 0 or more, not {cfg.quantiles}.")
     if cfg.network == "dense" and (not cfg.hidden or min(cfg.hidden) < 1):
@@ -394,7 +400,7 @@ def check_text_network(cfg):
 def check_text(cfg):
     """Raise UsageError for settings Q-learning on texts can't run with."""
     _positive(cfg, "updates_per_batch", "batch_size", "replay_size", "learning_rate", "final_learning_rate", "max_grad_norm",
-              "huber_delta")
+              "huber_delta", "temperature")
     _fractions(cfg, "gamma", "target_tau", "expectile", "keep_best", "advantage_learning")
     for field in ("conservative", "cloning", "advantage_weighting"):
         if getattr(cfg, field) < 0:

@@ -88,11 +88,12 @@ def block(x, visible, cfg, *, name):
 
 
 class Changing(layers.Layer):
-    """Features that change by less than `least` a step read 0. Their `rate` of change is set once, from data; before that it is 1."""
+    """Features that change by less than `least` a step are multiplied by `scale`. Their `rate` of change is set once, from data; before
+    that it is 1."""
 
-    def __init__(self, least, **kwargs):
+    def __init__(self, least, scale=0.0, **kwargs):
         super().__init__(**kwargs)
-        self.least = least
+        self.least, self.scale = least, scale
 
     def build(self, shape):
         self.rate = self.add_weight(shape=shape[-1:], initializer="ones", trainable=False, name="rate")
@@ -102,7 +103,10 @@ class Changing(layers.Layer):
         return self.rate >= self.least
 
     def call(self, x):
-        return ops.where(self.shown, x, ops.zeros_like(x))
+        if not self.scale:
+            return ops.where(self.shown, x, ops.zeros_like(x))
+        x = ops.cast(x, "float32")
+        return ops.where(self.shown, x, self.scale * x)
 
 
 class Standardize(layers.Layer):
@@ -203,14 +207,18 @@ def window_inputs(info, cfg):
     return inputs
 
 
-def seen(inputs, cfg):
-    """The named inputs with only those features of an observation that change often enough."""
-    return dict(inputs, obs=Changing(cfg.min_change, name="changing")(inputs["obs"])) if cfg.min_change else inputs
+def seen(inputs, info, cfg):
+    """The named inputs, those features of an observation hidden that hardly change."""
+    if not cfg.min_change:
+        return inputs
+    one_hot = info.obs_dtype == "int32" or info.obs_dtype == "uint8" and (cfg.ram_bits or cfg.network == "gpt" and cfg.tokens == "features")
+    scale = 0.0 if one_hot else cfg.hidden_scale
+    return dict(inputs, obs=Changing(cfg.min_change, scale, name="changing")(inputs["obs"]))
 
 
 def gpt_body(inputs, info, cfg, depth=None):
     """The decoder without a head: the named inputs -> [B, C, D], what it makes of every step; of its first `depth` blocks if given."""
-    x, visible = (step_tokens if cfg.tokens == "steps" else feature_tokens)(seen(inputs, cfg), info, cfg)
+    x, visible = (step_tokens if cfg.tokens == "steps" else feature_tokens)(seen(inputs, info, cfg), info, cfg)
     for layer in range(cfg.layers if depth is None else depth):
         x = block(x, visible, cfg, name=f"block{layer}")
     if cfg.tokens == "features":  # the last feature of a step has seen the whole step
@@ -224,7 +232,7 @@ def dense_body(inputs, info, cfg):
     Steps before the episode's start are zeros.
     """
     visible = same_episode(inputs["first"])[:, -1, :, None]  # [B, C, 1]
-    steps = [scaled(seen(inputs, cfg)["obs"], info, cfg)]
+    steps = [scaled(seen(inputs, info, cfg)["obs"], info, cfg)]
     if cfg.prev_action:
         steps.append(ops.one_hot(inputs["prev_action"], info.num_actions))
     x = ops.concatenate(steps, axis=-1) * visible

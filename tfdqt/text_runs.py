@@ -89,10 +89,10 @@ def make_text_player(task, network, cfg, rows, seed):
     transformer, head = _networks_for(task, network, 0)
     scores, variables = make_run_scores(task, transformer, head, cfg), [*transformer.variables, *head.variables]
     rng, count = np.random.default_rng(seed), PLAYED[task.name]
-    epsilon = rows[0] if cfg.greedy else 0.0
+    epsilon, drawn = rows[0] if cfg.greedy else 0.0, dict(greedy=cfg.greedy, temperature=cfg.temperature)
 
     def act(boards, text, at):
-        return epsilon_greedy(rng, choose(rng, np.asarray(scores(text, at)), greedy=cfg.greedy), len(task.actions), epsilon)
+        return epsilon_greedy(rng, choose(rng, np.asarray(scores(text, at)), **drawn), len(task.actions), epsilon)
 
     def play(weights, step):
         for variable, array in zip(variables, weights):
@@ -100,7 +100,7 @@ def make_text_player(task, network, cfg, rows, seed):
         if not isinstance(task, tasks.Corpus):
             return tasks.record(task, count, rng, act)
         texts = writing.generate(scores, task.tokenizer, [""] * count, words=task.length - 1, length=task.length,
-                                 method="greedy" if cfg.greedy else "sample", seed=int(rng.integers(1 << 31)))
+                                 method="greedy" if cfg.greedy else "sample", temperature=cfg.temperature, seed=int(rng.integers(1 << 31)))
         items = reading.episodes(task.tokenizer, texts, task.length, task.reward)
         return items, items.reward.sum(axis=1)
 
@@ -171,9 +171,9 @@ class ActedBatches:
 def returns_of(task, scores, cfg, *, games, seed, best_of=1):
     """Play, or write, `games` times: -> (returns [games], texts written or None). best_of: of so many texts the best counts."""
     if not isinstance(task, tasks.Corpus):
-        return tasks.play(task, scores, games=games, seed=seed, greedy=cfg.greedy), None
+        return tasks.play(task, scores, games=games, seed=seed, greedy=cfg.greedy, temperature=cfg.temperature), None
     texts = writing.generate(scores, task.tokenizer, [""] * games * best_of, words=task.length - 1, length=task.length, seed=seed,
-                          method="greedy" if cfg.greedy else "sample")
+                          method="greedy" if cfg.greedy else "sample", temperature=cfg.temperature)
     worth = np.array([task.reward(written) for written in texts]).reshape(games, best_of)
     best = worth.argmax(axis=1)
     return worth.max(axis=1), [texts[i * best_of + j] for i, j in enumerate(best)]
