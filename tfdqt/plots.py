@@ -1,5 +1,7 @@
 """Pictures of runs. Imports no TensorFlow."""
 
+import textwrap
+
 import numpy as np
 
 from tfdqt.config import UsageError
@@ -39,14 +41,15 @@ def plot_learning(groups, path, *, column="mean_return", title="", levels=None, 
         if not all(np.isfinite(run[column]).any() for run in runs):
             raise UsageError(f"The log of {label} has no {column} yet; let the run train for longer.")
         x, values = band(runs, column)
-        line, = axes.plot(x, values.mean(axis=0), label=f"{label} ({len(runs)} seed{'s' * (len(runs) > 1)})")
+        label = textwrap.fill(f"{label} ({len(runs)} seed{'s' * (len(runs) > 1)})", 110)
+        line, = axes.plot(x, values.mean(axis=0), label=label)
         axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
     for label, height in (levels or {}).items():
         axes.axhline(height, linestyle="--", color="grey", linewidth=1)
         axes.annotate(label, (1, height), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="dimgrey")
     axes.set(xlabel=steps, ylabel=column.replace("_", " "), title=title)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k")
-    figure.legend(loc="outside lower left", frameon=False, fontsize=9)  # below, where long labels have room
+    figure.legend(loc="outside lower left", frameon=False, fontsize=8)  # below, where long labels have room
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
