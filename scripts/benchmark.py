@@ -109,7 +109,8 @@ def make_rows(args):
     update_network = NetworkConfig(context=4, layers=2, heads=4, width=64, prev_action=False, ram_bits=False, standardize=False,
                                    dueling=False, tokens="steps", gru_gate=False)
     update_cfg = dataclasses.replace(cfg, batch_size=32, n_step=3, double=True, target_tau=0.005, target_every=1,
-                                     final_learning_rate=cfg.learning_rate, reward_transform="none", advantage_learning=0.0)
+                                     final_learning_rate=cfg.learning_rate, reward_transform="none", advantage_learning=0.0,
+                                     target_epsilon=0.0)
     network = dataclasses.replace(network, context=4)
     steady = dataclasses.replace(cfg, **endless, epsilon_start=cfg.epsilon_end, batch_size=32, updates_per_step=0.25)
     rows = (dense("dense-cartpole", "CartPole-v1", 5_000, dict(id="CartPole-v1"), batch_size=64, updates_per_step=0.5),
