@@ -69,8 +69,8 @@ def commands(args, seed, folder):
     flag = "--life-loss-ends" if cfg.life_loss_ends else "--no-life-loss-ends"
     return {
         "tfdqt": [sys.executable, "scripts/run_dqn.py", *flags_of(name=args.name, seed=seed, threads=args.threads, quantiles=0,
-                  min_change=0.0, advantage_learning=0.0, target_epsilon=0.0, acting_tau=1.0,
-                  updates_per_step=cfg.updates_per_step, run_dir=folder / "tfdqt", **ours), "--no-dueling", "--double", "--reward-transform=none", flag],
+                  min_change=0.0, advantage_learning=0.0, target_epsilon=0.0, acting_tau=1.0, updates_per_step=cfg.updates_per_step,
+                  run_dir=folder / "tfdqt", **ours), "--no-dueling", "--double", "--reward-transform=none", flag],
         "pytorch": [args.torch_python, "old_pytorch/gpt_dqn.py", *flags_of(name=args.name, seed=seed, threads=args.torch_threads,
                     steps_per_update=int(every), out=folder / "pytorch.csv", **both)],
     }
