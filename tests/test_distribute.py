@@ -28,7 +28,7 @@ from tfdqt.networks import flatten_model
 from tfdqt.replay import Episode, Steps
 from tfdqt.runs import checkpoints, load_checkpoint
 
-SHARED_CFG = dataclasses.replace(CFG, batch_size=8, advantage_learning=0.5)
+SHARED_CFG = dataclasses.replace(CFG, batch_size=8, advantage_learning=0.5, target_epsilon=0.1)
 
 
 def cluster(ports, index):
@@ -72,7 +72,7 @@ def compare(strategy, mine):
         dqn.make_update(networks, dataclasses.replace(SHARED_CFG, batch_size=7), strategy)
 
 
-TEXT_CFGS = [TextConfig(conservative=0.3), TextConfig(method="implicit", cloning=0.7, advantage_weighting=3.0)]
+TEXT_CFGS = [TextConfig(conservative=0.3, advantage_learning=0.9), TextConfig(method="implicit", cloning=0.7, advantage_weighting=3.0)]
 
 
 def compare_texts(strategy):
