@@ -95,13 +95,14 @@ def q_learning(networks, cfg, online, target, steps):
     ahead = {key: tf.where(tf.reshape(cut, [-1] + [1] * (far[key].shape.rank - 1)), near[key], far[key]) for key in far}
     q_target = networks.raw(target, ahead)
     q_online = networks.apply(online, ahead) if cfg.double else None
+    q_ahead = q_target
     if q_target.shape.rank == 4:
-        best = tf.argmax(tf.reduce_mean(q_target, axis=-1) if q_online is None else q_online, axis=-1, output_type=tf.int32)
+        q_ahead = tf.reduce_mean(q_target, axis=-1)
+        best = tf.argmax(q_ahead if q_online is None else q_online, axis=-1, output_type=tf.int32)
         values, loss_fn = losses.select_actions(q_target, best), losses.quantile_td_loss
     else:
         values, loss_fn = losses.bootstrap_values(q_target, q_online), losses.td_loss
     if cfg.target_epsilon:
-        q_ahead = tf.reduce_mean(q_target, axis=-1) if q_target.shape.rank == 4 else q_target
         cost = losses.slip_cost(q_ahead, cfg.target_epsilon, cfg.advantage_learning)
         values -= tf.reshape(cost, [*cost.shape, *[1] * (values.shape.rank - 2)])
     length = positions + n - 1

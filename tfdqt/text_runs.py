@@ -81,6 +81,12 @@ def make_run_scores(task, transformer, head, cfg, *, beta=None):
     return writing.make_scores(transformer, head, beta=beta, clone=imitates or beta == 0)
 
 
+def write(task, scores, cfg, count, seed):
+    """`count` whole texts of a corpus, written as a run's settings say."""
+    return writing.generate(scores, task.tokenizer, [""] * count, words=task.length - 1, length=task.length, seed=seed,
+                            method="greedy" if cfg.greedy else "sample", temperature=cfg.temperature)
+
+
 def make_text_player(task, network, cfg, rows, seed):
     """`play(weights, step) -> (Transition or Episode, returns)`: a chunk of games, or texts, as the run acts.
 
@@ -99,8 +105,7 @@ def make_text_player(task, network, cfg, rows, seed):
             variable.assign(array)
         if not isinstance(task, tasks.Corpus):
             return tasks.record(task, count, rng, act)
-        texts = writing.generate(scores, task.tokenizer, [""] * count, words=task.length - 1, length=task.length,
-                                 method="greedy" if cfg.greedy else "sample", temperature=cfg.temperature, seed=int(rng.integers(1 << 31)))
+        texts = write(task, scores, cfg, count, int(rng.integers(1 << 31)))
         items = reading.episodes(task.tokenizer, texts, task.length, task.reward)
         return items, items.reward.sum(axis=1)
 
@@ -172,8 +177,7 @@ def returns_of(task, scores, cfg, *, games, seed, best_of=1):
     """Play, or write, `games` times: -> (returns [games], texts written or None). best_of: of so many texts the best counts."""
     if not isinstance(task, tasks.Corpus):
         return tasks.play(task, scores, games=games, seed=seed, greedy=cfg.greedy, temperature=cfg.temperature), None
-    texts = writing.generate(scores, task.tokenizer, [""] * games * best_of, words=task.length - 1, length=task.length, seed=seed,
-                          method="greedy" if cfg.greedy else "sample", temperature=cfg.temperature)
+    texts = write(task, scores, cfg, games * best_of, seed)
     worth = np.array([task.reward(written) for written in texts]).reshape(games, best_of)
     best = worth.argmax(axis=1)
     return worth.max(axis=1), [texts[i * best_of + j] for i, j in enumerate(best)]
