@@ -211,6 +211,22 @@ class TestDeepQLearningModel(tf.test.TestCase):
         values = head(tf.ones([1, 4])).numpy()[0]
         self.assertAllEqual(values, [5.0, 5.0, 5.0])
 
+    def test_what_is_ruled_out_twice_is_worth_what_is_ruled_out_once(self):
+        features = np.array([[0, 0], [1, 0], [1, 1]])  # the state rules out both features, with -20 each
+        head = DeepQLearningModel(1, 3, hidden=(), features=features, saturating=True)
+        for branch in (head.q, head.cloned):
+            branch.set_weights([np.array([[1.0, 2.0, 3.0, -20.0, -20.0]]), np.zeros(5)])
+        self.assertAllClose(head(tf.ones([1, 1])), [[1 + np.log(2), 2.0, 3.0]], atol=1e-6)
+        self.assertAllClose(head.prior(-tf.ones([1, 1])), [[-1 + np.log(2), -2 + 20.0, -3 + 40.0]], atol=1e-6)
+        self.assertAllEqual(head.copy()(tf.ones([1, 1])), head(tf.ones([1, 1])))
+
+    def test_dueling_values_are_a_value_and_advantages_around_it(self):
+        head = DeepQLearningModel(1, 2, hidden=(), dueling=True)
+        head.q.set_weights([np.array([[7.0, 1.0, 4.0]]), np.zeros(3)])
+        self.assertAllClose(head(tf.ones([1, 1])), [[7.0 - 1.5, 7.0 + 1.5]])
+        self.assertEqual(head.prior(tf.ones([1, 1])).shape, (1, 2))
+        self.assertAllEqual(head.copy()(tf.ones([1, 1])), head(tf.ones([1, 1])))
+
     def test_sizes_that_can_not_be(self):
         for sizes in (dict(input_dim=0), dict(action_dim=0), dict(hidden=(0,))):
             with self.assertRaises(UsageError):

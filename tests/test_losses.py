@@ -72,6 +72,12 @@ class TextTerms(tf.test.TestCase):
         q = tf.constant([[1.0, 1.4], [1.0, 3.0], [2.0, -1.0]])
         self.assertAllClose(losses.widening(q, tf.constant([0, 0, 0]), 0.5), [0.5 * 0.4, 0.5 * 1.0, 0.0])  # a gap of 2 counts as 1
 
+    def test_only_plausible_actions_keep_their_values(self):
+        logits = tf.math.log([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]) + 5.0
+        q = losses.plausible(tf.constant([[1.0, 2.0, 9.0], [3.0, 9.0, -1.0]]), logits, 0.4)
+        self.assertAllEqual(q, [[1.0, 2.0, q.dtype.min], [q.dtype.min, q.dtype.min, -1.0]])
+        self.assertAllEqual(tf.argmax(q, -1), [1, 2])
+
     def test_slip_cost_by_hand(self):
         q = tf.constant([[1.0, 3.0], [0.6, 1.0], [2.0, 2.0]])
         self.assertAllClose(losses.slip_cost(q, 0.1), [0.1, 0.02, 0.0])  # a tenth of the mean gap

@@ -165,6 +165,19 @@ class TestTrainModel(tf.test.TestCase):
         for kernel in dense_kernels(pair[0].bert):  # pruning holds to the end
             self.assertAlmostEqual(np.mean(kernel.numpy() == 0), 0.5, delta=0.01)
 
+    def test_targets_follow_plausible_words_only(self):
+        """Action 1, hardly ever in the data, would be valued highest behind the first word."""
+        pair, target = networks(actions=2), networks(actions=2, seed=1)
+        for branch, bias in ((pair[1].q, [0.0, 5.0]), (pair[1].cloned, [5.0, 0.0]), (target[1].q, [1.0, 8.0])):
+            branch.set_weights([np.zeros_like(branch.get_weights()[i]) for i in range(len(branch.weights) - 1)] + [np.array(bias)])
+        batch = Transition(tf.constant([[2, 3]]), tf.constant([0]), tf.constant([0.5]), tf.constant([[2, 4]]), tf.constant([1.0]))
+        errors = []
+        for plausible in (0.0, 0.5):
+            cfg = TextConfig(gamma=1.0, cloning=1.0, plausible=plausible, target_tau=0.0)
+            twin = (pair[0].copy(), pair[1].copy())
+            errors.append(float(text.make_text_update(*twin, *target, tf.keras.optimizers.SGD(0.0), cfg)(batch)["td_error"]))
+        self.assertAllClose(errors, [0.5 + 8.0, 0.5 + 1.0])
+
     def test_one_pass_over_an_episode_learns_as_its_transitions_do(self):
         """Q, targets and loss of a causal encoder agree between an Episode and the same steps as Transitions."""
         pair = networks(length=4, actions=3, causal=True)
@@ -360,6 +373,16 @@ class TestWriting(tf.test.TestCase):
         self.assertAllClose(writing.make_scores(transformer, head, clone=True)(ids, at), policy, atol=1e-5)
         advantage = q - (np.exp(policy) * q).sum()
         self.assertAllClose(writing.make_scores(transformer, head, beta=3.0)(ids, at), policy + 3 * advantage, atol=1e-5)
+
+    def test_only_plausible_words_are_chosen_by_their_values(self):
+        transformer, head = networks(length=6, actions=self.size, causal=True, vocabulary=self.size)
+        ids, at = tf.constant([[2, 3, 4, 0, 0, 0]]), tf.constant([2])
+        x = transformer(ids)[:, 2]
+        policy, q = tf.nn.softmax(head.prior(x)).numpy()[0], head(x).numpy()[0]
+        part = np.sort(policy)[-3] / policy.max() * 0.999  # three words are likely enough
+        scores = writing.make_scores(transformer, head, plausible=float(part))(ids, at).numpy()[0]
+        self.assertAllClose(np.sort(scores)[-3:], np.sort(q[np.argsort(policy)[-3:]]), atol=1e-5)
+        self.assertEqual(scores.argmax(), max(np.argsort(policy)[-3:], key=lambda word: q[word]))
 
     def test_a_collapse_is_named(self):
         fine = writing.diversity(["the red sun and a blue moon", "all that green grass we saw"])

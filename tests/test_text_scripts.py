@@ -114,6 +114,7 @@ class TestTextScripts(unittest.TestCase):
         refused(self, "multiple of the heads", "run_text", "--width=30", "--heads=4")
         refused(self, "--pruning-amount", "run_text", "--pruning-amount=1")
         refused(self, "--cloning greater than 0", "run_text", "--beta=2")
+        refused(self, "--method=q and --cloning", "run_text", "--plausible=0.3")
         refused(self, "--method=q or implicit", "run_text", "--method=clone", "--actors=2")
         refused(self, "TF_CONFIG", "run_text", "--strategy=multiworker")
         refused(self, "does not exist", "run_text", "--task=corpus", "--corpus=nowhere")

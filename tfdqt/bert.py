@@ -206,17 +206,22 @@ class DeepQLearningModel(tf_keras.Model):
       hidden: sizes of the hidden layers.
       features: [action_dim, F] what each action is made of, such as the letters of a word. An action's value is then also a sum
         over its features, so that what is learned of one action holds for those like it.
+      saturating: whether that sum counts by its softplus only, so that actions which something rules out are all alike, however many
+        things rule them out.
+      dueling: whether Q is a value of the state and, around it, advantages of mean 0 (Wang et al., 2016), so that what every action of a
+        state is worth is learned from all of them.
 
     Besides Q it has `value(x)` -> V [...], for implicit Q-learning (Kostrikov et al., 2022), and `prior(x)` -> logits
     [..., action_dim] of the actions in the data (the cloned policy), each behind hidden layers of its own.
     """
 
-    def __init__(self, input_dim=768, action_dim=10, *, hidden=(256,), features=None):
+    def __init__(self, input_dim=768, action_dim=10, *, hidden=(256,), features=None, saturating=False, dueling=False):
         super().__init__(name="deep_q_learning")
         if min((input_dim, action_dim, *hidden)) < 1:
             raise UsageError(f"input_dim, action_dim and hidden must be positive, not {input_dim}, {action_dim}, {tuple(hidden)}.")
         self.input_dim, self.action_dim, self.hidden = input_dim, action_dim, tuple(hidden)
-        self.features = None if features is None else np.asarray(features, np.float32)
+        self.features, self.saturating = None if features is None else np.asarray(features, np.float32), saturating
+        self.dueling = dueling
         count = 0 if features is None else self.features.shape[1]
 
         def branch(units, name):
@@ -225,16 +230,21 @@ class DeepQLearningModel(tf_keras.Model):
             branch.build((None, input_dim))
             return branch
 
-        self.q, self.v, self.cloned = branch(action_dim + count, "q"), branch(1, "v"), branch(action_dim + count, "cloned")
+        self.q, self.v, self.cloned = branch(dueling + action_dim + count, "q"), branch(1, "v"), branch(action_dim + count, "cloned")
         self.built = True
 
     def _actions(self, y):
         if self.features is None:
             return y
-        return y[..., :self.action_dim] + tf.tensordot(y[..., self.action_dim:], self.features.T, 1)
+        total = tf.tensordot(y[..., self.action_dim:], self.features.T, 1)
+        return y[..., :self.action_dim] + (tf.nn.softplus(total) if self.saturating else total)
 
     def call(self, x):
-        return self._actions(self.q(x))
+        y = self.q(x)
+        if not self.dueling:
+            return self._actions(y)
+        advantages = self._actions(y[..., 1:])
+        return y[..., :1] + advantages - tf.reduce_mean(advantages, axis=-1, keepdims=True)
 
     def value(self, x):
         return self.v(x)[..., 0]
@@ -244,7 +254,8 @@ class DeepQLearningModel(tf_keras.Model):
 
     def copy(self):
         """A second network of the same shape and weights."""
-        twin = DeepQLearningModel(self.input_dim, self.action_dim, hidden=self.hidden, features=self.features)
+        twin = DeepQLearningModel(self.input_dim, self.action_dim, hidden=self.hidden, features=self.features, saturating=self.saturating,
+                                  dueling=self.dueling)
         twin.set_weights(self.get_weights())
         return twin
 
@@ -259,4 +270,5 @@ def build_text_networks(cfg, *, vocabulary, length, num_actions, causal, feature
                                          pattern=cfg.pruning_pattern, causal=causal)
     if transformer.bert.config.max_position_embeddings < length:
         raise UsageError(f"The encoder reads {transformer.bert.config.max_position_embeddings} tokens, not {length}; shorten the text.")
-    return transformer, DeepQLearningModel(transformer.bert.config.hidden_size, num_actions, hidden=cfg.hidden, features=features)
+    return transformer, DeepQLearningModel(transformer.bert.config.hidden_size, num_actions, hidden=cfg.hidden, features=features,
+                                           saturating=cfg.saturating, dueling=cfg.dueling)

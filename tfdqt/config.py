@@ -182,6 +182,11 @@ class TextNetworkConfig:
     """New BERT: size of a token's vector."""
     hidden: tuple[int, ...] = (256,)
     """Sizes of the head's hidden layers."""
+    dueling: bool = False
+    """Whether Q is a value of the state and, around it, advantages of mean 0 (Wang et al., 2016)."""
+    saturating: bool = False
+    """wordle: whether the sum over an action's letters counts by its softplus only: words that something rules out are then all alike,
+    however many things do."""
     pruning_amount: float = 0.2
     """Part of the weights in every Dense kernel of the encoder that is set to zero (0: none)."""
     pruning_schedule: Literal["constant", "polynomial"] = "constant"
@@ -219,6 +224,9 @@ class TextConfig:
     advantage_learning: float = 0.0
     """q: how much of the gap between the best action and the one taken is subtracted from its target, so that actions stay apart
     where they matter little (Bellemare et al., 2016); 0: none."""
+    plausible: float = 0.0
+    """q: only actions at least this times as likely as the likeliest of the cloned policy are chosen, in targets and when acting
+    (discrete BCQ; Fujimoto et al., 2019); needs --cloning. 0: all may be."""
     conservative: float = 0.0
     """Weight of CQL's conservative term (Kumar et al., 2020)."""
     expectile: float = 0.8
@@ -401,12 +409,14 @@ def check_text(cfg):
     """Raise UsageError for settings Q-learning on texts can't run with."""
     _positive(cfg, "updates_per_batch", "batch_size", "replay_size", "learning_rate", "final_learning_rate", "max_grad_norm",
               "huber_delta", "temperature")
-    _fractions(cfg, "gamma", "target_tau", "expectile", "keep_best", "advantage_learning")
+    _fractions(cfg, "gamma", "target_tau", "expectile", "keep_best", "advantage_learning", "plausible")
     for field in ("conservative", "cloning", "advantage_weighting"):
         if getattr(cfg, field) < 0:
             raise UsageError(f"--{field.replace('_', '-')} must be 0 or more, not {getattr(cfg, field)}.")
     if cfg.advantage_learning and cfg.method != "q":
         raise UsageError("--advantage-learning changes the targets of Q-learning; it needs --method=q.")
+    if cfg.plausible and not (cfg.method == "q" and cfg.cloning):
+        raise UsageError("--plausible asks the cloned policy what Q-learning may choose; it needs --method=q and --cloning.")
     if cfg.advantage_weighting and not (cfg.method == "implicit" and cfg.cloning):
         raise UsageError("--advantage-weighting weighs what is cloned by implicit values; it needs --method=implicit and --cloning.")
     if cfg.beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):

@@ -1,5 +1,7 @@
 """The maths of Q-learning and PPO on tensors. Knows no network, no replay buffer and no environment."""
 
+import math
+
 from tfdqt.backend import tf
 
 
@@ -20,6 +22,15 @@ def select_actions(q, actions):
     if q.shape.rank == actions.shape.rank + 2:
         return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-2], dtype=q.dtype)[..., None], axis=-2)
     return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-1], dtype=q.dtype), axis=-1)
+
+
+def plausible(q, logits, part):
+    """Q with the lowest value there is for actions less than `part` times as likely as the likeliest: [..., A], [..., A] -> [..., A].
+
+    So that nothing is chosen for a value that the data has hardly tested (discrete BCQ; Fujimoto, Conti, Ghavamzadeh and Pineau, 2019,
+    equation 11). `logits` are those of the cloned policy.
+    """
+    return tf.where(logits >= tf.reduce_max(logits, axis=-1, keepdims=True) + math.log(part), q, q.dtype.min)
 
 
 def widening(q, actions, part):

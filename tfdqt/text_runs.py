@@ -78,7 +78,7 @@ def make_run_scores(task, transformer, head, cfg, *, beta=None):
     beta = cfg.beta if beta is None else beta
     if beta is not None and not cfg.cloning and not imitates:
         raise UsageError("This run did not learn the cloned policy that beta steers; train with --cloning greater than 0.")
-    return writing.make_scores(transformer, head, beta=beta, clone=imitates or beta == 0)
+    return writing.make_scores(transformer, head, beta=beta, clone=imitates or beta == 0, plausible=cfg.plausible)
 
 
 def write(task, scores, cfg, count, seed):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tfdqt import losses
 from tfdqt.backend import tf
 from tfdqt.config import UsageError
 from tfdqt.policy import choose
@@ -12,17 +13,18 @@ from tfdqt.reading import token_rows
 from tfdqt.text import read_at
 
 
-def make_scores(transformer, head, *, beta=None, clone=False) -> Callable:
+def make_scores(transformer, head, *, beta=None, clone=False, plausible=0.0) -> Callable:
     """Compile `scores(text [B, T], at [B]) -> [B, A]`, log-weights of the actions behind token `at`.
 
     clone: the cloned policy alone. beta: that policy x exp(beta x advantage), as ILQL decodes (Snell et al., 2023), the
-    advantage being Q less its mean under the cloned policy. Neither: Q.
+    advantage being Q less its mean under the cloned policy. Neither: Q, with `plausible` of actions at least that times as likely as
+    the likeliest.
     """
     @tf.function(jit_compile=True)
     def scores(text, at):
         x = read_at(transformer, text, at[:, None])[:, 0]
         if not clone and beta is None:
-            return head(x)
+            return losses.plausible(head(x), head.prior(x), plausible) if plausible else head(x)
         policy = tf.nn.log_softmax(head.prior(x))
         if clone:
             return policy
