@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from tfdqt.config import FarConfig, UsageError, check_far, default_config, default_parallel
+from tfdqt.checks import check_far
+from tfdqt.config import FarConfig, UsageError, default_config, default_parallel
 from tfdqt.runs import check_at_least_one, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -39,7 +39,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tyro
 
-from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, check_dqn, check_ppo, default_config, default_parallel
+from tfdqt.checks import check_dqn, check_ppo
+from tfdqt.config import DQNConfig, NetworkConfig, PPOConfig, UsageError, default_config, default_parallel
 from tfdqt.runs import check_at_least_one, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from tfdqt.config import UsageError, check_dqn, default_config
+from tfdqt.checks import check_dqn
+from tfdqt.config import UsageError, default_config
 from tfdqt.runs import check_at_least_one, read_csv, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,20 +17,8 @@ from typing import Annotated, Literal
 import tyro
 
 import tfdqt
-from tfdqt.config import (
-    TEXT,
-    FarConfig,
-    TextConfig,
-    TextNetworkConfig,
-    UsageError,
-    check_far,
-    check_text,
-    check_text_network,
-    default_text_config,
-    load_config,
-    resumed_far,
-    save_config,
-)
+from tfdqt.checks import check_far, check_text, check_text_network, resumed_far
+from tfdqt.config import METHODS, TEXT, FarConfig, TextConfig, TextNetworkConfig, UsageError, default_text_config, load_config, save_config
 from tfdqt.runs import (
     check_at_least_one,
     check_resume_flags,
@@ -52,7 +40,7 @@ from tfdqt.runs import (
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Train a pruned BERT and a Q-head on a text task. The defaults shown are those of --task."""
+    """Train a pruned BERT and a Q-head on a text task. The defaults shown are those of --task and --method."""
 
     task: Literal["maze", "maze-po", "wordle", "corpus"] = "maze"
     """What to learn. The games make their data themselves; corpus learns to write."""
@@ -99,9 +87,10 @@ RESUME_FLAGS = {"resume", "checkpoint", "epochs", "threads", "checkpoint-every",
 
 
 def parse(argv):
-    """The arguments, with the defaults of the task they name."""
+    """The arguments, with the defaults of the task and method they name."""
     task = given_value(argv, "task", Args.task)
-    epochs, network, text = default_text_config(task)
+    method = given_value(argv, "method", None)
+    epochs, network, text = default_text_config(task, method if method in METHODS else None)
     default = Args(epochs=epochs, network=network, text=text)
     if task in TEXT:
         default = dataclasses.replace(default, task=task)

@@ -11,14 +11,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from unittest import mock
 
+from tfdqt.checks import check_dqn, check_network, check_text, check_text_network
 from tfdqt.config import (
+    METHODS,
+    TEXT,
     DQNConfig,
     NetworkConfig,
     UsageError,
-    check_dqn,
-    check_network,
     default_config,
     default_parallel,
+    default_text_config,
     load_config,
     save_config,
 )
@@ -170,6 +172,16 @@ class NoTensorFlow(unittest.TestCase):
         environment = {key: value for key, value in os.environ.items() if key != "TF_USE_LEGACY_KERAS"}
         environment["PYTHONPATH"] = str(ROOT)
         return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment, timeout=120, **more)
+
+    def test_every_method_has_defaults_that_can_be_on_every_task(self):
+        for task in TEXT:
+            for method in METHODS:
+                _, network, text = default_text_config(task, method)
+                check_text_network(network)
+                check_text(text)
+                self.assertEqual(text.method, method)
+            self.assertEqual(default_text_config(task, default_text_config(task)[2].method), default_text_config(task))
+        self.assertIsNone(default_text_config("wordle", "clone")[2].beta)
 
     def test_config_imports_no_tensorflow(self):
         code = "import sys, tfdqt.config; print(sorted({'tensorflow', 'keras', 'tf_agents'} & set(sys.modules)))"

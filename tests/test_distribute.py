@@ -22,7 +22,8 @@ from test_scripts import ROOT
 
 from tfdqt import distribute, dqn, gpt, text
 from tfdqt.backend import set_threads, tf
-from tfdqt.config import NetworkConfig, TextConfig, UsageError, cluster_place
+from tfdqt.checks import cluster_place
+from tfdqt.config import NetworkConfig, TextConfig, UsageError
 from tfdqt.envs import env_info
 from tfdqt.networks import flatten_model
 from tfdqt.replay import Episode, Steps

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdqt import tasks
+from tfdqt import corpora, tasks
 from tfdqt.backend import tf
 from tfdqt.config import TextConfig, UsageError
 from tfdqt.replay import Episode, Transition
@@ -171,22 +171,22 @@ class TestMethods(tf.test.TestCase):
         with self.assertRaisesRegex(UsageError, "choose one of maze"):
             tasks.make_task("chess")
         with self.assertRaisesRegex(UsageError, "module:function"):
-            tasks.make_reward("nowhere:nothing")
+            corpora.make_reward("nowhere:nothing")
 
 
 class TestCorpus(tf.test.TestCase):
 
     def test_king_james_and_sentiment(self):
         with tempfile.TemporaryDirectory() as folder:
-            tasks.write_king_james(folder)
+            corpora.write_king_james(folder)
             files = sorted(Path(folder).iterdir())
             self.assertLen(files, 66)
             self.assertIn("In the beginning God created", files[0].read_text(encoding="utf-8"))
             small = Path(folder, "small")
             small.mkdir()
             small.joinpath("a.txt").write_text(files[64].read_text(encoding="utf-8"), encoding="utf-8")
-            corpus = tasks.make_corpus(small, "sentiment", vocabulary=50, length=9)
-            batches = tasks.CorpusBatches(corpus, 16, TextConfig(method="filtered", keep_best=0.25))
+            corpus = corpora.make_corpus(small, "sentiment", vocabulary=50, length=9)
+            batches = corpora.CorpusBatches(corpus, 16, TextConfig(method="filtered", keep_best=0.25))
             first = [items for items in batches]
             again = [items for items in batches]
             self.assertLen(first, len(batches))
@@ -194,7 +194,7 @@ class TestCorpus(tf.test.TestCase):
                 for field, same in zip(one, other):
                     self.assertAllEqual(field, same)
             self.assertBetween(len(first[0].text), 4, 15)
-        reward = tasks.make_reward("sentiment")
+        reward = corpora.make_reward("sentiment")
         self.assertGreater(reward("a good and joyful heart"), 0.5)
         self.assertLess(reward("wrath and destruction"), -0.5)
 

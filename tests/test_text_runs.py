@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdqt import tasks, text_runs
+from tfdqt import corpora, tasks, text_runs
 from tfdqt.apex import Part, Pool
 from tfdqt.backend import tf
 from tfdqt.config import TextNetworkConfig, default_text_config
@@ -106,7 +106,7 @@ class TestPlayers(tf.test.TestCase):
     def test_texts_are_written_and_priced(self):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "a.txt").write_text("a good day and a bad night . " * 40, encoding="utf-8")
-            task = tasks.make_corpus(folder, "sentiment", vocabulary=10, length=6)
+            task = corpora.make_corpus(folder, "sentiment", vocabulary=10, length=6)
             cfg = default_text_config("corpus")[2]
             weights, *_ = self.weights_of(task, cfg)
             items, returns = text_runs.make_text_player(task, SMALL, cfg, [0.4], np.random.SeedSequence(0))(weights, 0)

@@ -14,7 +14,8 @@ import numpy as np
 
 from tfdqt.acting import Progress, learned, restore_progress
 from tfdqt.backend import tf
-from tfdqt.config import FarConfig, UsageError, check_far
+from tfdqt.checks import check_far
+from tfdqt.config import FarConfig, UsageError
 from tfdqt.dqn import NOTHING, Metrics, informed, make_learn, make_learner, make_update, resume_learner
 from tfdqt.envs import EnvFailure
 from tfdqt.networks import set_weights

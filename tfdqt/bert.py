@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from tfdqt.backend import quiet, tf
-from tfdqt.config import UsageError, check_text_network
+from tfdqt.checks import check_text_network
+from tfdqt.config import UsageError
 
 with quiet():
     import tf_keras

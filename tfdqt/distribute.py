@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt.backend import quiet, tf
-from tfdqt.config import UsageError, cluster_place
+from tfdqt.checks import cluster_place
+from tfdqt.config import UsageError
 from tfdqt.runs import checkpoints
 
 PATIENCE = 600  # seconds that a learner waits for the others to start

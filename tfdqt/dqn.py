@@ -14,7 +14,8 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.acting import Progress, ended_games, make_window, push, restore_place, restore_state, save_with, shown, snapshot
 from tfdqt.backend import keras, tf
-from tfdqt.config import DQNConfig, UsageError, check_dqn
+from tfdqt.checks import check_dqn
+from tfdqt.config import DQNConfig, UsageError
 from tfdqt.distribute import ALONE, Team, check_same, make_add_up, make_team, own_seed, own_share, share_of, together
 from tfdqt.envs import EnvFailure, env_info
 from tfdqt.networks import flatten_model, join, known_of, make_act, repeat, set_weights, step_adam, with_known

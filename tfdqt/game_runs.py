@@ -14,20 +14,16 @@ from typing import Annotated
 import tyro
 
 import tfdqt
+from tfdqt.checks import check_dqn, check_far, check_network, check_ppo, resumed_far
 from tfdqt.config import (
     DQNConfig,
     FarConfig,
     NetworkConfig,
     PPOConfig,
     UsageError,
-    check_dqn,
-    check_far,
-    check_network,
-    check_ppo,
     default_config,
     default_parallel,
     load_config,
-    resumed_far,
     save_config,
 )
 from tfdqt.runs import (

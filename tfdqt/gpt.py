@@ -10,7 +10,8 @@ Output: [B, P, ...] of the last P steps; P = C for the decoder, 1 for the dense 
 import numpy as np
 
 from tfdqt.backend import keras
-from tfdqt.config import UsageError, check_network
+from tfdqt.checks import check_network
+from tfdqt.config import UsageError
 
 layers, ops = keras.layers, keras.ops
 

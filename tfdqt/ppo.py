@@ -13,7 +13,7 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.acting import Progress, Window, ended_games, make_window, push, restore_place, restore_state, save_with, snapshot
 from tfdqt.backend import keras, tf
-from tfdqt.config import check_ppo
+from tfdqt.checks import check_ppo
 from tfdqt.envs import EnvFailure, env_info
 from tfdqt.networks import flatten_model, join, known_of, repeat, set_weights, step_adam, with_known
 from tfdqt.vec_envs import make_vec_env

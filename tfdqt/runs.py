@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdqt.config import UsageError, cluster_place, save_config
+from tfdqt.checks import cluster_place
+from tfdqt.config import UsageError, save_config
 
 KEPT = 2  # checkpoints: the newest, and the one before it
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from tfdqt import losses
 from tfdqt.backend import tf
-from tfdqt.config import TextConfig, UsageError, check_text
+from tfdqt.checks import check_text
+from tfdqt.config import TextConfig, UsageError
 from tfdqt.distribute import check_same, make_add_up, make_team, share_of, together
 from tfdqt.reading import episodes
 from tfdqt.replay import Episode, Transition

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt import bert, reading, tasks, text, writing
+from tfdqt import bert, corpora, reading, tasks, text, writing
 from tfdqt.backend import tf
 from tfdqt.config import TextConfig, TextNetworkConfig, UsageError, load_config
 from tfdqt.policy import choose, epsilon_greedy
@@ -39,10 +39,10 @@ def make_networks(run_dir, settings):
         kept = Path(run_dir, "tokenizer")
         folder = settings.corpus or Path(run_dir, "corpus")
         if settings.corpus is None and not folder.exists():
-            tasks.write_king_james(folder)
+            corpora.write_king_james(folder)
         if kept.exists():
             tokenizer = bert.load_tokenizer(kept)
-        task = tasks.make_corpus(folder, settings.reward, tokenizer=tokenizer, vocabulary=settings.vocabulary, length=settings.window + 1)
+        task = corpora.make_corpus(folder, settings.reward, tokenizer=tokenizer, vocabulary=settings.vocabulary, length=settings.window + 1)
         if not kept.exists():
             task.tokenizer.save_pretrained(kept)
     else:
@@ -59,8 +59,8 @@ def _networks_for(task, network, seed):
 def make_data(task, settings):
     """What a run learns from: -> (batches, a sentence about them)."""
     cfg = settings.text
-    if isinstance(task, tasks.Corpus):
-        batches = tasks.CorpusBatches(task, settings.new_items, cfg)
+    if isinstance(task, corpora.Corpus):
+        batches = corpora.CorpusBatches(task, settings.new_items, cfg)
         if not len(batches):
             raise UsageError(f"The texts in {task.folder} hold no {settings.window} words in a row; give longer ones, or less --window.")
         return batches, f"about {len(batches) * settings.new_items:,} texts of {settings.window} words, {len(task.actions):,} words known."
@@ -103,7 +103,7 @@ def make_text_player(task, network, cfg, rows, seed):
     def play(weights, step):
         for variable, array in zip(variables, weights):
             variable.assign(array)
-        if not isinstance(task, tasks.Corpus):
+        if not isinstance(task, corpora.Corpus):
             return tasks.record(task, count, rng, act)
         texts = write(task, scores, cfg, count, int(rng.integers(1 << 31)))
         items = reading.episodes(task.tokenizer, texts, task.length, task.reward)
@@ -175,7 +175,7 @@ class ActedBatches:
 
 def returns_of(task, scores, cfg, *, games, seed, best_of=1):
     """Play, or write, `games` times: -> (returns [games], texts written or None). best_of: of so many texts the best counts."""
-    if not isinstance(task, tasks.Corpus):
+    if not isinstance(task, corpora.Corpus):
         return tasks.play(task, scores, games=games, seed=seed, greedy=cfg.greedy, temperature=cfg.temperature), None
     texts = write(task, scores, cfg, games * best_of, seed)
     worth = np.array([task.reward(written) for written in texts]).reshape(games, best_of)
@@ -195,7 +195,7 @@ def beside(task, texts):
 def perplexity(task, transformer, head, cfg, *, batch_size=64):
     """The cloned policy's perplexity on the held-out texts of a corpus, per word it knows; NaN if nothing is held out."""
     total = count = 0.0
-    batches = tasks.CorpusBatches(task, batch_size, dataclasses.replace(cfg, method="clone"), heldout=True)
+    batches = corpora.CorpusBatches(task, batch_size, dataclasses.replace(cfg, method="clone"), heldout=True)
 
     @tf.function
     def surprise(ids, actions, mask):
@@ -210,7 +210,7 @@ def perplexity(task, transformer, head, cfg, *, batch_size=64):
 
 def sample_texts(task, count):
     """A few texts as the task shows them, [count, length] token ids."""
-    if isinstance(task, tasks.Corpus):
+    if isinstance(task, corpora.Corpus):
         texts = next(iter(reading.text_loader(task.folder, task.length - 1, count))).numpy()
         return reading.encode(task.tokenizer, [line.decode() for line in texts], task.length)
     boards, rng = task.start(count, np.random.default_rng(0)), np.random.default_rng(1)
