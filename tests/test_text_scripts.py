@@ -72,6 +72,13 @@ class TestTextScripts(unittest.TestCase):
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertRegex(done.stdout, r"sparsity 0\.(2|19).* kernel_bytes \d+  gzip_bytes \d+\n")
         self.assertGreater((self.tmp / "pruning.png").stat().st_size, 5_000)
+        table = self.tmp / "pruning.csv"
+        found = table.read_text()
+        done = script("plot_pruning", table, f"--out={self.tmp / 'again.png'}")
+        self.assertEqual((done.returncode, done.stdout), (0, f"{self.tmp / 'again.png'}\n"), done.stderr)
+        self.assertEqual((self.tmp / "again.csv").read_text(), found)
+        table.write_text("seed,sparsity\n1,2\n")
+        refused(self, "this script wrote", "plot_pruning", table)
 
         out, lite = self.tmp / "saved_model", self.tmp / "encoder.tflite"
         done = script("export", self.run_dir, out, f"--tflite={lite}")

@@ -54,20 +54,22 @@ def plot_learning(groups, path, *, column="mean_return", title="", levels=None, 
     figure.savefig(path, dpi=120)
 
 
-def plot_pruning(rows, title, path):
-    """Draw the mean return of runs (dots) and the compressed size of their encoders over sparsity into a PNG.
+def plot_pruning(rows, path):
+    """Draw the mean return of runs (dots) and the compressed size of their encoders over sparsity into a PNG, a column for each task.
 
-    `rows` are dicts with sparsity, mean_return and gzip_bytes, as `scripts/plot_pruning.py` makes them.
+    `rows` are dicts with task, sparsity, mean_return and gzip_bytes, as `scripts/plot_pruning.py` makes them.
     """
-    rows = sorted(rows, key=lambda row: row["sparsity"])
-    x = [100 * row["sparsity"] for row in rows]
-    figure, (above, below) = _subplots(2, 1, size=(6, 6), sharex=True)
-    above.plot(x, [row["mean_return"] for row in rows], "o")
-    above.set(title=title, ylabel="mean return")
-    below.plot(x, [row["gzip_bytes"] / 1_000 for row in rows], "o-")
-    below.set(xlabel="zeros in the encoder's kernels, %", ylabel="kernels after gzip, kB", ylim=(0, None))
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
+    names = list(dict.fromkeys(row["task"] for row in rows))
+    figure, axes = _subplots(2, len(names), size=(5 * len(names), 6), sharex=True, squeeze=False)
+    for (above, below), name in zip(axes.T, names):
+        shown = sorted((row for row in rows if row["task"] == name), key=lambda row: row["sparsity"])
+        x = [100 * row["sparsity"] for row in shown]
+        above.plot(x, [row["mean_return"] for row in shown], "o", alpha=0.6)
+        above.set(title=name, ylabel="mean return")
+        below.plot(x, [row["gzip_bytes"] / 1_000 for row in shown], "o-")
+        below.set(xlabel="zeros in the encoder's kernels, %", ylabel="kernels after gzip, kB", ylim=(0, None))
+    for place in axes.flat:
+        place.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
