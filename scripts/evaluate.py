@@ -37,11 +37,18 @@ class Args:
     video_steps: int = 2_000
     """Longest film, in steps."""
     beta: float | None = None
-    """Text runs: strength of the advantage over the cloned policy (0: that policy alone); by default as trained."""
+    """Text runs: strength of the advantage over the cloned policy (0: that policy alone, inf: Q alone); by default as trained."""
     temperature: float | None = None
     """Text runs: how evenly actions are drawn (0: the best is taken); by default as trained."""
     best_of: int = 1
     """Corpus runs: texts written for each that counts; the one of the highest reward does."""
+
+
+def check_left_out(args, why, *fields):
+    """Raise UsageError for a flag that says nothing about such a run."""
+    for field in fields:
+        if getattr(args, field) != getattr(Args, field):
+            raise UsageError(f"--{field.replace('_', '-')} {why}.")
 
 
 def gif(mp4, path, *, every=4, width=160):
@@ -74,10 +81,12 @@ def evaluate_text(run_dir, args):
     from tfdqt.stats import confidence
     from tfdqt.text_runs import beside, load_text_run, make_run_scores, perplexity, returns_of
 
-    if args.epsilon or args.sample or args.video or args.max_steps:
-        raise UsageError("--epsilon, --sample, --video and --max-steps are for gymnasium environments; leave them out for a text run.")
+    check_left_out(args, "is for gymnasium environments; leave it out for a text run",
+                   "epsilon", "sample", "max_steps", "workers", "video", "video_steps")
     trained = load_text_run(run_dir, args.checkpoint)
     task, cfg = trained.task, trained.settings["text"]
+    if task.name != "corpus":
+        check_left_out(args, "is for texts that are written; leave it out for a game", "best_of")
     if args.temperature is not None:
         cfg = dataclasses.replace(cfg, greedy=args.temperature == 0, temperature=args.temperature or cfg.temperature)
     scores = make_run_scores(task, trained.transformer, trained.head, cfg, beta=args.beta)
@@ -105,6 +114,7 @@ def main():
     run_dir = find_run(args.run)
     if load_config(run_dir / "config.json").get("algorithm") == "text":
         return evaluate_text(run_dir, args)
+    check_left_out(args, "is for text runs; leave it out for a gymnasium environment", "beta", "temperature", "best_of")
 
     from tfdqt.envs import make_env
     from tfdqt.evaluate import film, load_run, play

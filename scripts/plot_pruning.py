@@ -14,7 +14,7 @@ import tyro
 from tfdqt.config import UsageError
 from tfdqt.runs import find_run, run_main, write_rows
 
-COLUMNS = dict(task=str, seed=int, sparsity=float, mean_return=float, kernel_bytes=int, gzip_bytes=int)
+COLUMNS = dict(task=str, seed=int, games=int, sparsity=float, mean_return=float, kernel_bytes=int, gzip_bytes=int)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def play_again(run, games, seed):
     scores = make_run_scores(trained.task, trained.transformer, trained.head, cfg)
     returns, _ = returns_of(trained.task, scores, cfg, games=games, seed=seed)
     kernels = b"".join(kernel.numpy().tobytes() for kernel in dense_kernels(trained.transformer.bert))
-    return dict(zip(COLUMNS, (trained.task.name, trained.settings["seed"], sparsity(trained.transformer), float(returns.mean()),
+    return dict(zip(COLUMNS, (trained.task.name, trained.settings["seed"], games, sparsity(trained.transformer), float(returns.mean()),
                               len(kernels), len(gzip.compress(kernels, mtime=0)))))
 
 
@@ -63,21 +63,25 @@ def main():
     args = tyro.cli(Args, description=__doc__)
     if not args.runs or args.games < 1 or args.seed < 0 or not args.out.endswith(".png"):
         raise UsageError("Name at least one run, --games of at least 1, a --seed of 0 or more, and an --out that ends in .png.")
+    table = Path(args.out).with_suffix(".csv")
+    if any(Path(run).resolve() == table.resolve() for run in args.runs):
+        raise UsageError(f"The figures would be written over {table}, which is read; choose another --out.")
+    earlier = {run: read_rows(run) for run in args.runs if run.endswith(".csv")}
     for run in args.runs:
-        if not run.endswith(".csv"):
+        if run not in earlier:
             find_run(run)
 
     from tfdqt.plots import plot_pruning
 
     rows = []
     for run in args.runs:
-        if run.endswith(".csv"):
-            rows += read_rows(run)
+        if run in earlier:
+            rows += earlier[run]
             continue
         rows.append(play_again(run, args.games, args.seed))
         print("  ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
     try:
-        write_rows(Path(args.out).with_suffix(".csv"), rows)
+        write_rows(table, rows)
         plot_pruning(rows, args.out)
     except OSError as error:
         raise UsageError(f"{args.out} can't be written ({error.strerror or error}); choose another --out.") from None

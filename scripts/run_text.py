@@ -90,8 +90,8 @@ def parse(argv):
     """The arguments, with the defaults of the task and method they name."""
     task = given_value(argv, "task", Args.task)
     method = given_value(argv, "method", None)
-    epochs, network, text = default_text_config(task, method if method in METHODS else None)
-    default = Args(epochs=epochs, network=network, text=text)
+    amount, network, text = default_text_config(task, method if method in METHODS else None)
+    default = Args(**amount, network=network, text=text)
     if task in TEXT:
         default = dataclasses.replace(default, task=task)
     args = tyro.cli(Args, args=argv, default=default, description=__doc__)

@@ -124,6 +124,7 @@ class TestScripts(unittest.TestCase):
         np.testing.assert_array_equal(saved["a"], logits.argmax(axis=1))
         refused(self, "not a run of DQN", "run_dqn", f"--resume={run}")
         refused(self, "--sample draws from the policy of a PPO run", "evaluate", self.run_dir, "--sample")
+        refused(self, "--beta is for text runs", "evaluate", self.run_dir, "--beta=0")
         refused(self, "--quantiles", "run_ppo", "--quantiles=8")
         refused(self, "does not divide", "run_ppo", "--batch-size=100")
 

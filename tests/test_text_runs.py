@@ -1,6 +1,7 @@
 """What actors play for a text run, and how it stands beside the run's data."""
 
 import dataclasses
+import math
 import tempfile
 import unittest
 from pathlib import Path
@@ -14,7 +15,7 @@ from tfdqt.config import TextNetworkConfig, default_text_config
 from tfdqt.replay import Episode, Transition
 from tfdqt.text import Metrics
 
-SMALL = TextNetworkConfig(layers=1, heads=2, width=16, hidden=(16,), pruning_amount=0.0)
+SMALL = TextNetworkConfig(layers=1, heads=2, width=16, hidden=(16,), dueling=True, saturating=True, pruning_amount=0.0)
 
 
 def numbered(begin, count):
@@ -102,6 +103,24 @@ class TestPlayers(tf.test.TestCase):
             else:
                 best = np.argmax(scores(items.text, np.full(len(items.text), 5, np.int32)), axis=-1)
                 self.assertAllEqual(items.action[:, 1][items.mask[:, 1]], best[items.mask[:, 1]])
+
+    def test_a_runs_settings_reach_its_head_and_its_play(self):
+        task, cfg = tasks.make_task("wordle"), default_text_config("wordle")[2]
+        transformer, head = text_runs._networks_for(task, SMALL, 1)
+        self.assertTrue(head.dueling and head.saturating)
+        seen = task.show(task.start(1, np.random.default_rng(0)))
+
+        def scores(cfg=cfg, **options):
+            return text_runs.make_run_scores(task, transformer, head, cfg, **options)(*seen).numpy()[0]
+
+        x = transformer(seen[0])[:, 0]
+        q, policy = head(x).numpy()[0], tf.nn.softmax(head.prior(x)).numpy()[0]
+        part = np.median(policy) / policy.max()
+        plausible = scores(dataclasses.replace(cfg, plausible=float(part) * 0.9999), beta=math.inf)
+        self.assertAllEqual(plausible > -1e30, policy >= np.median(policy) * 0.9999)
+        self.assertAllClose(plausible[plausible > -1e30], q[plausible > -1e30], atol=1e-5)
+        self.assertAllClose(scores(dataclasses.replace(cfg, plausible=0.0, beta=None)), q, atol=1e-5)
+        self.assertAllClose(scores(), np.log(policy) + 3 * (q - policy @ q), atol=1e-4)
 
     def test_texts_are_written_and_priced(self):
         with tempfile.TemporaryDirectory() as folder:

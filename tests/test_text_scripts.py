@@ -77,8 +77,13 @@ class TestTextScripts(unittest.TestCase):
         done = script("plot_pruning", table, f"--out={self.tmp / 'again.png'}")
         self.assertEqual((done.returncode, done.stdout), (0, f"{self.tmp / 'again.png'}\n"), done.stderr)
         self.assertEqual((self.tmp / "again.csv").read_text(), found)
+        refused(self, "would be written over", "plot_pruning", table, f"--out={self.tmp / 'pruning.png'}")
         table.write_text("seed,sparsity\n1,2\n")
-        refused(self, "this script wrote", "plot_pruning", table)
+        refused(self, "this script wrote", "plot_pruning", table, f"--out={self.tmp / 'two.png'}")
+        table.write_text(found + found.splitlines()[1].replace("corpus", "maze") + "\n")
+        self.assertEqual(script("plot_pruning", table, f"--out={self.tmp / 'two.png'}").returncode, 0)
+        one, two = ((self.tmp / f"{name}.png").read_bytes() for name in ("again", "two"))
+        self.assertGreater(int.from_bytes(two[16:20], "big"), 1.5 * int.from_bytes(one[16:20], "big"))  # a column more
 
         out, lite = self.tmp / "saved_model", self.tmp / "encoder.tflite"
         done = script("export", self.run_dir, out, f"--tflite={lite}")
@@ -122,6 +127,7 @@ class TestTextScripts(unittest.TestCase):
         refused(self, "--pruning-amount", "run_text", "--pruning-amount=1")
         refused(self, "--cloning greater than 0", "run_text", "--beta=2")
         refused(self, "--method=q and --cloning", "run_text", "--plausible=0.3")
+        refused(self, "leave out one", "run_text", "--task=wordle", "--advantage-learning=0.9")
         refused(self, "--method=q or implicit", "run_text", "--method=clone", "--actors=2")
         refused(self, "TF_CONFIG", "run_text", "--strategy=multiworker")
         refused(self, "does not exist", "run_text", "--task=corpus", "--corpus=nowhere")
@@ -133,7 +139,8 @@ class TestTextScripts(unittest.TestCase):
         refused(self, "already holds a run", "run_text", f"--run-dir={self.run_dir}")
         refused(self, "leave out --layers", "run_text", f"--resume={self.run_dir}", "--layers=3")
         refused(self, "not a run of DQN", "run_dqn", f"--resume={self.run_dir}")
-        refused(self, "for gymnasium", "evaluate", self.run_dir, "--epsilon=0.05")
+        for flag in ("--epsilon=0.05", "--video-steps=3", "--workers=0"):
+            refused(self, "for gymnasium", "evaluate", self.run_dir, flag)
         refused(self, "temperature above 0", "generate", self.run_dir, "--temperature=0")
         refused(self, "There is no run", "generate", "nowhere")
 

@@ -207,8 +207,7 @@ class DeepQLearningModel(tf_keras.Model):
       hidden: sizes of the hidden layers.
       features: [action_dim, F] what each action is made of, such as the letters of a word. An action's value is then also a sum
         over its features, so that what is learned of one action holds for those like it.
-      saturating: whether that sum counts by its softplus only, so that actions which something rules out are all alike, however many
-        things rule them out.
+      saturating: whether that sum counts by its softplus only, which is 0 for all that is ruled out, by however many of its features.
       dueling: whether Q is a value of the state and, around it, advantages of mean 0 (Wang et al., 2016), so that what every action of a
         state is worth is learned from all of them.
 

@@ -1,4 +1,4 @@
-"""What settings can't be, said in a sentence before anything is started."""
+"""Settings that can't be are refused here, in a sentence, before anything is started; so is what a resumed run can't change."""
 
 import dataclasses
 import json
@@ -113,11 +113,15 @@ def check_text(cfg):
     if cfg.advantage_learning and cfg.method != "q":
         raise UsageError("--advantage-learning changes the targets of Q-learning; it needs --method=q.")
     if cfg.plausible and not (cfg.method == "q" and cfg.cloning):
-        raise UsageError("--plausible asks the cloned policy what Q-learning may choose; it needs --method=q and --cloning.")
+        raise UsageError("--plausible asks the cloned policy what Q-learning may choose; it needs --method=q and --cloning, or give "
+                         "--plausible=0.")
+    if cfg.plausible and cfg.advantage_learning:
+        raise UsageError("--advantage-learning measures gaps to the best of all actions, plausible or not; leave out one of it and "
+                         "--plausible.")
     if cfg.advantage_weighting and not (cfg.method == "implicit" and cfg.cloning):
         raise UsageError("--advantage-weighting weighs what is cloned by implicit values; it needs --method=implicit and --cloning.")
     if cfg.beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):
-        raise UsageError("--beta steers a cloned policy, which is only learned with --cloning greater than 0.")
+        raise UsageError("--beta steers a cloned policy, which is only learned with --cloning greater than 0; or give --beta=None.")
 
 
 def _divided(cfg):

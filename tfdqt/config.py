@@ -185,8 +185,8 @@ class TextNetworkConfig:
     dueling: bool = False
     """Whether Q is a value of the state and, around it, advantages of mean 0 (Wang et al., 2016)."""
     saturating: bool = False
-    """wordle: whether the sum over an action's letters counts by its softplus only: words that something rules out are then all alike,
-    however many things do."""
+    """wordle: whether the sum over a word's letters counts by its softplus only, which is 0 for all that is ruled out, by however many
+    letters."""
     pruning_amount: float = 0.2
     """Part of the weights in every Dense kernel of the encoder that is set to zero (0: none)."""
     pruning_schedule: Literal["constant", "polynomial"] = "constant"
@@ -225,8 +225,8 @@ class TextConfig:
     """q: how much of the gap between the best action and the one taken is subtracted from its target, so that actions stay apart
     where they matter little (Bellemare et al., 2016); 0: none."""
     plausible: float = 0.0
-    """q: only actions at least this times as likely as the likeliest of the cloned policy are chosen in targets, and, without --beta,
-    when acting (discrete BCQ; Fujimoto et al., 2019); needs --cloning. 0: all may be."""
+    """q: in targets, and without --beta when acting, only actions are chosen whose probability under the cloned policy is at least this
+    part of the likeliest one's (discrete BCQ; Fujimoto et al., 2019); needs --cloning. 0: all may be."""
     conservative: float = 0.0
     """Weight of CQL's conservative term (Kumar et al., 2020)."""
     expectile: float = 0.8
@@ -293,13 +293,14 @@ def default_parallel(name, algorithm="dqn"):
 
 
 METHODS = typing.get_args(TextConfig.__annotations__["method"])
-OWN = ("cloning", "plausible", "advantage_weighting", "advantage_learning", "beta")  # settings that make up a text task's method
+ONLY = dict(cloning=("q", "implicit"), beta=("q", "implicit"), plausible=("q",), advantage_learning=("q",),  # settings of some methods
+            advantage_weighting=("implicit",))
 TEXT = {
     "maze": dict(epochs=2, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64, gamma=0.95, target_tau=0.05)),
     "maze-po": dict(epochs=8, network=dict(width=64, hidden=(128,)),
                     text=dict(batch_size=64, gamma=0.95, target_tau=0.05, final_learning_rate=1e-5, huber_delta=100.0, max_grad_norm=100.0,
                               greedy=False, temperature=0.3)),
-    "wordle": dict(epochs=4, network=dict(width=64, dueling=True, saturating=True),
+    "wordle": dict(epochs=4, episodes=1_000_000, network=dict(width=64, dueling=True, saturating=True),
                    text=dict(batch_size=128, learning_rate=2e-3, final_learning_rate=1e-5, cloning=1.0, plausible=0.3, beta=3.0)),
     "corpus": dict(epochs=2, network={},
                    text=dict(method="implicit", batch_size=64, cloning=1.0, beta=4.0, greedy=False, updates_per_batch=16)),
@@ -307,16 +308,16 @@ TEXT = {
 
 
 def default_text_config(task, method=None):
-    """The defaults for a text task: (passes over its data, TextNetworkConfig, TextConfig).
+    """The defaults for a text task: (dict of epochs and episodes, TextNetworkConfig, TextConfig).
 
-    With another method than the task's own, what only belongs to that one is left out.
+    With another method than the task's own, settings which that method does not have are as if not given.
     """
     chosen = TEXT.get(task, TEXT["maze"])
     text = TextConfig(**chosen["text"])
-    if method not in (None, text.method):
-        plain = TextConfig(method)
-        text = dataclasses.replace(text, method=method, **{field: getattr(plain, field) for field in OWN})
-    return chosen["epochs"], TextNetworkConfig(**chosen["network"]), text
+    if method is not None:
+        text = dataclasses.replace(text, method=method,
+                                   **{field: getattr(TextConfig, field) for field, methods in ONLY.items() if method not in methods})
+    return dict(epochs=chosen["epochs"], episodes=chosen.get("episodes", 0)), TextNetworkConfig(**chosen["network"]), text
 
 
 def save_config(path, **parts):

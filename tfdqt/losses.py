@@ -28,8 +28,10 @@ def plausible(q, logits, part):
     """Q with the lowest value there is for actions less than `part` times as likely as the likeliest: [..., A], [..., A] -> [..., A].
 
     So that nothing is chosen for a value that the data has hardly tested (discrete BCQ; Fujimoto, Conti, Ghavamzadeh and Pineau, 2019,
-    equation 11). `logits` are those of the cloned policy.
+    equation 11). `logits` are those of the cloned policy; with a part of 0 all are plausible.
     """
+    if not part:
+        return q
     return tf.where(logits >= tf.reduce_max(logits, axis=-1, keepdims=True) + math.log(part), q, q.dtype.min)
 
 

@@ -40,8 +40,8 @@ def given_flags(argv):
 
 
 def given_value(argv, flag, default):
-    """What a command line gives for `flag`, as --flag=value or --flag value; for defaults that depend on it."""
-    for i, word in enumerate(argv):
+    """What a command line gives for `flag` last, as --flag=value or --flag value; for defaults that depend on it."""
+    for i, word in reversed(list(enumerate(argv))):
         if word == f"--{flag}":
             return (argv[i + 1:] or [""])[0]
         if word.startswith(f"--{flag}="):

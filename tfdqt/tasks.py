@@ -285,7 +285,7 @@ def make_wordle():
     def show(boards):
         return boards["text"][:, :length], (5 * np.minimum(boards["turn"], TURNS - 1)).astype(np.int32)
 
-    task = Task("wordle", tokenizer, tuple(words), length, True, data, start, show, step, TURNS, 1_000_000,
+    task = Task("wordle", tokenizer, tuple(words), length, True, data, start, show, step, TURNS, 100_000,
                 {"best": -1.94, "ILQL": -2.04, "MC": -2.16, "PPO": -2.63, "BC": -2.81, "GPT-4": -5.42}, made_of)
     return task
 

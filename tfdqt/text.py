@@ -111,10 +111,8 @@ def make_text_update(transformer, head, target_transformer, target_head, optimiz
                 extra = dict(value=head.value(now), frozen_q=frozen_q, expectile=cfg.expectile)
             else:
                 here, ahead = read_batch(target_transformer, batch)[:2]
-                next_q, chosen_by = target_head(ahead), head(behind)
-                if cfg.plausible:
-                    chosen_by = losses.plausible(chosen_by, head.prior(behind), cfg.plausible)
-                extra = dict(next_q_online=tf.stop_gradient(chosen_by))
+                chosen_by = losses.plausible(head(behind), head.prior(behind), cfg.plausible)
+                next_q, extra = target_head(ahead), dict(next_q_online=tf.stop_gradient(chosen_by))
                 if cfg.advantage_learning:
                     extra.update(frozen_q=target_head(here), advantage_learning=cfg.advantage_learning)
             loss, diagnostics = custom_loss(head(now), actions, rewards, next_q, 1.0 - discounts, gamma=cfg.gamma, mask=mask,

@@ -1,6 +1,7 @@
 """What every script on text runs needs: the networks and data that a run's settings name, its play, and its newest weights."""
 
 import dataclasses
+import math
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,11 +72,11 @@ def make_data(task, settings):
 
 
 def make_run_scores(task, transformer, head, cfg, *, beta=None):
-    """`writing.make_scores` as a run's settings say, or with another `beta` (0: the cloned policy alone)."""
+    """`writing.make_scores` as a run's settings say, or with another `beta` (0: the cloned policy alone; infinite: Q alone)."""
     imitates = cfg.method in ("clone", "filtered")
     if imitates and beta:
         raise UsageError(f"A {cfg.method} run has no values to steer by; leave out --beta.")
-    beta = cfg.beta if beta is None else beta
+    beta = cfg.beta if beta is None else None if beta == math.inf else beta
     if beta is not None and not cfg.cloning and not imitates:
         raise UsageError("This run did not learn the cloned policy that beta steers; train with --cloning greater than 0.")
     return writing.make_scores(transformer, head, beta=beta, clone=imitates or beta == 0, plausible=cfg.plausible)
