@@ -17,8 +17,8 @@ def make_scores(transformer, head, *, beta=None, clone=False, plausible=0.0) -> 
     """Compile `scores(text [B, T], at [B]) -> [B, A]`, log-weights of the actions behind token `at`.
 
     clone: the cloned policy alone. beta: that policy x exp(beta x advantage), as ILQL decodes (Snell et al., 2023), the
-    advantage being Q less its mean under the cloned policy. Neither: Q, and with `plausible` only that of
-    actions whose probability under the cloned policy is at least this part of the likeliest one's.
+    advantage being Q less its mean under the cloned policy. Neither: Q, and with `plausible` only that of actions whose probability
+    under the cloned policy is at least this part of the likeliest one's.
     """
     @tf.function(jit_compile=True)
     def scores(text, at):
