@@ -120,7 +120,7 @@ class TestPlayers(tf.test.TestCase):
         self.assertAllEqual(plausible > -1e30, policy >= np.median(policy) * 0.9999)
         self.assertAllClose(plausible[plausible > -1e30], q[plausible > -1e30], atol=1e-5)
         self.assertAllClose(scores(dataclasses.replace(cfg, plausible=0.0, beta=None)), q, atol=1e-5)
-        self.assertAllClose(scores(), np.log(policy) + 8 * (q - policy @ q), atol=1e-4)
+        self.assertAllClose(scores(), np.log(policy) + 12 * (q - policy @ q), atol=1e-4)
 
     def test_texts_are_written_and_priced(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -301,7 +301,7 @@ TEXT = {
                     text=dict(batch_size=64, gamma=0.95, target_tau=0.05, final_learning_rate=1e-5, huber_delta=100.0, max_grad_norm=100.0,
                               greedy=False, temperature=0.3)),
     "wordle": dict(epochs=6, episodes=1_000_000, network=dict(width=64, dueling=True, saturating=True),
-                   text=dict(batch_size=128, learning_rate=2e-3, final_learning_rate=1e-5, cloning=1.0, plausible=0.3, beta=8.0)),
+                   text=dict(batch_size=128, learning_rate=2e-3, final_learning_rate=1e-5, cloning=1.0, plausible=0.3, beta=12.0)),
     "corpus": dict(epochs=2, network={},
                    text=dict(method="implicit", batch_size=64, cloning=1.0, beta=4.0, greedy=False, updates_per_batch=16)),
 }
