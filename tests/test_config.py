@@ -182,7 +182,8 @@ class NoTensorFlow(unittest.TestCase):
                 self.assertEqual(text.method, method)
             self.assertEqual(default_text_config(task, default_text_config(task)[2].method), default_text_config(task))
         self.assertIsNone(default_text_config("wordle", "clone")[2].beta)
-        self.assertEqual(default_text_config("corpus", "q")[2].beta, default_text_config("corpus")[2].beta)
+        for method in ("q", "montecarlo"):
+            self.assertEqual(default_text_config("corpus", method)[2].beta, default_text_config("corpus")[2].beta)
 
     def test_config_imports_no_tensorflow(self):
         code = "import sys, tfdqt.config; print(sorted({'tensorflow', 'keras', 'tf_agents'} & set(sys.modules)))"

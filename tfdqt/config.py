@@ -293,8 +293,8 @@ def default_parallel(name, algorithm="dqn"):
 
 
 METHODS = typing.get_args(TextConfig.__annotations__["method"])
-ONLY = dict(cloning=("q", "implicit"), beta=("q", "implicit"), plausible=("q",), advantage_learning=("q",),  # settings of some methods
-            advantage_weighting=("implicit",))
+VALUED = ("q", "implicit", "montecarlo")  # methods that learn values, by which a cloned policy can be steered
+ONLY = dict(cloning=VALUED, beta=VALUED, plausible=("q",), advantage_learning=("q",), advantage_weighting=("implicit",))
 TEXT = {
     "maze": dict(epochs=2, network=dict(width=64, hidden=(128,)), text=dict(batch_size=64, gamma=0.95, target_tau=0.05)),
     "maze-po": dict(epochs=8, network=dict(width=64, hidden=(128,)),
