@@ -116,8 +116,8 @@ def check_text(cfg):
         raise UsageError("--plausible asks the cloned policy what Q-learning may choose; it needs --method=q and --cloning, or give "
                          "--plausible=0.")
     if cfg.plausible and cfg.advantage_learning:
-        raise UsageError("--advantage-learning measures gaps to the best of all actions, plausible or not; leave out one of --plausible "
-                         "and it.")
+        raise UsageError("--advantage-learning measures gaps to the best of all actions, plausible or not; leave out one of the two "
+                         "(--plausible=0 does).")
     if cfg.advantage_weighting and not (cfg.method == "implicit" and cfg.cloning):
         raise UsageError("--advantage-weighting weighs what is cloned by implicit values; it needs --method=implicit and --cloning.")
     if cfg.beta is not None and not cfg.cloning and cfg.method not in ("clone", "filtered"):
