@@ -1,11 +1,13 @@
 """Transformer against dense networks of equal size: python scripts/compare.py --out=runs/compare
 
 Every environment is learned by a GPT, by a dense network that sees the same history, and by a dense network that sees only the
-present step, each at several sizes in weights (those on features that --min-change hides are not counted). The learning rate of
-each is chosen among --rates by the return after training of --tuning-seeds runs whose seeds are not compared. The runs are those
-of run_dqn.py, in folders under --out; what is there already is not run again, so that the command can be stopped and given again.
-Then the report: for each, the interquartile mean over seeds of the mean return of --episodes games after training, the same of the
-mean return while it trained (sample efficiency), with 95% bootstrap confidence intervals, and seconds of wall clock.
+present step, each at several sizes in weights (those on features that --min-change hides are not counted). The
+dense network with history is there twice: learning Q at every step of a window, as the GPT does, and at its last only, so that
+attention and the number of targets in an update are told apart. The learning rate of each is chosen among --rates by the return after
+training of --tuning-seeds runs whose seeds are not compared. The runs are those of run_dqn.py, in folders under --out; what is there
+already is not run again, so that the command can be stopped and given again. Then the report: for each, the interquartile mean over
+seeds of the mean return of --episodes games after training, the same of the mean return while it trained (sample efficiency), with
+95% bootstrap confidence intervals, and seconds of wall clock.
 """
 
 import csv
@@ -16,6 +18,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
@@ -24,7 +27,8 @@ from tfdqt.config import UsageError, default_config, load_config
 from tfdqt.runs import check_at_least_one, checkpoints, read_log, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = {"gpt": "GPT", "dense-history": "dense, same history", "dense": "dense, present step"}
+KINDS = {"gpt": "GPT", "gpt-last": "GPT, learns at last step", "dense-every": "dense, same history, learns at every step",
+         "dense-history": "dense, same history", "dense": "dense, present step"}
 TUNING_SEED = 1_000
 
 
@@ -38,6 +42,8 @@ class Args:
     """Environments."""
     sizes: tuple[int, ...] = (5_000, 25_000, 100_000)
     """Sizes in weights; each network is made as near to them as it can be."""
+    kinds: tuple[Literal[tuple(KINDS)], ...] = ("gpt", "dense-every", "dense-history", "dense")
+    """Networks: gpt and dense-every learn Q at every step of a window, gpt-last and dense-history at its last; dense has no history."""
     seeds: int = 5
     """Runs of each."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -95,12 +101,12 @@ def match(info, base, kind, size):
 
     A GPT has two layers and a width that its heads divide; a dense network has two hidden layers of one size.
     """
-    context = 1 if kind == "dense" else base.context
+    base = dataclasses.replace(base, every_step=kind in ("gpt", "dense-every"), context=1 if kind == "dense" else base.context)
 
     def network(step):
-        if kind == "gpt":
+        if kind.startswith("gpt"):
             return dataclasses.replace(base, network="gpt", layers=2, width=base.heads * step)
-        return dataclasses.replace(base, network="dense", context=context, hidden=(step, step))
+        return dataclasses.replace(base, network="dense", hidden=(step, step))
 
     low, high = 1, 2
     while count_weights(info, network(high)) < size:
@@ -126,10 +132,10 @@ def make_cells(args):
             info = info._replace(obs_shape=(features_that_change(env, info, base.min_change),))
             print(f"{name}: {info.obs_shape[0]} features change enough to be shown; only their weights are counted.")
         env.close()
-        for size, kind in itertools.product(args.sizes, KINDS):
+        for size, kind in itertools.product(args.sizes, args.kinds):
             network, weights = match(info, base, kind, size)
             flags = [f"--{key.replace('_', '-')}={getattr(network, key)}"
-                     for key in ("network", "context", "layers", "width", "quantiles", "hidden_scale")]
+                     for key in ("network", "context", "every_step", "layers", "width", "quantiles", "hidden_scale")]
             flags += ["--no-dueling", "--hidden", *map(str, network.hidden)]
             cells.append(Cell(env=name, kind=kind, size=size, weights=weights, flags=flags,
                               steps=args.total_steps or cfg.total_steps))
@@ -206,18 +212,18 @@ def report(args, rows):
     for name, lines in (("runs.csv", rows), ("summary.csv", table)):
         write_rows(Path(args.out, name), lines)
     for line in table:
-        print(f"{line['env']:24} {line['size']:>7} {KINDS[line['kind']]:22} {line['weights']:>7} weights, rate {line['rate']:g}, "
+        print(f"{line['env']:24} {line['size']:>7} {KINDS[line['kind']]:40} {line['weights']:>7} weights, rate {line['rate']:g}, "
               f"{line['seeds']} seeds: return {line['mean_return']:.1f} [{line['mean_return_low']:.1f}, {line['mean_return_high']:.1f}], "
               f"while training {line['curve']:.1f} [{line['curve_low']:.1f}, {line['curve_high']:.1f}], {line['seconds']:.0f} s")
-    plot_comparison(table, KINDS, Path(args.out, "comparison.png"))
+    plot_comparison(table, {kind: KINDS[kind] for kind in args.kinds}, Path(args.out, "comparison.png"))
     print(Path(args.out, "comparison.png"))
 
 
 def main():
     args = tyro.cli(Args, description=__doc__)
     check_at_least_one(args, "seeds", "tuning_seeds", "episodes", "jobs", "total_steps")
-    if not args.envs or not args.sizes or min(args.sizes) < 100 or not args.rates or min(args.rates) <= 0 or not 0 <= args.epsilon <= 1:
-        raise UsageError("--envs, --sizes (of at least 100) and --rates (above 0) must not be empty, and --epsilon lies between 0 and 1.")
+    if not args.envs or not args.kinds or not args.sizes or min(args.sizes) < 100 or not args.rates or min(args.rates) <= 0 or not 0 <= args.epsilon <= 1:
+        raise UsageError("--envs, --kinds, --sizes (of at least 100) and --rates (above 0) must not be empty, and --epsilon lies between 0 and 1.")
     command = Path(args.out, "command.json")
     if command.exists() and not args.report_only:
         before = load_config(command)

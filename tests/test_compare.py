@@ -27,7 +27,8 @@ class TestCompare(unittest.TestCase):
                 self.assertEqual(weights, compare.count_weights(info, network))
                 self.assertAlmostEqual(weights / 25_000, 1, delta=0.1)
                 self.assertEqual(network.context, 1 if kind == "dense" else 4)
-                self.assertEqual(network.network, "gpt" if kind == "gpt" else "dense")
+                self.assertEqual(network.network, kind.split("-")[0])
+                self.assertEqual(network.every_step, kind in ("gpt", "dense-every"))
 
     def test_weights_on_hidden_features_are_not_counted(self):
         args = compare.Args(envs=("Breakout-ram-v0",), sizes=(25_000,))
@@ -65,7 +66,7 @@ class TestCompare(unittest.TestCase):
             self.assertEqual(done.returncode, 0, done.stderr)
             with open(Path(folder, "runs.csv"), newline="") as file:
                 rows = list(csv.DictReader(file))
-            self.assertEqual([row["kind"] for row in rows], list(compare.KINDS))
+            self.assertEqual([row["kind"] for row in rows], list(compare.Args.kinds))
             self.assertEqual({load_config(path)["dqn"]["batch_size"] for path in Path(folder).glob("*/config.json")}, {16})
             self.assertGreater(Path(folder, "comparison.png").stat().st_size, 5_000)
             other = script("compare", *flags[:-1], "batch-size=32")

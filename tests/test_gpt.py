@@ -73,12 +73,14 @@ class Shapes(tf.test.TestCase):
                 (PAIR, dict(tokens="features", gru_gate=True)), (PAIR, dict(standardize=True, prev_action=True)),
                 (BOX, dict(network="dense")), (RAM, dict(network="dense", ram_bits=True, standardize=True, prev_action=True)),
                 (PAIR, dict(network="dense", dueling=True, context=1)), (BOX, dict(quantiles=1)),
-                (RAM, dict(quantiles=5, dueling=True)), (BOX, dict(quantiles=5, network="dense"))):
+                (RAM, dict(quantiles=5, dueling=True)), (BOX, dict(quantiles=5, network="dense")),
+                (RAM, dict(every_step=False, quantiles=5)), (PAIR, dict(network="dense", every_step=True, prev_action=True))):
             with self.subTest(info=info.name, **settings):
                 model, cfg = build(info, **settings)
                 q = q_of(model, window(info, cfg.context))
                 quantiles = (cfg.quantiles,) if cfg.quantiles else ()
-                self.assertEqual(q.shape, (5, 1 if cfg.network == "dense" else cfg.context, info.num_actions, *quantiles))
+                steps = cfg.context if cfg.every_step or cfg.every_step is None and cfg.network == "gpt" else 1
+                self.assertEqual(q.shape, (5, steps, info.num_actions, *quantiles))
                 self.assertEqual(q.dtype, np.float32)
                 self.assertAllInRange(q, -1e4, 1e4)  # finite
                 self.assertGreater(np.ptp(q[:, -1], axis=0).min(), 1e-4)  # it depends on the window
@@ -129,7 +131,7 @@ class Sight(tf.test.TestCase):
 
     def test_no_step_sees_a_later_one(self):
         for info in (BOX, RAM, PAIR):
-            for settings in GPTS:
+            for settings in (*GPTS, dict(network="dense", every_step=True)):
                 with self.subTest(info=info.name, **settings):
                     model, cfg = shared(info, tuple(settings.items()))
                     inputs = window(info, cfg.context)
@@ -151,6 +153,22 @@ class Sight(tf.test.TestCase):
                     other["first"][:, :2] = [0, 1]
                     begin = 0 if cfg.network == "dense" else 2
                     self.assertAllClose(q_of(model, other)[:, begin:], q_of(model, inputs)[:, begin:], rtol=0, atol=1e-5)
+
+    def test_values_of_the_last_step_do_not_depend_on_whether_every_step_has_some(self):
+        for info in (BOX, RAM, PAIR):
+            for settings in (*GPTS, dict(network="dense"), dict(network="dense", prev_action=True)):
+                with self.subTest(info=info.name, **settings):
+                    last, cfg = shared(info, (*settings.items(), ("every_step", False)))
+                    every, _ = shared(info, (*settings.items(), ("every_step", True)))
+                    every.set_weights(last.get_weights())
+                    inputs = window(info, cfg.context)
+                    inputs["first"][1, 2] = 1
+                    q = q_of(every, inputs)
+                    self.assertAllClose(q[:, -1:], q_of(last, inputs), rtol=0, atol=1e-5)
+                    # The second step's are those of a window that ends there, before which another episode ended.
+                    early = {name: np.concatenate([part[:, 2:], part[:, :2]], axis=1) for name, part in inputs.items()}
+                    early["first"][:, -2] = 1
+                    self.assertAllClose(q[:, 1:2], q_of(last, early), rtol=0, atol=1e-5)
 
     def test_window_cut_by_a_reset_is_one_that_starts_there(self):
         for info in (BOX, RAM, PAIR):

@@ -36,6 +36,9 @@ class NetworkConfig:
     """Whether Q is split into a state value and advantages (Wang et al., 2016)."""
     quantiles: int = 0
     """Quantiles of the return learned for each action instead of its mean (QR-DQN, Dabney et al., 2018); 0: only the mean."""
+    every_step: bool | None = None
+    """Whether Q is learned at every step of a window, the first with the least history, or at its last only; None: at every step by the
+    gpt, at the last by the dense network."""
     tokens: Literal["steps", "features"] = "steps"
     """gpt: one token per step, or one per feature of each step (such as each of 128 RAM bytes)."""
     layers: int = 2

@@ -4,7 +4,7 @@ Every network maps a window of steps to numbers for its last steps. Inputs, by n
   obs [B, C, F]        uint8, int32 or float32, as the replay buffer keeps them
   first [B, C]         1 where an episode starts; a step never sees past the start of its episode
   prev_action [B, C]   the action before each step, -1 where there is none (only with `prev_action`)
-Output: [B, P, ...] of the last P steps; P = C for the decoder, 1 for the dense network.
+Output: [B, P, ...] of the last P steps; P is C with `every_step`, which is the decoder's default, 1 without, the dense network's.
 """
 
 import numpy as np
@@ -224,20 +224,24 @@ def gpt_body(inputs, info, cfg, depth=None):
         x = block(x, visible, cfg, name=f"block{layer}")
     if cfg.tokens == "features":  # the last feature of a step has seen the whole step
         x = ops.reshape(x, (-1, cfg.context, info.obs_shape[0], cfg.width))[:, :, -1]
+    if cfg.every_step is False:
+        x = x[:, -1:]
     return norm(x, name="norm")
 
 
 def dense_body(inputs, info, cfg):
-    """The dense baseline over the same window, flattened: the named inputs -> [B, 1, D] of the last step.
+    """The dense baseline over the same window, flattened: the named inputs -> [B, P, D] of the last step, or with `every_step` of each.
 
-    Steps before the episode's start are zeros.
+    Steps before the episode's start, or the window's, are zeros.
     """
-    visible = same_episode(inputs["first"])[:, -1, :, None]  # [B, C, 1]
     steps = [scaled(seen(inputs, info, cfg)["obs"], info, cfg)]
     if cfg.prev_action:
         steps.append(ops.one_hot(inputs["prev_action"], info.num_actions))
-    x = ops.concatenate(steps, axis=-1) * visible
-    x = ops.reshape(x, (-1, 1, cfg.context * x.shape[-1]))
+    x = ops.concatenate(steps, axis=-1)  # [B, C, F]
+    visible, before = same_episode(inputs["first"]), cfg.context - 1
+    ends = range(cfg.context) if cfg.every_step else [before]
+    x = ops.stack([ops.pad(x[:, :end + 1] * visible[:, end, :end + 1, None], ((0, 0), (before - end, 0), (0, 0))) for end in ends], axis=1)
+    x = ops.reshape(x, (-1, len(ends), cfg.context * x.shape[-1]))
     for index, units in enumerate(cfg.hidden):
         x = layers.Dense(units, activation="relu", kernel_initializer="he_uniform", name=f"hidden{index}")(x)
     return x
@@ -274,10 +278,10 @@ def build_lens(model, info, cfg, depth):
 def build_pi_v(info, cfg):
     """Policy and value on the same body: window -> [B, P, A + 1], the logits of the actions, then the state's value.
 
-    Raises UsageError for sizes that don't fit together, and for quantiles or dueling heads, which are Q's.
+    Raises UsageError for sizes that don't fit together, and for quantiles, dueling heads or `every_step`, which are for Q.
     """
-    if cfg.quantiles or cfg.dueling:
-        raise UsageError("--quantiles and --dueling are for Q-values, which a policy has none of; leave them out.")
+    if cfg.quantiles or cfg.dueling or cfg.every_step is not None:
+        raise UsageError("--quantiles, --dueling and --every-step are for Q-values, which a policy has none of; leave them out.")
     inputs, x = body(info, cfg)
     # Small at first: every action about as likely as every other.
     heads = [dense(x, info.num_actions, name="policy", scale=0.01 / np.sqrt(x.shape[-1])), dense(x, 1, name="value")]
