@@ -6,8 +6,8 @@ the environment, with the whole network's values at the leaves. If blocks were s
 deeper look-ahead, and one block's values would be a step of look-ahead over those of the block before. Printed beside it: the
 return of acting from each block; the same agreement for an untrained network, for shuffled states, and for other runs (--against),
 such as a dense network or one with fewer layers. probe.csv and probe.png go to --out; reading.csv and reading.png beside them tell
-where each block attends, in steps ago, and which features of an observation (such as RAM bytes) the values after each block rest on:
-how far the advantages change when that feature alone is another state's.
+where each block attends, in steps ago (with --tokens=features, to which features as well), and which features of an observation (such
+as RAM bytes) the values after each block rest on: how far the advantages change when that feature alone is another state's.
 """
 
 import dataclasses
@@ -106,8 +106,11 @@ def main():
         if layer == 0:
             attention = probe.attention_weights(model, first, network)
             steps = attention.reshape(len(attention), network.context, -1).sum(axis=2)[:, ::-1]  # tokens of a step together
-            found += [dict(who=who, what="attention", layer=block + 1, place=ago, value=share)
-                      for block, line in enumerate(steps) for ago, share in enumerate(line)]
+            tables = {"attention": steps}
+            if network.tokens == "features":
+                tables["attention to features"] = attention.reshape(len(attention), network.context, -1).sum(axis=1)
+            found += [dict(who=who, what=what, layer=block + 1, place=place, value=share)
+                      for what, table in tables.items() for block, line in enumerate(table) for place, share in enumerate(line)]
         reading.extend(found)
         best = np.argsort(-np.nan_to_num(shares))[:5]
         print(f"{who:28} layer {layer}: rests on features " + ", ".join(f"{place} ({shares[place]:.2f})" for place in best), flush=True)

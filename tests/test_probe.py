@@ -1,5 +1,6 @@
 """The probes of search: look-ahead against brute force, layers read early, and the statistics."""
 
+import csv
 import tempfile
 import unittest
 from pathlib import Path
@@ -122,8 +123,8 @@ class TestProbe(unittest.TestCase):
     def test_the_whole_command(self):
         with tempfile.TemporaryDirectory() as folder:
             self.tmp = Path(folder)
-            for kind in ("gpt", "dense"):
-                done = script("run_dqn", "--total-steps=1152", "--width=16", f"--network={kind}", f"--run-dir={self.tmp / kind}")
+            for name, *flags in (("gpt",), ("features", "--tokens=features"), ("dense", "--network=dense")):
+                done = script("run_dqn", "--total-steps=1152", "--width=16", *flags, f"--run-dir={self.tmp / name}")
                 self.assertEqual(done.returncode, 0, done.stderr)
             done = script("probe_search", self.tmp / "gpt", "--states=30", "--depth=2", "--episodes=2", f"--out={self.tmp / 'out'}",
                           "--against", self.tmp / "dense")
@@ -133,6 +134,12 @@ class TestProbe(unittest.TestCase):
             for picture in ("probe", "reading"):
                 self.assertGreater((self.tmp / "out" / f"{picture}.png").stat().st_size, 5_000)
             refused(self, "dense network, which has no blocks", "probe_search", self.tmp / "dense")
+            done = script("probe_search", self.tmp / "features", "--states=30", "--depth=1", "--episodes=1", f"--out={self.tmp / 'cells'}")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(self.tmp / "cells" / "reading.csv", newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if (row["who"], row["what"]) == ("trained", "attention to features")]
+            self.assertEqual([row["place"] for row in rows], list("0123"))  # CartPole's, of the one block
+            self.assertAlmostEqual(sum(float(row["value"]) for row in rows), 1.0, places=5)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,9 @@ class PPOConfig:
     """Environment steps in the whole run, over all environments."""
     num_envs: int = 8
     """Environments stepped in lockstep."""
+    groups: int = 1
+    """Groups of environments that take turns: while one is stepped by --workers, actions are chosen for another. It must divide
+    num_envs."""
     rollout_steps: int = 128
     """Steps per environment between two rounds of learning."""
     update_epochs: int = 4

@@ -128,20 +128,20 @@ def plot_reading(rows, title, path, *, most=12):
 
     `rows` are dicts as `scripts/probe_search.py` writes them into reading.csv.
     """
-    figure, axes = _subplots(2, 2, size=(12, 6), width_ratios=(1, 2))
+    panels = {"attention": "steps ago", "attention to features": "feature", "importance": "feature"}
+    panels = {what: label for what, label in panels.items() if any(row["what"] == what for row in rows)}
+    figure, axes = _subplots(2, len(panels), size=(6 * len(panels), 6), width_ratios=(1, *[2] * (len(panels) - 1)))
     for line, who in zip(axes, ("trained", "untrained")):
-        for place, what, label in zip(line, ("attention", "importance"), ("steps ago", "feature")):
+        for place, (what, label) in zip(line, panels.items()):
             chosen = [row for row in rows if (row["who"], row["what"]) == (who, what)]
-            names = sorted({row["place"] for row in chosen})
+            names, layers = (sorted({row[key] for row in chosen}) for key in ("place", "layer"))
             table = np.array([[row["value"] for row in sorted(chosen, key=lambda row: row["place"]) if row["layer"] == layer]
-                              for layer in sorted({row["layer"] for row in chosen})])
-            if what == "importance":
+                              for layer in layers])
+            if label == "feature":
                 kept = np.sort(np.argsort(-np.nan_to_num(table).max(axis=0))[:most])
                 table, names = table[:, kept], [names[index] for index in kept]
             _heat(place, table, vmin=0, cmap="Blues")
-            place.set(title=f"{who}: {what}", xlabel=label, ylabel="block" if what == "attention" else "blocks read",
-                      xticks=range(len(names)), xticklabels=names, yticks=range(len(table)))
-            if what == "attention":
-                place.set_yticklabels(range(1, len(table) + 1))
+            place.set(title=f"{who}: {what}", xlabel=label, ylabel="blocks read" if what == "importance" else "block",
+                      xticks=range(len(names)), xticklabels=names, yticks=range(len(table)), yticklabels=layers)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
