@@ -97,14 +97,6 @@ class TestPPO(tf.test.TestCase):
         self.assertNotAllEqual(states[0].weights, states[2].weights)
         self.assertLess(logs[0][0].approx_kl, 0.1)
 
-    def test_groups_that_take_turns_play_as_all_at_once(self):
-        cfg, logs = dataclasses.replace(CFG, total_steps=512), {}
-        for groups, workers in ((1, 0), (2, 0), (2, 3)):
-            logs[groups, workers] = []
-            train(cfg=dataclasses.replace(cfg, groups=groups), workers=workers, log=logs[groups, workers].append)
-        np.testing.assert_equal(logs[2, 0], logs[2, 3])
-        np.testing.assert_allclose(logs[2, 0], logs[1, 0], rtol=1e-4, atol=1e-5)
-
     def test_resume_equals_an_unbroken_run(self):
         cfg, kept = dataclasses.replace(CFG, total_steps=1_024), {}
         network = dataclasses.replace(NETWORK, standardize=True)
@@ -130,7 +122,7 @@ class TestPPO(tf.test.TestCase):
     def test_what_can_not_be(self):
         for fault, flag in ((dict(batch_size=100), "for example 64"), (dict(gae_lambda=1.5), "--gae-lambda"), (dict(clip=-1), "--clip"),
                             (dict(entropy_weight=-1), "--entropy-weight"), (dict(value_clip=0.0), "--value-clip"),
-                            (dict(rollout_steps=0), "--rollout-steps"), (dict(groups=3), "--groups")):
+                            (dict(rollout_steps=0), "--rollout-steps")):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 train(cfg=dataclasses.replace(CFG, **fault))
         with self.assertRaisesRegex(UsageError, "--quantiles"):

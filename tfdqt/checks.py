@@ -78,7 +78,7 @@ def cluster_place(environ=os.environ):
 
 def check_ppo(cfg):
     """Raise UsageError for settings PPO can't run with."""
-    _positive(cfg, "total_steps", "num_envs", "groups", "rollout_steps", "update_epochs", "batch_size", "learning_rate", "adam_epsilon",
+    _positive(cfg, "total_steps", "num_envs", "rollout_steps", "update_epochs", "batch_size", "learning_rate", "adam_epsilon",
               "max_grad_norm")
     _fractions(cfg, "gamma", "gae_lambda", "clip", "final_clip")
     for field in ("value_weight", "entropy_weight", "final_learning_rate"):
@@ -86,8 +86,6 @@ def check_ppo(cfg):
             raise UsageError(f"--{field.replace('_', '-')} must be 0 or more, not {getattr(cfg, field)}.")
     if cfg.value_clip is not None:
         _positive(cfg, "value_clip")
-    if cfg.num_envs % cfg.groups:
-        raise UsageError(f"--groups={cfg.groups} does not divide --num-envs={cfg.num_envs}; choose one that does, such as 1.")
     size = cfg.num_envs * cfg.rollout_steps
     if size % cfg.batch_size:
         near = max(n for n in range(1, min(cfg.batch_size, size) + 1) if size % n == 0)

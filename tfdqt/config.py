@@ -135,9 +135,6 @@ class PPOConfig:
     """Environment steps in the whole run, over all environments."""
     num_envs: int = 8
     """Environments stepped in lockstep."""
-    groups: int = 1
-    """Groups of environments that take turns: while one is stepped by --workers, actions are chosen for another. It must divide
-    num_envs."""
     rollout_steps: int = 128
     """Steps per environment between two rounds of learning."""
     update_epochs: int = 4
@@ -270,8 +267,8 @@ PPO = {
                      cfg=dict(total_steps=99_840, rollout_steps=32, update_epochs=20, gamma=0.98, gae_lambda=0.8, learning_rate=1e-3,
                               final_clip=0.0)),
     "atari": dict(network=dict(context=4, layers=2, heads=4, width=64, min_change=0.001, hidden_scale=0.03),
-                  cfg=dict(total_steps=1_000_000, num_envs=16, clip=0.1, final_clip=0.0, entropy_weight=0.01, learning_rate=5e-4,
-                           life_loss_ends=True)),
+                  cfg=dict(total_steps=1_000_000, num_envs=16, update_epochs=10, batch_size=512, clip=0.1, final_clip=0.0,
+                           entropy_weight=0.01, learning_rate=5e-4, life_loss_ends=True)),
     "other": dict(network={}, cfg={}),
 }
 

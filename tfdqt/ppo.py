@@ -70,8 +70,8 @@ def first_state(networks):
     return PPOState(networks.start, (nothing, tf.identity(nothing)), tf.constant(0, tf.int64))
 
 
-def make_look(networks, count) -> Callable:
-    """Compile `look(weights, chance [B], *fields) -> [3, B]`: actions drawn by numbers in [0, 1), their log-probabilities, values.
+def make_look(networks, num_envs) -> Callable:
+    """Compile `look(weights, chance [N], *fields) -> [3, N]`: actions drawn by numbers in [0, 1), their log-probabilities, values.
 
     The fields are the network's inputs in its own order. Called as a concrete function, which takes half the time of a call
     that looks at its arguments first.
@@ -85,17 +85,16 @@ def make_look(networks, count) -> Callable:
         action = tf.reduce_sum(tf.cast(tf.cumsum(tf.exp(log_p), axis=1)[:, :-1] <= chance[:, None], tf.int32), axis=1)
         return tf.stack([tf.cast(action, tf.float32), losses.select_actions(log_p, action), value])
 
-    return look.get_concrete_function(tf.TensorSpec(networks.start.shape), tf.TensorSpec([count]),
-                                      *(tf.TensorSpec([count, *field.shape[1:]], field.dtype) for field in inputs.values()))
+    return look.get_concrete_function(tf.TensorSpec(networks.start.shape), tf.TensorSpec([num_envs]),
+                                      *(tf.TensorSpec([num_envs, *field.shape[1:]], field.dtype) for field in inputs.values()))
 
 
 def make_collect(networks, vec, info, cfg) -> Callable:
     """`collect(weights, window, rng) -> (Rollout, games)`. Changes `window` and `rng`.
 
-    `games` lists the (return, length) of each game that ended. While one group of environments is stepped, actions are chosen for another.
+    `games` lists the (return, length) of each game that ended.
     """
-    groups = [slice(start, start + cfg.num_envs // cfg.groups) for start in range(0, cfg.num_envs, cfg.num_envs // cfg.groups)]
-    look, names = make_look(networks, cfg.num_envs // cfg.groups), list(networks.model.input)
+    look, names = make_look(networks, cfg.num_envs), list(networks.model.input)
     count, length, context, out = cfg.num_envs, cfg.rollout_steps, networks.context, vec.out
 
     def collect(weights, window, rng):
@@ -105,33 +104,23 @@ def make_collect(networks, vec, info, cfg) -> Callable:
         reward, discount = np.zeros((2, length, count), np.float32)
         last, games = np.zeros((length, count), bool), []
 
-        def seen(t, rows, name):
-            part = getattr(stream, name)[rows, t:t + context]
+        def seen(t, name):
+            part = getattr(stream, name)[:, t:t + context]
             if name == "prev_action":
                 part = part.copy()
                 part[:, 0] = -1  # as in training, the action before the window is not shown
             return tf.constant(part)
 
-        def act(t, rows):
-            fields = (seen(t, rows, name) for name in names)
-            action[t, rows], log_p[t, rows], value[t, rows] = look(weights, tf.constant(chance[t, rows]), *fields).numpy()
-
-        def begin(t, rows):
-            act(t, rows)
-            last[t, rows] = out["ended"][rows]
-            vec.begin(action[t, rows], rows)
-
-        for rows in groups:
-            begin(0, rows)
-        for t in range(length):
-            for rows in groups:
-                vec.finish()
-                reward[t, rows], discount[t, rows] = out["reward"][rows], out["discount"][rows]
-                games += ended_games({key: out[key][rows] for key in ("ended", "ret", "length")})
-                first = out["first"][rows]
-                stream.obs[rows, t + context], stream.first[rows, t + context] = out["obs"][rows], first
-                stream.prev_action[rows, t + context] = np.where(first, -1, action[t, rows])
-                (begin if t + 1 < length else act)(t + 1, rows)
+        for t in range(length + 1):
+            action[t], log_p[t], value[t] = look(weights, tf.constant(chance[t]), *(seen(t, name) for name in names)).numpy()
+            if t == length:
+                break
+            last[t] = out["ended"]
+            vec.step(action[t])
+            reward[t], discount[t] = out["reward"], out["discount"]
+            games += ended_games(out)
+            stream.obs[:, t + context], stream.first[:, t + context] = out["obs"], out["first"]
+            stream.prev_action[:, t + context] = np.where(out["first"], -1, action[t])
         for part, whole in zip(window, stream):
             part[...] = whole[:, length:]
         rows = (np.ascontiguousarray(part.T) for part in (action[:-1].astype(np.int32), log_p[:-1], value, reward, discount, last))

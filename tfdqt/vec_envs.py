@@ -5,9 +5,7 @@ the next step only resets: the true last observation stays in the stream, with a
 that the learner recognises, because the observation behind it is the first of an episode.
 """
 
-import collections
 import contextlib
-import itertools
 import multiprocessing
 import traceback
 from collections.abc import Callable
@@ -88,8 +86,6 @@ class VecEnv(NamedTuple):
 
     out: dict  # obs [N, ...], first [N], reward [N], discount [N], ended [N], ret [N], length [N]
     step: Callable  # (actions [N]) -> None
-    begin: Callable  # (actions [B], rows) -> None: begin to step the environments of a slice of rows
-    finish: Callable  # () -> None: wait for the step that was begun first of those not waited for
     states: Callable  # () -> list of N states, None where an environment offers none
     restore: Callable  # (list of N states) -> None
     close: Callable  # () -> None
@@ -116,8 +112,8 @@ def _slots(env_fn, seeds, life_loss_ends, arrays, rows):
 
 def _serve(slots, arrays, rows, message, payload=None):
     if message == "step":
-        for index in range(*payload):
-            slots[index].step(arrays["action"][rows[index]])
+        for slot, action in zip(slots, arrays["action"][rows]):
+            slot.step(action)
     elif message == "states":
         return [slot.state() for slot in slots]
     elif message == "restore":
@@ -174,9 +170,7 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
     memory = shared_memory.SharedMemory(create=True, size=size)
     arrays = _arrays(places, memory.buf)
     links = []
-    workers = min(workers, num_envs)
-    ends = [num_envs * index // workers for index in range(workers + 1)]
-    for rows in itertools.starmap(range, itertools.pairwise(ends)):
+    for rows in np.array_split(np.arange(num_envs), min(workers, num_envs)):
         ours, theirs = context.Pipe()
         process = context.Process(target=_worker, daemon=True, args=(
             theirs, cloudpickle.dumps(env_fn), [seeds[row] for row in rows], life_loss_ends, places, memory.name, rows))
@@ -184,9 +178,9 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
         theirs.close()
         links.append((ours, process, rows))
 
-    def gather(asked):
+    def gather():
         answers = []
-        for link, process, rows in asked:
+        for link, process, rows in links:
             try:
                 good, answer = link.recv()
             except (EOFError, OSError):
@@ -197,40 +191,21 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
             answers.append(answer)
         return answers
 
-    def send(link, message, payload=None):
-        with contextlib.suppress(OSError):  # a dead worker shows when its answer is read
-            link.send((message, payload))
-
-    def ask(message, payloads=None):
+    def send(message, payloads=None):
         for index, (link, _, _) in enumerate(links):
-            send(link, message, payloads[index] if payloads else None)
-        return gather(links)
-
-    begun = collections.deque()
-
-    def begin(actions, rows):
-        arrays["action"][rows] = actions
-        start, stop, _ = rows.indices(num_envs)
-        asked = []
-        for link, process, own in links:
-            low, high = max(start, own.start), min(stop, own.stop)
-            if low < high:
-                send(link, "step", (low - own.start, high - own.start))
-                asked.append((link, process, own))
-        begun.append(asked)
-
-    def finish():
-        gather(begun.popleft())
+            with contextlib.suppress(OSError):  # a dead worker shows when its answer is read
+                link.send((message, payloads[index] if payloads else None))
+        return gather()
 
     def step(actions):
-        begin(actions, slice(None))
-        finish()
+        arrays["action"][:] = actions
+        send("step")
 
     def states():
-        return [state for answer in ask("states") for state in answer]
+        return [state for answer in send("states") for state in answer]
 
     def restore(states):
-        ask("restore", [[states[row] for row in rows] for _, _, rows in links])
+        send("restore", [[states[row] for row in rows] for _, _, rows in links])
 
     def close():
         for link, process, _ in links:
@@ -248,15 +223,15 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
             memory.unlink()
 
     try:
-        gather(links)
+        gather()
     except EnvFailure:
         close()
         raise
-    return VecEnv(arrays, step, begin, finish, states, restore, close)
+    return VecEnv(arrays, step, states, restore, close)
 
 
 def _in_process(env_fn, seeds, life_loss_ends, arrays):
-    rows = range(len(seeds))
+    rows = np.arange(len(seeds))
 
     @contextlib.contextmanager
     def failures():
@@ -270,10 +245,10 @@ def _in_process(env_fn, seeds, life_loss_ends, arrays):
     with failures():
         slots = _slots(env_fn, seeds, life_loss_ends, arrays, rows)
 
-    def begin(actions, some):
-        arrays["action"][some] = actions
+    def step(actions):
+        arrays["action"][:] = actions
         with failures():
-            _serve(slots, arrays, rows, "step", some.indices(len(rows))[:2])
+            _serve(slots, arrays, rows, "step")
 
     def restore(states):
         with failures():
@@ -283,5 +258,5 @@ def _in_process(env_fn, seeds, life_loss_ends, arrays):
         with failures():
             return _serve(slots, arrays, rows, "states")
 
-    return VecEnv(arrays, lambda actions: begin(actions, slice(None)), begin, lambda: None, states, restore,
+    return VecEnv(arrays, step, states, restore,
                   lambda: [slot.env.close() for slot in slots] and None)
