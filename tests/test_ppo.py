@@ -125,8 +125,9 @@ class TestPPO(tf.test.TestCase):
                             (dict(rollout_steps=0), "--rollout-steps")):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 train(cfg=dataclasses.replace(CFG, **fault))
-        with self.assertRaisesRegex(UsageError, "--quantiles"):
-            train(network=dataclasses.replace(NETWORK, quantiles=4))
+        for fault in (dict(quantiles=4), dict(every_step=False)):
+            with self.assertRaisesRegex(UsageError, "--quantiles"):
+                train(network=dataclasses.replace(NETWORK, **fault))
 
 
 if __name__ == "__main__":
