@@ -27,8 +27,8 @@ from tfdqt.config import UsageError, default_config, load_config
 from tfdqt.runs import check_at_least_one, checkpoints, read_log, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = {"gpt": "GPT", "gpt-last": "GPT, learns at last step", "dense-every": "dense, same history, learns at every step",
-         "dense-history": "dense, same history", "dense": "dense, present step"}
+KINDS = {"gpt": "GPT", "gpt-last": "GPT, at last step", "dense-every": "dense, same history, at every step",
+         "dense-history": "dense, same history, at last step", "dense": "dense, present step"}
 TUNING_SEED = 1_000
 
 
@@ -212,7 +212,7 @@ def report(args, rows):
     for name, lines in (("runs.csv", rows), ("summary.csv", table)):
         write_rows(Path(args.out, name), lines)
     for line in table:
-        print(f"{line['env']:24} {line['size']:>7} {KINDS[line['kind']]:40} {line['weights']:>7} weights, rate {line['rate']:g}, "
+        print(f"{line['env']:24} {line['size']:>7} {KINDS[line['kind']]:35} {line['weights']:>7} weights, rate {line['rate']:g}, "
               f"{line['seeds']} seeds: return {line['mean_return']:.1f} [{line['mean_return_low']:.1f}, {line['mean_return_high']:.1f}], "
               f"while training {line['curve']:.1f} [{line['curve_low']:.1f}, {line['curve_high']:.1f}], {line['seconds']:.0f} s")
     plot_comparison(table, {kind: KINDS[kind] for kind in args.kinds}, Path(args.out, "comparison.png"))
