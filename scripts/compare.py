@@ -1,15 +1,17 @@
 """Transformer against dense networks of equal size: python scripts/compare.py --out=runs/compare
 
 Every environment is learned by a GPT, by a dense network that sees the same history, and by a dense network that sees only the
-present step, each at several sizes in weights (those on features that --min-change hides are not counted). The
-dense network with history is there twice: learning Q at every step of a window, as the GPT does, and at its last only, so that
-attention and the number of targets in an update are told apart. The learning rate of each is chosen among --rates by the return after
-training of --tuning-seeds runs whose seeds are not compared. The runs are those of run_dqn.py, in folders under --out; what is there
-already is not run again, so that the command can be stopped and given again. Then the report: for each, the interquartile mean over
-seeds of the mean return of --episodes games after training, the same of the mean return while it trained (sample efficiency), with
-95% bootstrap confidence intervals, and seconds of wall clock.
+present step, each at several sizes in weights (those on features that --min-change hides are not counted). The dense network with
+history is there twice: learning Q at every step of a window, as the GPT does, and at its last only, so that attention and the number
+of targets in an update are told apart. The learning rate of each is chosen among --rates by the return after training of
+--tuning-seeds runs whose seeds are not compared. The runs are those of run_dqn.py, in folders under --out; what is there already is
+not run again, so that the command can be stopped and given again. Then the report: for each, the interquartile mean over seeds of the
+mean return of --episodes games after training, the same of the mean return while it trained (sample efficiency), with 95% bootstrap
+confidence intervals, and seconds of wall clock; then how likely a run of the GPT is to play better than one of each other kind of its
+size.
 """
 
+import collections
 import csv
 import dataclasses
 import itertools
@@ -204,17 +206,37 @@ def summarize(rows):
     return table
 
 
+def improvements(rows, ours="gpt"):
+    """How likely a run of one kind is to beat one of each other kind of its size: a row for each environment and other kind."""
+    from tfdqt.stats import improvement
+
+    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    for row in rows:
+        found[row["env"], row["kind"]][row["size"]].append(row["mean_return"])
+    table = []
+    for (env, kind), theirs in found.items():
+        pairs = [(found[env, ours][size], theirs[size]) for size in theirs if size in found.get((env, ours), ())]
+        if kind != ours and pairs:
+            table.append(dict(zip(("env", "ours", "theirs", "sizes", "probability", "low", "high"),
+                                  (env, ours, kind, len(pairs), *improvement(pairs)))))
+    return table
+
+
 def report(args, rows):
-    """Write runs.csv, summary.csv and comparison.png, and print the table."""
+    """Write runs.csv, summary.csv, improvement.csv (if there are GPTs) and comparison.png, and print the tables."""
     from tfdqt.plots import plot_comparison
 
-    table = summarize(rows)
-    for name, lines in (("runs.csv", rows), ("summary.csv", table)):
-        write_rows(Path(args.out, name), lines)
+    table, better = summarize(rows), improvements(rows)
+    for name, lines in (("runs.csv", rows), ("summary.csv", table), ("improvement.csv", better)):
+        if lines:
+            write_rows(Path(args.out, name), lines)
     for line in table:
         print(f"{line['env']:24} {line['size']:>7} {KINDS[line['kind']]:35} {line['weights']:>7} weights, rate {line['rate']:g}, "
               f"{line['seeds']} seeds: return {line['mean_return']:.1f} [{line['mean_return_low']:.1f}, {line['mean_return_high']:.1f}], "
               f"while training {line['curve']:.1f} [{line['curve_low']:.1f}, {line['curve_high']:.1f}], {line['seconds']:.0f} s")
+    for line in better:
+        print(f"{line['env']:24} a GPT plays better than {KINDS[line['theirs']]} of its size with probability "
+              f"{line['probability']:.2f} [{line['low']:.2f}, {line['high']:.2f}]")
     plot_comparison(table, {kind: KINDS[kind] for kind in args.kinds}, Path(args.out, "comparison.png"))
     print(Path(args.out, "comparison.png"))
 
@@ -222,8 +244,10 @@ def report(args, rows):
 def main():
     args = tyro.cli(Args, description=__doc__)
     check_at_least_one(args, "seeds", "tuning_seeds", "episodes", "jobs", "total_steps")
-    if not args.envs or not args.kinds or not args.sizes or min(args.sizes) < 100 or not args.rates or min(args.rates) <= 0 or not 0 <= args.epsilon <= 1:
-        raise UsageError("--envs, --kinds, --sizes (of at least 100) and --rates (above 0) must not be empty, and --epsilon lies between 0 and 1.")
+    if not (args.envs and args.kinds and args.sizes and args.rates) or min(args.sizes) < 100 or min(args.rates) <= 0:
+        raise UsageError("--envs, --kinds, --sizes (of at least 100) and --rates (above 0) must not be empty.")
+    if not 0 <= args.epsilon <= 1:
+        raise UsageError(f"--epsilon lies between 0 and 1, not at {args.epsilon:g}.")
     command = Path(args.out, "command.json")
     if command.exists() and not args.report_only:
         before = load_config(command)

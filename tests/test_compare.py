@@ -12,7 +12,7 @@ from test_scripts import ROOT, script
 
 from tfdqt.config import NetworkConfig, load_config
 from tfdqt.envs import EnvInfo, env_info, make_env
-from tfdqt.stats import confidence, interquartile_mean
+from tfdqt.stats import confidence, improvement, interquartile_mean
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import compare  # noqa: E402
@@ -49,6 +49,17 @@ class TestCompare(unittest.TestCase):
         self.assertAlmostEqual(high, 0.6, delta=0.02)
         self.assertEqual(confidence([7.0] * 5, statistic=interquartile_mean), (7.0, 7.0))
 
+    def test_how_likely_one_is_better(self):
+        self.assertEqual(improvement([([1, 2], [0])]), (1.0, 1.0, 1.0))
+        probability, low, high = improvement([([3, 5], [3, 4]), ([1, 1], [2, 2])])
+        self.assertEqual(probability, ((0.5 + 0 + 1 + 1) / 4 + 0) / 2)
+        self.assertEqual((low, high), (0.0, 0.5))  # all of one's draws 3 and the other's 4, or all 5
+        rows = [dict(env=env, kind=kind, size=size, mean_return=value) for env, kind, size, value in (
+            ("E", "gpt", 1, 5.0), ("E", "dense", 1, 4.0), ("E", "gpt", 2, 5.0), ("E", "dense", 2, 6.0), ("E", "dense", 3, 9.0),
+            ("F", "dense", 1, 1.0))]
+        line, = compare.improvements(rows)
+        self.assertEqual((line["env"], line["theirs"], line["sizes"], line["probability"]), ("E", "dense", 2, 0.5))
+
     def test_summary(self):
         rows = [dict(env="E", size=100, kind="gpt", weights=90, rate=1e-3, seed=seed, mean_return=value, curve=value / 2, seconds=seed)
                 for seed, value in enumerate((10.0, 500.0, 20.0, 30.0, -99.0))]
@@ -74,7 +85,7 @@ class TestCompare(unittest.TestCase):
             self.assertIn("another --also", other.stderr)
             again = script("compare", *flags, "--report-only")
             self.assertEqual(again.returncode, 0, again.stderr)
-            self.assertEqual(again.stdout.splitlines()[-4:], done.stdout.splitlines()[-4:])
+            self.assertEqual(again.stdout.splitlines()[-8:], done.stdout.splitlines()[-8:])
 
 
 if __name__ == "__main__":

@@ -15,3 +15,19 @@ def confidence(values, *, statistic=np.mean, level=0.95, draws=10_000):
     values = np.asarray(values)
     draw = statistic(np.random.default_rng(0).choice(values, (draws, len(values))), axis=1)
     return tuple(np.quantile(draw, [(1 - level) / 2, (1 + level) / 2]))
+
+
+def improvement(pairs, *, level=0.95, draws=10_000):
+    """Probability that a run of one kind beats one of another (Agarwal et al., 2021), ties half: (probability, low, high).
+
+    `pairs` holds (ours [N], theirs [M]) for each task, such as each size; tasks count alike, and the interval is a stratified bootstrap.
+    """
+    rng = np.random.default_rng(0)
+
+    def better(ours, theirs):
+        ours, theirs = np.asarray(ours)[..., :, None], np.asarray(theirs)[..., None, :]
+        return ((ours > theirs) + 0.5 * (ours == theirs)).mean(axis=(-2, -1))
+
+    drawn = [better(*(rng.choice(side, (draws, len(side))) for side in pair)) for pair in pairs]
+    low, high = np.quantile(np.mean(drawn, axis=0), [(1 - level) / 2, (1 + level) / 2])
+    return float(np.mean([better(*pair) for pair in pairs])), float(low), float(high)
