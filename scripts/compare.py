@@ -29,8 +29,9 @@ from tfdqt.config import UsageError, default_config, load_config
 from tfdqt.runs import check_at_least_one, checkpoints, read_log, run_main, write_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = {"gpt": "GPT", "gpt-last": "GPT, at last step", "dense-every": "dense, same history, at every step",
-         "dense-history": "dense, same history, at last step", "dense": "dense, present step"}
+KINDS = {"gpt": "GPT", "gpt-last": "GPT, at last step", "gpt-present": "GPT, present step",
+         "dense-every": "dense, same history, at every step", "dense-history": "dense, same history, at last step",
+         "dense": "dense, present step"}
 TUNING_SEED = 1_000
 
 
@@ -45,7 +46,8 @@ class Args:
     sizes: tuple[int, ...] = (5_000, 25_000, 100_000)
     """Sizes in weights; each network is made as near to them as it can be."""
     kinds: tuple[Literal[tuple(KINDS)], ...] = ("gpt", "dense-every", "dense-history", "dense")
-    """Networks: gpt and dense-every learn Q at every step of a window, gpt-last and dense-history at its last; dense has no history."""
+    """Networks: gpt and dense-every learn Q at every step of a window, gpt-last and dense-history at its last; gpt-present and dense have
+    no history."""
     seeds: int = 5
     """Runs of each."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -103,7 +105,7 @@ def match(info, base, kind, size):
 
     A GPT has two layers and a width that its heads divide; a dense network has two hidden layers of one size.
     """
-    base = dataclasses.replace(base, every_step=kind in ("gpt", "dense-every"), context=1 if kind == "dense" else base.context)
+    base = dataclasses.replace(base, every_step=kind in ("gpt", "dense-every"), context=1 if kind in ("gpt-present", "dense") else base.context)
 
     def network(step):
         if kind.startswith("gpt"):

@@ -26,7 +26,7 @@ class TestCompare(unittest.TestCase):
                 network, weights = compare.match(info, NetworkConfig(), kind, 25_000)
                 self.assertEqual(weights, compare.count_weights(info, network))
                 self.assertAlmostEqual(weights / 25_000, 1, delta=0.1)
-                self.assertEqual(network.context, 1 if kind == "dense" else 4)
+                self.assertEqual(network.context, 1 if kind in ("gpt-present", "dense") else 4)
                 self.assertEqual(network.network, kind.split("-")[0])
                 self.assertEqual(network.every_step, kind in ("gpt", "dense-every"))
 
