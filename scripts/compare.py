@@ -105,7 +105,8 @@ def match(info, base, kind, size):
 
     A GPT has two layers and a width that its heads divide; a dense network has two hidden layers of one size.
     """
-    base = dataclasses.replace(base, every_step=kind in ("gpt", "dense-every"), context=1 if kind in ("gpt-present", "dense") else base.context)
+    context = 1 if kind in ("gpt-present", "dense") else base.context
+    base = dataclasses.replace(base, every_step=kind in ("gpt", "dense-every"), context=context)
 
     def network(step):
         if kind.startswith("gpt"):
