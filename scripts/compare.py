@@ -2,8 +2,8 @@
 
 Every environment is learned by a GPT, by a dense network that sees the same history, and by a dense network that sees only the
 present step, each at several sizes in weights (those on features that --min-change hides are not counted). The dense network with
-history is there twice: learning Q at every step of a window, as the GPT does, and at its last only, so that attention and the number
-of targets in an update are told apart. The learning rate of each is chosen among --rates by the return after training of
+history is there twice: learning Q at every step of a window, as the GPT does, and at its last only, so that the network's form and the
+number of targets in an update are told apart. The learning rate of each is chosen among --rates by the return after training of
 --tuning-seeds runs whose seeds are not compared. The runs are those of run_dqn.py, in folders under --out; what is there already is
 not run again, so that the command can be stopped and given again. Then the report: for each, the interquartile mean over seeds of the
 mean return of --episodes games after training, the same of the mean return while it trained (sample efficiency), with 95% bootstrap
@@ -47,7 +47,7 @@ class Args:
     """Sizes in weights; each network is made as near to them as it can be."""
     kinds: tuple[Literal[tuple(KINDS)], ...] = ("gpt", "dense-every", "dense-history", "dense")
     """Networks: gpt and dense-every learn Q at every step of a window, gpt-last and dense-history at its last; gpt-present and dense have
-    no history."""
+    no history, and gpt-present no use for queries and keys, which are counted."""
     seeds: int = 5
     """Runs of each."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
@@ -66,6 +66,8 @@ class Args:
     """Runs at a time."""
     report_only: bool = False
     """Whether to report on the runs that are there, and run nothing."""
+    beside: tuple[str, ...] = ()
+    """runs.csv of other comparisons, which are reported on beside this one's."""
 
 
 class Cell(dict):
@@ -106,7 +108,7 @@ def match(info, base, kind, size):
     A GPT has two layers and a width that its heads divide; a dense network has two hidden layers of one size.
     """
     context = 1 if kind in ("gpt-present", "dense") else base.context
-    base = dataclasses.replace(base, every_step=kind in ("gpt", "dense-every"), context=context)
+    base = dataclasses.replace(base, every_step={"gpt-last": False, "dense-every": True}.get(kind), context=context)
 
     def network(step):
         if kind.startswith("gpt"):
@@ -220,27 +222,47 @@ def improvements(rows, ours="gpt"):
     for (env, kind), theirs in found.items():
         pairs = [(found[env, ours][size], theirs[size]) for size in theirs if size in found.get((env, ours), ())]
         if kind != ours and pairs:
-            table.append(dict(zip(("env", "ours", "theirs", "sizes", "probability", "low", "high"),
-                                  (env, ours, kind, len(pairs), *improvement(pairs)))))
+            runs = [sum(map(len, side)) for side in zip(*pairs)]
+            table.append(dict(zip(("env", "ours", "theirs", "sizes", "our_runs", "their_runs", "probability", "low", "high"),
+                                  (env, ours, kind, len(pairs), *runs, *improvement(pairs)))))
     return table
+
+
+def rows_of(path):
+    """The rows of a runs.csv."""
+    kinds = dict(size=int, weights=int, seed=int, rate=float, mean_return=float, curve=float, seconds=float)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [row | {key: kind(row[key]) for key, kind in kinds.items()} for row in csv.DictReader(file) if row["kind"] in KINDS]
+    except OSError as error:
+        raise UsageError(f"{path} can't be read ({error.strerror}); give --beside the runs.csv of a comparison.") from None
+    except (KeyError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} is no runs.csv of a comparison ({error}); give --beside one.") from None
+    return rows
 
 
 def report(args, rows):
     """Write runs.csv, summary.csv, improvement.csv (if there are GPTs) and comparison.png, and print the tables."""
     from tfdqt.plots import plot_comparison
 
+    order, envs = list(KINDS), list(dict.fromkeys(row["env"] for row in rows))
+    rows = sorted(rows, key=lambda row: (envs.index(row["env"]), row["size"], order.index(row["kind"]), row["seed"]))
     table, better = summarize(rows), improvements(rows)
     for name, lines in (("runs.csv", rows), ("summary.csv", table), ("improvement.csv", better)):
         if lines:
             write_rows(Path(args.out, name), lines)
+        else:
+            Path(args.out, name).unlink(missing_ok=True)
     for line in table:
         print(f"{line['env']:24} {line['size']:>7} {KINDS[line['kind']]:35} {line['weights']:>7} weights, rate {line['rate']:g}, "
               f"{line['seeds']} seeds: return {line['mean_return']:.1f} [{line['mean_return_low']:.1f}, {line['mean_return_high']:.1f}], "
               f"while training {line['curve']:.1f} [{line['curve_low']:.1f}, {line['curve_high']:.1f}], {line['seconds']:.0f} s")
     for line in better:
-        print(f"{line['env']:24} a GPT plays better than {KINDS[line['theirs']]} of its size with probability "
-              f"{line['probability']:.2f} [{line['low']:.2f}, {line['high']:.2f}]")
-    plot_comparison(table, {kind: KINDS[kind] for kind in args.kinds}, Path(args.out, "comparison.png"))
+        print(f"{line['env']:24} a run of the GPT beats one of equal size of ({KINDS[line['theirs']]}) with probability "
+              f"{line['probability']:.2f} [{line['low']:.2f}, {line['high']:.2f}]; sizes {line['sizes']}, runs {line['our_runs']} "
+              f"against {line['their_runs']}")
+    there = {row["kind"] for row in rows}
+    plot_comparison(table, {kind: name for kind, name in KINDS.items() if kind in there}, Path(args.out, "comparison.png"))
     print(Path(args.out, "comparison.png"))
 
 
@@ -271,6 +293,7 @@ def main():
         folders = list(pool.map(lambda each: run(args, *each), wanted))
     rows = [dict(env=cell["env"], size=cell["size"], kind=cell["kind"], weights=cell["weights"], rate=rate, seed=seed, **found)
             for (cell, rate, seed), folder in zip(wanted, folders) if (found := score(folder))]
+    rows = [row for path in args.beside for row in rows_of(path)] + rows
     if not rows:
         raise UsageError(f"There are no finished runs in {args.out} yet; leave out --report-only.")
     report(args, rows)

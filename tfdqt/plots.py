@@ -87,12 +87,14 @@ def plot_comparison(table, kinds, path):
                 middle = np.array([row[key] for row in rows])
                 ends = np.abs(np.array([[row[f"{key}_low"], row[f"{key}_high"]] for row in rows]).reshape(-1, 2).T - middle)
                 place = axes[line, column]
-                place.errorbar([row["weights"] * 1.04 ** (shift - 1) for row in rows], middle, ends, fmt="o-", capsize=3, label=name)
+                weights = np.array([row["weights"] for row in rows]) * 1.02 ** (shift - (len(kinds) - 1) / 2)  # so that all are seen
+                place.errorbar(weights, middle, ends, fmt="o-", capsize=3, label=name)
                 place.set(xscale="log", ylabel=label)
                 place.grid(alpha=0.3)
         axes[0, column].set_title(env)
         axes[1, column].set_xlabel("weights")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds), frameon=False, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(kinds), 2 * len(envs)),
+                  frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 
 

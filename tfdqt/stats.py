@@ -20,7 +20,8 @@ def confidence(values, *, statistic=np.mean, level=0.95, draws=10_000):
 def improvement(pairs, *, level=0.95, draws=10_000):
     """Probability that a run of one kind beats one of another (Agarwal et al., 2021), ties half: (probability, low, high).
 
-    `pairs` holds (ours [N], theirs [M]) for each task, such as each size; tasks count alike, and the interval is a stratified bootstrap.
+    `pairs` holds (ours [N], theirs [M]) for each task, such as each size; tasks count alike, and the interval is a stratified bootstrap. It
+    has no width where every run of one beats every run of the other, which a few runs don't make certain.
     """
     rng = np.random.default_rng(0)
 
