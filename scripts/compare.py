@@ -229,7 +229,7 @@ def improvements(rows, ours="gpt"):
 
 
 def rows_of(path):
-    """The rows of a runs.csv."""
+    """The rows of a runs.csv, as `report` takes them. Raises UsageError if it is none."""
     kinds = dict(size=int, weights=int, seed=int, rate=float, mean_return=float, curve=float, seconds=float)
     try:
         with open(path, newline="", encoding="utf-8") as file:

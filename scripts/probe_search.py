@@ -104,11 +104,10 @@ def main():
         shares = probe.importance(*lens, first, seed=args.seed)
         found = [dict(who=who, what="importance", layer=layer, place=place, value=share) for place, share in enumerate(shares)]
         if layer == 0:
-            attention = probe.attention_weights(model, first, network)
-            steps = attention.reshape(len(attention), network.context, -1).sum(axis=2)[:, ::-1]  # tokens of a step together
-            tables = {"attention": steps}
+            attention = probe.attention_weights(model, first, network).reshape(network.layers, network.context, -1)
+            tables = {"attention": attention.sum(axis=2)[:, ::-1]}  # tokens of a step together
             if network.tokens == "features":
-                tables["attention to features"] = attention.reshape(len(attention), network.context, -1).sum(axis=1)
+                tables["attention to features"] = attention.sum(axis=1)
             found += [dict(who=who, what=what, layer=block + 1, place=place, value=share)
                       for what, table in tables.items() for block, line in enumerate(table) for place, share in enumerate(line)]
         reading.extend(found)
