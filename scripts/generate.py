@@ -1,12 +1,17 @@
-"""Write with the networks of a text run: python scripts/generate.py RUN --prompt "and the" --words=40"""
+"""Write with the networks of a text run.
+
+python scripts/generate.py RUN --prompt "and the" --words=40
+"""
 
 import dataclasses
 from typing import Literal
 
 import tyro
 
-from tfdqt.config import UsageError
-from tfdqt.runs import find_run, run_main
+from tfdqt import load_writer
+from tfdqt.errors import UsageError
+from tfdqt.runs.cli import run_main
+from tfdqt.runs.folder import find_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +29,8 @@ class Args:
     method: Literal["greedy", "sample", "beam"] = "sample"
     """How the next word is chosen."""
     beta: float | None = None
-    """Strength of the advantage over the cloned policy (0: that policy alone, inf: Q alone); by default as trained."""
+    """Strength of the advantage over the cloned policy (0: that policy alone, inf: Q alone); by
+    default as trained."""
     temperature: float = 1.0
     """sample: above 1 flatter, below 1 sharper."""
     top_k: int = 0
@@ -39,30 +45,32 @@ class Args:
     """Checkpoint to take, by default the newest."""
 
 
-def main():
-    args = tyro.cli(Args, description=__doc__)
+def main(argv=None):
+    args = tyro.cli(Args, args=argv, description=__doc__)
     find_run(args.run)
     if args.count < 1 or args.seed < 0:
         raise UsageError("--count must be at least 1 and --seed 0 or more.")
-
-    from tfdqt.reading import words_of
-    from tfdqt.text_runs import load_text_run, make_run_scores
-    from tfdqt.writing import diversity, generate
-
-    trained = load_text_run(args.run, args.checkpoint)
-    task = trained.task
-    if task.name != "corpus":
-        raise UsageError(f"{args.run} learned to play {task.name}, not to write; give a run of run_text.py --task=corpus.")
-    scores = make_run_scores(task, trained.transformer, trained.head, trained.settings["text"], beta=args.beta)
-    texts = generate(scores, task.tokenizer, [" ".join(words_of(args.prompt))] * args.count, words=args.words, length=task.length,
-                     method=args.method, temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, beams=args.beams,
-                     seed=args.seed)
+    writer = load_writer(args.run, args.checkpoint, beta=args.beta)
+    texts = writer(
+        [args.prompt] * args.count,
+        words=args.words,
+        method=args.method,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        beams=args.beams,
+        seed=args.seed,
+    )
     for text in texts:
-        print(f"{task.reward(text):8.3f}  {text}")
-    found = diversity(texts)
-    print(", ".join(f"{name} {value:.3f}" for name, value in found.items() if name != "collapsed"))
-    if found["collapsed"]:
-        print(found["collapsed"])
+        print(f"{writer.reward(text):8.3f}  {text}")
+
+    from tfdqt.text.generation import diversity
+
+    measured = diversity(texts)
+    collapsed = measured.pop("collapsed")
+    print(", ".join(f"{name} {value:.3f}" for name, value in measured.items()))
+    if collapsed:
+        print(collapsed)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
-"""The one door through which TensorFlow comes in: quietly, and with few threads."""
+"""The one door through which TensorFlow and Keras come in: late, quietly, and with few threads.
+
+`tf` and `keras` load when something of them is first used, so that every module can import them at
+its top and a command line can still be read at once.
+"""
 
 import contextlib
+import importlib
 import os
 import sys
 import tempfile
+import types
 import warnings
 
-import tfdqt  # noqa: F401  (its environment variables must be set before TensorFlow loads)
-from tfdqt.config import UsageError
+from tfdqt.errors import UsageError
 
 
 @contextlib.contextmanager
@@ -37,13 +42,36 @@ def quiet():
             os.close(saved)
 
 
-with quiet():
-    import keras  # noqa: F401  (Keras 3; it would load TensorFlow without the settings above if it came first)
-    import tensorflow as tf
+class LazyModule(types.ModuleType):
+    """A module that is imported, quietly, when an attribute of it is first asked for.
+
+    >>> tf = LazyModule("tensorflow")  # nothing is loaded yet
+    >>> tf.constant(1)                 # now it is
+    """
+
+    def __init__(self, name, before=()):
+        """before: modules that must be imported first."""
+        super().__init__(name)
+        self._before = before
+
+    def __getattr__(self, attribute):
+        if attribute.startswith("__"):  # what Python itself asks of a module, such as doctest
+            raise AttributeError(attribute)
+        with contextlib.nullcontext() if self.__name__ in sys.modules else quiet():
+            for name in (*self._before, self.__name__):
+                module = importlib.import_module(name)
+        value = getattr(module, attribute)
+        setattr(self, attribute, value)  # found at once the next time
+        return value
+
+
+# Keras 3 goes first: TensorFlow takes the settings of tfdqt/__init__.py while Keras loads it.
+keras = LazyModule("keras")
+tf = LazyModule("tensorflow", before=("keras",))
 
 
 def set_threads(intra_op, inter_op=2):
-    """Threads inside one operation, and operations at a time. Only before TensorFlow's first operation.
+    """Threads inside one operation, and operations at a time. Only before TensorFlow's first one.
 
     Raises RuntimeError when TensorFlow has already started with other numbers.
     """

@@ -1,15 +1,36 @@
-"""The maths of Q-learning and PPO on tensors. Knows no network, no replay buffer and no environment."""
+"""The maths of Q-learning and PPO on tensors. Knows no network, no buffer and no environment.
+
+Shapes: B batch, P steps of a window, A actions, N quantiles of a return (1: its mean alone).
+"""
 
 import math
 
 from tfdqt.backend import tf
 
+# -------------------------------------------------------------------------------------------------
+# Values of states and actions
+
+
+def select_actions(q, actions):
+    """Q of the actions taken: [..., A], [...] -> [...].
+
+    >>> select_actions(tf.constant([[1.0, 2.0]]), tf.constant([1]))  # [2.0]
+    """
+    return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-1], dtype=q.dtype), axis=-1)
+
+
+def select_quantiles(q, actions):
+    """The quantiles of the actions taken: [..., A, N], [...] -> [..., N]."""
+    taken = tf.one_hot(actions, q.shape[-2], dtype=q.dtype)
+    return tf.reduce_sum(q * taken[..., None], axis=-2)
+
 
 def bootstrap_values(q_target, q_online=None):
     """The value of a state: [..., A] -> [...].
 
-    With `q_online`, the online network chooses the action and the target network values it (double Q-learning,
-    van Hasselt et al., 2016); without, the target network does both (Mnih et al., 2015).
+    With `q_online`, the online network chooses the action and the target network values it
+    (double Q-learning, van Hasselt et al., 2016); without, the target network does both (Mnih et
+    al., 2015).
     """
     if q_online is None:
         return tf.reduce_max(q_target, axis=-1)
@@ -17,58 +38,112 @@ def bootstrap_values(q_target, q_online=None):
     return select_actions(q_target, tf.argmax(q_online, axis=-1, output_type=tf.int32))
 
 
-def select_actions(q, actions):
-    """Q of the actions taken: [..., A], [...] -> [...], or their quantiles: [..., A, N], [...] -> [..., N]."""
-    if q.shape.rank == actions.shape.rank + 2:
-        return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-2], dtype=q.dtype)[..., None], axis=-2)
-    return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-1], dtype=q.dtype), axis=-1)
+def bootstrap_quantiles(q_target, q_online=None):
+    """As `bootstrap_values`, of quantiles; their means choose: [..., A, N] -> [..., N]."""
+    chosen_by = tf.reduce_mean(q_target if q_online is None else q_online, axis=-1)
+    return select_quantiles(q_target, tf.argmax(chosen_by, axis=-1, output_type=tf.int32))
 
 
-def plausible(q, logits, part):
-    """Q with the lowest value there is for actions less than `part` times as likely as the likeliest: [..., A], [..., A] -> [..., A].
+def mask_implausible(q, logits, part):
+    """Q without actions that the data hardly has: [..., A], [..., A] -> [..., A].
 
-    So that nothing is chosen for a value that the data has hardly tested (discrete BCQ; Fujimoto, Conti, Ghavamzadeh and Pineau, 2019,
-    equation 11). `logits` are those of the cloned policy; with a part of 0 all are plausible.
+    Their Q is the least number there is. They are the actions less than `part` times as likely as
+    the likeliest by `logits`, the cloned policy's, so that nothing is chosen for a value that was
+    hardly tested (discrete BCQ; Fujimoto, Conti, Ghavamzadeh and Pineau, 2019, equation 11). With
+    a part of 0 all actions stay.
     """
     if not part:
         return q
-    return tf.where(logits >= tf.reduce_max(logits, axis=-1, keepdims=True) + math.log(part), q, q.dtype.min)
+    least = tf.reduce_max(logits, axis=-1, keepdims=True) + math.log(part)
+    return tf.where(logits >= least, q, q.dtype.min)
 
 
-def widening(q, actions, part):
-    """What advantage learning (Bellemare et al., 2016) subtracts from the target of an action: [..., A], [...] -> [...], at least 0.
+def action_gap(q, actions, part):
+    """What advantage learning subtracts from an action's target: [..., A], [...] -> [...].
 
-    That `part` of the gap between the best action's value and its own. The gap counts as at most 1, as Munchausen Q-learning clips its
-    own (Vieillard et al., 2020).
+    At least 0: that `part` of the gap between the best action's value and its own (Bellemare et
+    al., 2016). The gap counts as at most 1, as Munchausen Q-learning clips its own (Vieillard et
+    al., 2020).
     """
     return part * tf.minimum(tf.reduce_max(q, axis=-1) - select_actions(q, actions), 1.0)
 
 
-def slip_cost(q, epsilon, advantage_learning=0.0):
-    """What a random action with probability `epsilon` costs where the best is meant: [..., A] -> [...], at least 0.
+def exploration_cost(q, epsilon, advantage_learning=0.0):
+    """What acting at random with probability `epsilon` costs: [..., A] -> [...].
 
-    The best value less this is the value of acting epsilon-greedily (expected Sarsa, van Seijen et al., 2009). Gaps that
-    advantage learning has widened, by at most that much of 1, are first brought back to what they stand for.
+    At least 0. The best value less this is the value of acting epsilon-greedily (expected Sarsa,
+    van Seijen et al., 2009). Gaps that advantage learning has widened, by at most that much of 1,
+    first count as what they stand for.
     """
     gap = tf.reduce_max(q, axis=-1, keepdims=True) - q
     return epsilon * tf.reduce_mean(gap - advantage_learning * tf.minimum(gap, 1.0), axis=-1)
 
 
-def n_step_targets(rewards, discounts, values, *, gamma, n):
-    """n-step targets: [B, P+n-1], [B, P+n-1], [B, P, ...] -> [B, P, ...] (Sutton and Barto, 2018, equation 7.1).
+# -------------------------------------------------------------------------------------------------
+# Returns
 
-    `values[:, i]` is the value of the state n steps behind step i, or its quantiles. A discount of 0 (a terminated episode) ends the sum.
+
+def n_step_targets(rewards, discounts, values, *, gamma, n):
+    """n-step targets: [B, P + n - 1], [B, P + n - 1], [B, P, N] -> [B, P, N].
+
+    Sutton and Barto (2018), equation 7.1. `values[:, i]` are those of the state n steps behind step
+    i. A discount of 0 (a terminated episode) ends the sum.
     """
     length = values.shape[1]
     rewards.shape.assert_is_compatible_with([values.shape[0], length + n - 1])
     discounts.shape.assert_is_compatible_with(rewards.shape)
+    rewards = rewards[..., None]
+    discounts = discounts[..., None]
     total = values
-    if values.shape.rank > 2:
-        rewards, discounts = rewards[..., None], discounts[..., None]
-    # From the far end: G_t = r_t + gamma d_t G_{t+1}, all starting steps at once.
+    # From the last step back: G_t = r_t + gamma d_t G_{t+1}, for all starting steps at once.
     for k in reversed(range(n)):
-        total = rewards[:, k:k + length] + gamma * discounts[:, k:k + length] * total
+        total = rewards[:, k : k + length] + gamma * discounts[:, k : k + length] * total
     return total
+
+
+def lambda_returns(rewards, discounts, values, last, *, gamma, lam):
+    """Peng's Q(lambda) returns: [B, T], [B, T], [B, T + 1], [B, T] -> [B, T].
+
+    G_t = r_t + gamma d_t ((1 - lambda) V_{t+1} + lambda G_{t+1}) (Peng and Williams, 1996;
+    Gallici et al., 2024, section 3). `values[:, t]` is the value of the state of step t. A
+    discount of 0 (a terminated episode) ends the sum. `last` marks steps whose observation was
+    the last of an episode: the sum ends before such a step with its value, as it ends behind the
+    last step.
+    """
+    rewards.shape.assert_is_compatible_with(values[:, 1:].shape)
+    length = rewards.shape[1]
+    total = values[:, -1]
+    returns = []
+    for t in reversed(range(length)):
+        if t < length - 1:
+            total = values[:, t + 1] + lam * tf.where(last[:, t + 1], 0.0, total - values[:, t + 1])
+        total = rewards[:, t] + gamma * discounts[:, t] * total
+        returns.append(total)
+    return tf.stack(returns[::-1], axis=1)
+
+
+def gae(rewards, discounts, values, last, *, gamma, lam):
+    """Generalised advantage estimates: [B, T], [B, T], [B, T + 1], [B, T] -> [B, T].
+
+    Schulman et al. (2016), equation 16. A discount of 0 (a terminated episode) ends the sum. `last`
+    marks steps whose observation was the last of an episode: that observation's value is
+    bootstrapped from if the episode was cut short, and the sum ends before the step.
+    """
+    rewards.shape.assert_is_compatible_with(values[:, 1:].shape)
+    length = rewards.shape[1]
+    ended = tf.concat([tf.cast(last[:, 1:], tf.float32), tf.zeros_like(rewards[:, :1])], axis=1)
+    goes_on = 1.0 - ended
+    errors = rewards + gamma * discounts * values[:, 1:] - values[:, :-1]
+    total = tf.zeros_like(rewards[:, 0])
+    advantages = []
+    for i in reversed(range(length)):
+        total = errors[:, i] + gamma * lam * discounts[:, i] * goes_on[:, i] * total
+        advantages.append(total)
+    return tf.stack(advantages[::-1], axis=1)
+
+
+# -------------------------------------------------------------------------------------------------
+# Losses
 
 
 def huber(error, delta=1.0):
@@ -78,52 +153,58 @@ def huber(error, delta=1.0):
 
 
 def td_loss(q, actions, targets, mask, *, delta=1.0):
-    """Temporal-difference loss: [B, P, A], [B, P], [B, P], [B, P] -> (scalar, diagnostics).
+    """Temporal-difference loss: [B, P, A, N], [B, P], [B, P, N], [B, P] -> (scalar, diagnostics).
 
-    The mean Huber loss over the steps whose `mask` is 1; no gradient enters the targets.
+    With N = 1 the Huber loss of the mean return, otherwise quantile regression (`quantile_huber`).
+    The mean over the steps whose `mask` is 1; no gradient enters the targets. Diagnostics: q_mean,
+    the mean value of the actions taken; td_error, the mean size of the error.
     """
-    actions.shape.assert_is_compatible_with(q.shape[:-1])
-    targets.shape.assert_is_compatible_with(q.shape[:-1])
-    chosen = select_actions(q, actions)
-    error = chosen - tf.stop_gradient(targets)
+    actions.shape.assert_is_compatible_with(q.shape[:-2])
+    targets.shape.assert_is_compatible_with([*q.shape[:-2], q.shape[-1]])
+    targets = tf.stop_gradient(targets)
+    chosen = select_quantiles(q, actions)  # [B, P, N]
+    mean = tf.reduce_mean(chosen, axis=-1)  # [B, P]
+    error = mean - tf.reduce_mean(targets, axis=-1)
+    if q.shape[-1] == 1:
+        each = huber(error, delta)
+    else:
+        each = quantile_huber(chosen, targets, delta)
     count = tf.maximum(tf.reduce_sum(mask), 1.0)
-    loss = tf.reduce_sum(mask * huber(error, delta)) / count
-    return loss, dict(q_mean=tf.reduce_sum(mask * chosen) / count, td_error=tf.reduce_sum(mask * tf.abs(error)) / count)
+    diagnostics = dict(
+        q_mean=tf.reduce_sum(mask * mean) / count,
+        td_error=tf.reduce_sum(mask * tf.abs(error)) / count,
+    )
+    return tf.reduce_sum(mask * each) / count, diagnostics
 
 
-def quantile_td_loss(quantiles, actions, targets, mask, *, delta=1.0):
-    """Quantile-regression TD loss (Dabney et al., 2018): [B, P, A, N], [B, P], [B, P, N], [B, P] -> (scalar, diagnostics).
+def quantile_huber(quantiles, targets, delta=1.0):
+    """Quantile-regression loss: [..., N], [..., N] -> [...].
 
-    Every quantile of the action taken is drawn to every quantile of the target, from above by its fraction and from
-    below by the rest. The mean over the steps whose `mask` is 1; no gradient enters the targets.
+    QR-DQN (Dabney et al., 2018), equation 10. Every quantile is drawn to every one of the target,
+    from above by its fraction and from below by the rest.
     """
     count = quantiles.shape[-1]
-    targets.shape.assert_is_compatible_with([*quantiles.shape[:-2], count])
-    chosen = select_actions(quantiles, actions)  # [B, P, N]
-    error = tf.stop_gradient(targets)[..., None, :] - chosen[..., None]  # [B, P, N, N]
+    error = targets[..., None, :] - quantiles[..., None]  # [..., N, N]
     fraction = (tf.range(count, dtype=tf.float32)[:, None] + 0.5) / count  # [N, 1]
     weight = tf.abs(fraction - tf.cast(error < 0, tf.float32))
-    each = tf.reduce_sum(tf.reduce_mean(weight * huber(error, delta) / delta, axis=-1), axis=-1)  # [B, P]
-    steps = tf.maximum(tf.reduce_sum(mask), 1.0)
-    mean = tf.reduce_mean(chosen, axis=-1)
-    gap = tf.abs(tf.reduce_mean(targets, axis=-1) - mean)
-    return tf.reduce_sum(mask * each) / steps, dict(q_mean=tf.reduce_sum(mask * mean) / steps,
-                                                    td_error=tf.reduce_sum(mask * gap) / steps)
+    return tf.reduce_sum(tf.reduce_mean(weight * huber(error, delta) / delta, axis=-1), axis=-1)
 
 
 def conservative(q, actions, mask):
-    """The conservative term of CQL (Kumar et al., 2020, equation 4): [..., A], [...], [...] -> scalar.
+    """The conservative term of CQL: [..., A], [...], [...] -> scalar.
 
-    How far the soft maximum of Q lies above the Q of what the data did, on average over the steps whose `mask` is 1.
+    Kumar et al. (2020), equation 4. How far the soft maximum of Q lies above the Q of what the
+    data did, on average over the steps whose `mask` is 1.
     """
     above = tf.reduce_logsumexp(q, axis=-1) - select_actions(q, actions)
     return tf.reduce_sum(mask * above) / tf.maximum(tf.reduce_sum(mask), 1.0)
 
 
 def expectile(values, targets, mask, part):
-    """Expectile regression of implicit Q-learning (Kostrikov et al., 2022, equation 5): [...], [...], [...], 0 to 1 -> scalar.
+    """Expectile regression of implicit Q-learning: [...], [...], [...], 0 to 1 -> scalar.
 
-    Squared errors weigh `part` where the target lies above the value, 1 - `part` below; no gradient enters the targets.
+    Kostrikov et al. (2022), equation 5. Squared errors weigh `part` where the target lies above the
+    value, 1 - `part` below; no gradient enters the targets.
     """
     error = tf.stop_gradient(targets) - values
     weight = tf.where(error > 0, part, 1.0 - part)
@@ -131,41 +212,44 @@ def expectile(values, targets, mask, part):
 
 
 def cloning(logits, actions, mask):
-    """Cross-entropy of the actions in the data: [..., A], [...], [...] -> scalar, nats per step whose `mask` is 1, or of that weight."""
+    """Cross-entropy of the actions in the data: [..., A], [...], [...] -> scalar.
+
+    Nats per step whose `mask` is 1, or of that weight.
+    """
     each = tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
     return tf.reduce_sum(mask * each) / tf.maximum(tf.reduce_sum(mask), 1e-6)
 
 
 def advantage_weights(advantages, temperature, limit=20.0):
-    """How much an action counts when it is imitated: exp(advantage x temperature), at most `limit` (advantage-weighted regression,
-    Peng et al., 2019, as in Kostrikov et al., 2022, equation 7): [...] -> [...]. No gradient enters."""
+    """How much an action counts when it is imitated: exp(advantage x temperature): [...] -> [...].
+
+    At most `limit` (advantage-weighted regression, Peng et al., 2019, as in Kostrikov et al., 2022,
+    equation 7). No gradient enters.
+    """
     return tf.minimum(tf.exp(temperature * tf.stop_gradient(advantages)), limit)
 
 
-def gae(rewards, discounts, values, last, *, gamma, lam):
-    """Generalised advantage estimates (Schulman et al., 2016, equation 16): [N, T], [N, T], [N, T + 1], [N, T] -> [N, T].
+def ppo_losses(
+    logits,
+    value,
+    actions,
+    old_log_p,
+    old_value,
+    advantages,
+    returns,
+    mask,
+    *,
+    clip,
+    value_clip=None,
+):
+    """The terms of PPO's loss: [B, A], then [B] each -> dict of scalars.
 
-    A discount of 0 (a terminated episode) ends the sum. `last` marks steps whose observation was the last of an episode: that
-    observation's value is bootstrapped from if the episode was cut short, and the sum ends before the step.
+    Schulman et al. (2017), equations 7 and 9. A dict of policy_loss, value_loss (half the squared
+    error; with `value_clip` the worse of the clipped and the plain one) and entropy, to be
+    weighted and added; further approx_kl, as the mean of (ratio - 1) - log ratio, and
+    clip_fraction. Means over what `mask` keeps.
     """
-    rewards.shape.assert_is_compatible_with(values[:, 1:].shape)
-    length = rewards.shape[1]
-    goes_on = 1.0 - tf.concat([tf.cast(last[:, 1:], tf.float32), tf.zeros_like(rewards[:, :1])], axis=1)
-    errors = rewards + gamma * discounts * values[:, 1:] - values[:, :-1]
-    total, advantages = tf.zeros_like(rewards[:, 0]), []
-    for i in reversed(range(length)):
-        total = errors[:, i] + gamma * lam * discounts[:, i] * goes_on[:, i] * total
-        advantages.append(total)
-    return tf.stack(advantages[::-1], axis=1)
 
-
-def ppo_losses(logits, value, actions, old_log_p, old_value, advantages, returns, mask, *, clip, value_clip=None):
-    """The terms of PPO (Schulman et al., 2017, equations 7 and 9): [B, A], then [B] each -> dict of scalars.
-
-    policy_loss, value_loss (half the squared error; with `value_clip` the worse of the clipped and the plain one) and entropy,
-    to be weighted and added; beside them approx_kl, as the mean of (ratio - 1) - log ratio, and clip_fraction. Means over
-    what `mask` keeps.
-    """
     def mean(x):
         return tf.reduce_sum(mask * x) / tf.maximum(tf.reduce_sum(mask), 1.0)
 
@@ -175,21 +259,30 @@ def ppo_losses(logits, value, actions, old_log_p, old_value, advantages, returns
     clipped = tf.clip_by_value(ratio, 1.0 - clip, 1.0 + clip)
     value_error = tf.square(value - returns)
     if value_clip is not None:
-        near = old_value + tf.clip_by_value(value - old_value, -value_clip, value_clip)
-        value_error = tf.maximum(value_error, tf.square(near - returns))
-    return dict(policy_loss=-mean(tf.minimum(ratio * advantages, clipped * advantages)), value_loss=0.5 * mean(value_error),
-                entropy=-mean(tf.reduce_sum(tf.exp(log_p) * log_p, axis=-1)), approx_kl=mean(ratio - 1.0 - log_ratio),
-                clip_fraction=mean(tf.cast(tf.abs(ratio - 1.0) > clip, tf.float32)))
+        clipped_value = old_value + tf.clip_by_value(value - old_value, -value_clip, value_clip)
+        value_error = tf.maximum(value_error, tf.square(clipped_value - returns))
+    return dict(
+        policy_loss=-mean(tf.minimum(ratio * advantages, clipped * advantages)),
+        value_loss=0.5 * mean(value_error),
+        entropy=-mean(tf.reduce_sum(tf.exp(log_p) * log_p, axis=-1)),
+        approx_kl=mean(ratio - 1.0 - log_ratio),
+        clip_fraction=mean(tf.cast(tf.abs(ratio - 1.0) > clip, tf.float32)),
+    )
+
+
+# -------------------------------------------------------------------------------------------------
+# The optimizer
 
 
 def adam(weights, gradient, moments, count, *, rate, epsilon, beta1=0.9, beta2=0.999):
-    """One step of Adam (Kingma and Ba, 2015, algorithm 1): -> (weights, moments), each the shape of `weights`.
+    """One step of Adam (Kingma and Ba, 2015, algorithm 1): -> (weights, moments).
 
-    `count` is the number of this step, from 1. Keras has no pure Adam on TensorFlow, and a loop inside one compiled
-    call needs one.
+    Each has the shape of `weights`. `count` is the number of this step, from 1. Keras has no pure
+    Adam on TensorFlow, and a loop inside one compiled call needs one.
     """
     first = beta1 * moments[0] + (1 - beta1) * gradient
     second = beta2 * moments[1] + (1 - beta2) * tf.square(gradient)
     count = tf.cast(count, weights.dtype)
-    step = rate * (first / (1 - tf.pow(beta1, count))) / (tf.sqrt(second / (1 - tf.pow(beta2, count))) + epsilon)
-    return weights - step, (first, second)
+    corrected = first / (1 - tf.pow(beta1, count))
+    size = tf.sqrt(second / (1 - tf.pow(beta2, count)))
+    return weights - rate * corrected / (size + epsilon), (first, second)

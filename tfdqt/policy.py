@@ -4,24 +4,38 @@ import numpy as np
 
 
 def epsilon_at(step, cfg, end=None):
-    """Probability of a random action at environment step `step`: a straight line to `end`, by default cfg.epsilon_end, then flat."""
+    """Probability of a random action at environment step `step`.
+
+    A straight line to `end`, by default cfg.epsilon_end, then flat.
+    """
     part = min(1.0, step / (cfg.epsilon_fraction * cfg.total_steps))
-    return cfg.epsilon_start + part * ((cfg.epsilon_end if end is None else end) - cfg.epsilon_start)
+    return cfg.epsilon_start + part * (
+        (cfg.epsilon_end if end is None else end) - cfg.epsilon_start
+    )
 
 
 def epsilon_ladder(count, base=0.4, steepness=7.0):
-    """An epsilon for each of `count` environments, from `base` down to base^(1 + steepness): [count] (Ape-X, Horgan et al., 2018)."""
+    """An epsilon for each environment, from `base` down to base^(1 + steepness): [count].
+
+    Ape-X (Horgan et al., 2018).
+    """
     return base ** (1 + steepness * np.arange(count) / max(1, count - 1))
 
 
 def epsilon_greedy(rng, greedy, num_actions, epsilon):
-    """Each of `greedy` [N], or with probability `epsilon` a uniformly random action, drawn from numpy Generator `rng`."""
+    """Each of `greedy` [N], or with probability `epsilon` a uniformly random action: [N].
+
+    Drawn from the numpy Generator `rng`.
+    """
     explore = rng.random(len(greedy)) < epsilon
     return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
 
 
 def narrow(logits, *, temperature=1.0, top_k=0, top_p=1.0):
-    """Log-weights [B, A] as probabilities, after temperature, of the `top_k` best, of the fewest that hold `top_p`."""
+    """Log-weights [B, A] as probabilities [B, A], after temperature.
+
+    Only the `top_k` best keep any, and of them the fewest that hold `top_p`.
+    """
     logits = np.asarray(logits, np.float64) / max(temperature, 1e-6)
     if top_k:
         floor = np.sort(logits, axis=-1)[:, -min(top_k, logits.shape[-1]), None]
@@ -37,9 +51,11 @@ def narrow(logits, *, temperature=1.0, top_k=0, top_p=1.0):
     return p
 
 
-def choose(rng, logits, *, greedy=True, **narrowing):
-    """One action for each row of log-weights [B, A]: the best, or drawn from numpy Generator `rng` as `narrow` says."""
+def choose_actions(rng, logits, *, greedy=True, **narrowing):
+    """One action for each row of log-weights [B, A]: the best, or drawn as `narrow` says: [B]."""
     if greedy:
         return np.argmax(logits, axis=-1)
     ends = np.cumsum(narrow(logits, **narrowing), axis=-1)
-    return np.minimum((ends < rng.random((len(ends), 1)) * ends[:, -1:]).sum(axis=-1), ends.shape[-1] - 1)
+    return np.minimum(
+        (ends < rng.random((len(ends), 1)) * ends[:, -1:]).sum(axis=-1), ends.shape[-1] - 1
+    )

@@ -1,34 +1,62 @@
-"""What a few runs say: means that an outlier does not move, and how sure they are. Imports no TensorFlow."""
+"""What a few runs say: means that an outlier does not move, and how sure they are."""
 
 import numpy as np
 
 
 def interquartile_mean(values, axis=-1):
-    """Mean of the middle half (Agarwal et al., 2021): the lowest and the highest quarter are left out."""
+    """Mean of the middle half, without the lowest and highest quarter (Agarwal et al., 2021)."""
     from scipy.stats import trim_mean
 
     return trim_mean(values, 0.25, axis=axis)
 
 
 def confidence(values, *, statistic=np.mean, level=0.95, draws=10_000):
-    """Bootstrap confidence interval of a statistic of `values` [N]: (low, high). statistic(values, axis=1) is asked for."""
-    values = np.asarray(values)
-    draw = statistic(np.random.default_rng(0).choice(values, (draws, len(values))), axis=1)
-    return tuple(np.quantile(draw, [(1 - level) / 2, (1 + level) / 2]))
+    """Bootstrap confidence interval of a statistic of `values` [N]: (low, high).
+
+    The percentile method; it is called as statistic(values, axis=...).
+    """
+    return _bootstrap([values], statistic, level, draws)
 
 
 def improvement(pairs, *, level=0.95, draws=10_000):
-    """Probability that a run of one kind beats one of another (Agarwal et al., 2021), ties half: (probability, low, high).
+    """Probability that a run of one kind beats one of another, ties half: (probability, low, high).
 
-    `pairs` holds (ours [N], theirs [M]) for each task, such as each size; tasks count alike, and the interval is a stratified bootstrap. It
-    has no width where every run of one beats every run of the other, which a few runs don't make certain.
+    Agarwal et al. (2021). `pairs` holds (ours [N], theirs [M]) for each task, such as each size;
+    tasks count alike, and the interval is a stratified bootstrap. It has no width where every run
+    of one beats every run of the other, which a few runs don't make certain.
     """
-    rng = np.random.default_rng(0)
+
+    def probability(*samples, axis=-1):
+        tasks = [better(*samples[i : i + 2]) for i in range(0, len(samples), 2)]
+        return np.mean(tasks, axis=0)
 
     def better(ours, theirs):
-        ours, theirs = np.asarray(ours)[..., :, None], np.asarray(theirs)[..., None, :]
+        ours = np.asarray(ours)[..., :, None]
+        theirs = np.asarray(theirs)[..., None, :]
         return ((ours > theirs) + 0.5 * (ours == theirs)).mean(axis=(-2, -1))
 
-    drawn = [better(*(rng.choice(side, (draws, len(side))) for side in pair)) for pair in pairs]
-    low, high = np.quantile(np.mean(drawn, axis=0), [(1 - level) / 2, (1 + level) / 2])
-    return float(np.mean([better(*pair) for pair in pairs])), float(low), float(high)
+    samples = [side for pair in pairs for side in pair]
+    low, high = _bootstrap(samples, probability, level, draws)
+    return float(probability(*samples)), low, high
+
+
+def _bootstrap(samples, statistic, level, draws):
+    """The percentile interval of statistic(*samples, axis=...): (low, high)."""
+    from scipy.stats import bootstrap
+
+    samples = [np.asarray(sample, np.float64) for sample in samples]
+    if min(len(sample) for sample in samples) < 2:  # scipy wants two of each; one has no spread
+        value = float(statistic(*samples, axis=-1))
+        if all(len(sample) < 2 for sample in samples):
+            return value, value
+        samples = [np.repeat(sample, 2) if len(sample) < 2 else sample for sample in samples]
+    interval = bootstrap(
+        samples,
+        statistic,
+        n_resamples=draws,
+        confidence_level=level,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,1 @@
+"""Q-learning and PPO with Transformers on gymnasium environments."""

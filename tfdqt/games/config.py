@@ -1,0 +1,76 @@
+"""Settings of networks on games, and kinds of environments. Imports no TensorFlow."""
+
+import dataclasses
+from typing import Literal
+
+from tfdqt.errors import UsageError
+from tfdqt.settings import check_fractions, check_heads, check_not_negative, check_positive
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The network: what it sees and how large it is."""
+
+    network: Literal["gpt", "dense"] = "gpt"
+    """gpt: a Transformer decoder. dense: a feed-forward network over the same steps, flattened."""
+    context: int = 4
+    """How many of the latest steps the network sees (1: only the present one)."""
+    prev_action: bool = False
+    """Whether each step also tells the action taken before it."""
+    ram_bits: bool = False
+    """Whether a byte observation (Atari RAM) enters as its scaled value and its 8 bits."""
+    min_change: float = 0.0
+    """Features that change by less than this part of their range a step, on average over what is
+    seen before learning starts, are hidden (0: none is). What hardly changes tells one game from
+    another, and a network learns its data by heart from it."""
+    hidden_scale: float = 0.0
+    """What hidden features are multiplied by: 0 and they are not seen, a little and they are
+    learned from slowly. Categories, bits and bytes that are tokens can't be made smaller and are
+    not seen."""
+    standardize: bool = False
+    """Whether each number of an observation is centred and scaled by the data seen before learning
+    starts."""
+    dueling: bool = False
+    """Whether Q is split into a state value and advantages (Wang et al., 2016)."""
+    quantiles: int = 0
+    """Quantiles of the return learned for each action instead of its mean (QR-DQN, Dabney et al.,
+    2018); 0 or 1: only the mean."""
+    every_step: bool | None = None
+    """Whether Q is learned at every step of a window, the first with the least history, or at its
+    last only; None: at every step by the gpt, at the last by the dense network."""
+    tokens: Literal["steps", "features"] = "steps"
+    """gpt: one token per step, or one per feature of each step (such as each of 128 RAM bytes)."""
+    layers: int = 2
+    """gpt: number of Transformer blocks."""
+    heads: int = 4
+    """gpt: number of attention heads; must divide the width."""
+    width: int = 64
+    """gpt: size of a token's vector."""
+    gru_gate: bool = False
+    """gpt: whether GRU gates replace the residual additions (GTrXL, Parisotto et al., 2020)."""
+    hidden: tuple[int, ...] = (256, 256)
+    """dense: sizes of the hidden layers."""
+    layer_norm: bool = False
+    """dense: whether each hidden layer is normalised before its activation; a gpt always is."""
+
+
+def check_network(cfg):
+    """Raise UsageError for a network that can't be built."""
+    check_positive(cfg, "context", "layers", "heads", "width")
+    check_heads(cfg)
+    check_fractions(cfg, "min_change", "hidden_scale")
+    check_not_negative(cfg, "quantiles")
+    if cfg.network == "dense" and (not cfg.hidden or min(cfg.hidden) < 1):
+        raise UsageError(f"--hidden must list one or more sizes of at least 1, not {cfg.hidden}.")
+
+
+def environment_kind(name):
+    """The kind of an environment, by which an algorithm's DEFAULTS go: atari, cartpole or other.
+
+    A new kind is a branch here and an entry in the DEFAULTS of each algorithm that needs one.
+    """
+    if "-ram" in name or name.startswith("ALE/"):
+        return "atari"
+    if name.startswith("CartPole"):
+        return "cartpole"
+    return "other"

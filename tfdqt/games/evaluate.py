@@ -1,0 +1,277 @@
+"""A trained network as a policy; whole games played with it, counted and filmed."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tfdqt.backend import tf
+from tfdqt.errors import UsageError
+from tfdqt.games.algorithms import ALGORITHMS, Algorithm, is_game_run, lockstep_parallel
+from tfdqt.games.config import NetworkConfig
+from tfdqt.games.envs import EnvInfo, info_of, make_env
+from tfdqt.games.flat import FlatModel, flatten_model, make_act, make_scores, set_weights
+from tfdqt.games.vec_envs import REST, make_vec_env
+from tfdqt.games.window import make_window, network_inputs, push
+from tfdqt.policy import choose_actions, epsilon_greedy
+from tfdqt.runs.checkpoint import load_checkpoint
+from tfdqt.runs.cli import read_settings
+from tfdqt.runs.evaluation import append_evaluation, check_left_out
+from tfdqt.runs.folder import find_run
+from tfdqt.stats import confidence
+
+
+class TrainedRun(NamedTuple):
+    """A trained network and where it comes from."""
+
+    net: FlatModel
+    weights: tf.Tensor  # [W], those that act
+    info: EnvInfo
+    algorithm: Algorithm
+    settings: dict  # of config.json
+    step: int  # environment steps it was trained for
+
+
+def load_run(run_dir, checkpoint=None):
+    """The network of a run's newest checkpoint, or of the one named.
+
+    Raises UsageError if there is none that is whole, or it does not fit its config.json.
+    """
+    folder = find_run(run_dir)
+    plain = read_settings(folder)
+    if not is_game_run(plain):
+        raise UsageError(f"{run_dir} is a text run; load_writer opens it.")
+    name = plain["algorithm"]
+    algorithm = ALGORITHMS[name]
+    settings = read_settings(folder, **{"network": NetworkConfig, name: algorithm.settings})
+    saved, _ = load_checkpoint(folder, checkpoint)
+    info = info_of(functools.partial(make_env, settings["name"]), settings["name"])
+    net = flatten_model(algorithm.build(info, settings["network"]))
+    weights = tf.constant(algorithm.acting_weights(saved))
+    if weights.shape != net.start.shape:
+        raise UsageError(
+            f"The checkpoint of {run_dir} holds {weights.shape[0]} weights, but the network of its "
+            f"config.json has {net.start.shape[0]}; put back the config.json that the run was "
+            "started with."
+        )
+    set_weights(net, weights)
+    return TrainedRun(net, weights, info, algorithm, settings, saved["progress"]["step"])
+
+
+# -------------------------------------------------------------------------------------------------
+# A policy
+
+
+class Policy:
+    """Acts in one environment or in many, with the window of past steps kept inside.
+
+    >>> policy = tfdqt.load_policy("runs/cartpole-0")
+    >>> env = gymnasium.make("CartPole-v1")
+    >>> obs, _ = env.reset()
+    >>> policy.reset()
+    >>> action = policy(obs)  # an int; then env.step(action), policy(obs) and so on
+
+    Of many environments the rows that start an episode are told at each call:
+
+    >>> policy.reset(num_envs=8)
+    >>> actions = policy(obs, first=first)  # obs [8, ...], first [8] bool -> [8]
+
+    Args:
+      trained: TrainedRun.
+      epsilon: probability of a random action; 0: the best always.
+      sample: of a run that learned a policy: actions are drawn from it.
+      seed: of what is drawn.
+    """
+
+    def __init__(self, trained, *, epsilon=0.0, sample=False, seed=0):
+        self.trained = trained
+        self.info = trained.info
+        self.epsilon = epsilon
+        self.sample = sample
+        self._rng = np.random.default_rng([seed, 2])
+        scores_of = trained.algorithm.scores
+        self._scores = make_scores(trained.net, scores_of)
+        self._best = make_act(trained.net, scores_of)
+        self._single = True
+        self.reset()
+
+    def reset(self, num_envs=None):
+        """Forget the past: all environments start an episode. num_envs: None for a single one."""
+        self._single = num_envs is None
+        count = 1 if num_envs is None else num_envs
+        self._window = make_window(self.info, count, self.trained.net.context)
+        self._action = np.full(count, -1)
+        self._fresh = np.ones(count, bool)
+
+    def __call__(self, obs, first=None):
+        """The action for an observation, or for many [N, ...]: an int, or [N].
+
+        Observations and actions as the environment has them. first [N]: which rows start an episode
+        with this observation; of a single environment `reset` tells that.
+        """
+        rows = np.asarray(obs)[None] if self._single else np.asarray(obs)
+        shape = (len(self._fresh), *self.info.obs_shape)
+        if self.info.obs_shape == (1,) and rows.shape == shape[:1]:
+            rows = rows[:, None]  # a Discrete observation is a number
+        if rows.shape != shape:
+            raise UsageError(
+                f"An observation of {self.info.name} has the shape {self.info.obs_shape}, and "
+                f"{shape[0]} of them are asked for, not {np.shape(obs)}; reset(num_envs=N) makes "
+                "the policy act for N environments at once."
+            )
+        action = self.act(rows - np.asarray(self.info.obs_start), first) + self.info.action_start
+        return int(action[0]) if self._single else action
+
+    def act(self, obs, first=None):
+        """As a call, for obs [N, ...] and actions [N] that both count from 0."""
+        first = self._fresh if first is None else np.asarray(first, bool) | self._fresh
+        push(self._window, obs, first, self._action)
+        self._fresh = np.zeros(len(first), bool)
+        inputs = network_inputs(self._window)
+        weights = self.trained.weights
+        if self.sample:
+            scores = self._scores(weights, inputs).numpy()
+            self._action = choose_actions(self._rng, scores, greedy=False)
+        else:
+            best = self._best(weights, inputs).numpy()
+            self._action = epsilon_greedy(self._rng, best, self.info.num_actions, self.epsilon)
+        return self._action
+
+
+def load_policy(run_dir, checkpoint=None, *, epsilon=0.0, sample=False, seed=0):
+    """The Policy of a run's newest checkpoint, or of the one named; see `Policy` for the others.
+
+    Raises UsageError if there is none that is whole, or nothing to draw from.
+    """
+    trained = load_run(run_dir, checkpoint)
+    if sample and (not trained.algorithm.is_policy or epsilon):
+        raise UsageError(
+            "--sample draws from the policy of a PPO run, without --epsilon; leave it out."
+        )
+    return Policy(trained, epsilon=epsilon, sample=sample, seed=seed)
+
+
+# -------------------------------------------------------------------------------------------------
+# Whole games
+
+
+def play_episodes(env_fn, policy, *, episodes, seed=0, workers=0, max_steps=None):
+    """Play `episodes` games, each in an environment of its own: -> (returns, lengths), [episodes].
+
+    A game longer than `max_steps` steps counts as it stands then. The outcome depends on `seed` and
+    the policy's alone.
+    """
+    env_seed = np.random.SeedSequence([seed, 3]).generate_state(1)[0]
+    vec = make_vec_env(env_fn, policy.info, episodes, env_seed, workers=workers)
+    returns = np.zeros(episodes)
+    lengths = np.zeros(episodes, int)
+    playing = np.ones(episodes, bool)
+    try:
+        policy.reset(episodes)
+        steps = 0
+        while playing.any() and (max_steps is None or steps < max_steps):
+            action = policy.act(vec.out["obs"], vec.out["first"])
+            vec.step(np.where(playing, action, REST))
+            returns[playing] = vec.out["ret"][playing]
+            lengths[playing] = vec.out["length"][playing]
+            playing &= ~vec.out["ended"]
+            steps += 1
+    finally:
+        vec.close()
+    return returns, lengths
+
+
+def film(env_fn, policy, folder, *, seed=0, max_steps=None):
+    """Play one game with gymnasium's RecordVideo: -> (path of the MP4 in `folder`, its return).
+
+    `env_fn` must make an environment with render_mode="rgb_array".
+    """
+    env_fn = functools.partial(_recorded, env_fn, folder)
+    returns, _ = play_episodes(env_fn, policy, episodes=1, seed=seed, max_steps=max_steps)
+    newest = max(Path(folder).glob("*.mp4"), key=lambda path: path.stat().st_mtime)
+    return newest, float(returns[0])
+
+
+def _recorded(env_fn, folder):
+    from gymnasium.wrappers import RecordVideo
+
+    env = env_fn()
+    if env.render_mode != "rgb_array":
+        raise UsageError('A film needs an environment made with render_mode="rgb_array".')
+    return RecordVideo(
+        env, str(folder), episode_trigger=lambda episode: episode == 0, disable_logger=True
+    )
+
+
+def gif_of(mp4, path, *, every=4, width=160):
+    """A small GIF of an MP4: every `every`-th frame, `width` pixels wide."""
+    import imageio.v2 as imageio
+    from PIL import Image
+
+    with imageio.get_reader(mp4) as video:
+        fps = video.get_meta_data()["fps"]
+        frames = [Image.fromarray(frame) for i, frame in enumerate(video) if i % every == 0]
+    small = [
+        frame.resize((width, frame.height * width // frame.width)).quantize(32) for frame in frames
+    ]
+    duration = round(1000 * every / fps)
+    small[0].save(
+        path, save_all=True, append_images=small[1:], duration=duration, loop=0, optimize=True
+    )
+
+
+# -------------------------------------------------------------------------------------------------
+# The script
+
+
+def evaluate_games(run_dir, args):
+    """Play with a game run; print what came of it, add it to evaluation.csv, and film a game.
+
+    args: those of scripts/evaluate.py. Raises UsageError for flags that say nothing of such a run.
+    """
+    check_left_out(
+        args,
+        "is for text runs; leave it out for a gymnasium environment",
+        "beta",
+        "temperature",
+        "best_of",
+    )
+    policy = load_policy(
+        run_dir, args.checkpoint, epsilon=args.epsilon, sample=args.sample, seed=args.seed
+    )
+    trained = policy.trained
+    name = trained.settings["name"]
+    workers = args.workers
+    if workers is None:
+        # Acting and stepping take turns here, whatever the algorithm did.
+        workers = lockstep_parallel(name)["workers"]
+    returns, lengths = play_episodes(
+        functools.partial(make_env, name),
+        policy,
+        episodes=args.episodes,
+        seed=args.seed,
+        workers=workers,
+        max_steps=args.max_steps,
+    )
+    how = "with actions drawn from the policy" if args.sample else f"at epsilon {args.epsilon:g}"
+    low, high = confidence(returns)
+    print(
+        f"{name} seed {trained.settings['seed']} after {trained.step} steps: {args.episodes} games "
+        f"{how}: mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean "
+        f"[{low:.1f}, {high:.1f}], min {returns.min():.0f}, median "
+        f"{sorted(returns)[len(returns) // 2]:.0f}, max {returns.max():.0f}, mean length "
+        f"{lengths.mean():.0f}"
+    )
+    columns = dict(epsilon=args.epsilon, sample=args.sample)
+    append_evaluation(run_dir, trained.step, args.seed, columns, returns, lengths)
+    if args.video:
+        make_filmed = functools.partial(make_env, name, render_mode="rgb_array")
+        policy = Policy(trained, epsilon=args.epsilon, seed=args.seed)
+        mp4, score = film(
+            make_filmed, policy, args.video, seed=args.seed, max_steps=args.video_steps
+        )
+        gif_of(mp4, mp4.with_suffix(".gif"))
+        print(f"Film of a game that scored {score:g}: {mp4} and {mp4.with_suffix('.gif')}")

@@ -1,0 +1,68 @@
+"""A trained network on games as a SavedModel that TensorFlow alone can load and call."""
+
+from tfdqt.backend import quiet, tf
+from tfdqt.errors import UsageError
+from tfdqt.games.evaluate import load_run
+from tfdqt.games.flat import mean_q
+
+
+def export_run(run_dir, out, checkpoint=None):
+    """Write the network of a game run as a SavedModel to the folder `out`, and say so.
+
+    Raises UsageError if it can't be written.
+    """
+    trained = load_run(run_dir, checkpoint)
+    try:
+        names = export_saved_model(
+            trained.net, trained.weights, out, is_policy=trained.algorithm.is_policy
+        )
+    except (OSError, tf.errors.OpError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{out} can't be written ({reason}); name another folder.") from None
+    inputs = ", ".join(
+        f"{name} {[None, *tensor.shape[1:]]} {tensor.dtype}"
+        for name, tensor in trained.net.model.input.items()
+    )
+    print(f"{out}: signatures {' and '.join(names)}; inputs {inputs}.")
+
+
+def export_saved_model(net, weights, folder, *, is_policy=False):
+    """Write a SavedModel with the signatures `q_values` (of a policy `policy`) and `action`.
+
+    Both take a batch of windows under the names of the network's inputs: obs [B, C, F], first [B,
+    C] int32 (1 where an episode starts; every step before it must be 1 too) and, if the network
+    has it, prev_action [B, C] int32 (-1 where there is none). `q_values` gives q_values [B, A] of
+    the last step, `policy` gives policy [B, A], the probabilities, and value [B]; `action` gives
+    action [B] int32, the best. Returns the names of the signatures.
+    """
+    module = tf.Module()
+    module.weights = tf.Variable(weights, name="weights")
+    specs = {
+        name: tf.TensorSpec([None, *tensor.shape[1:]], tensor.dtype, name)
+        for name, tensor in net.model.input.items()
+    }
+    name = "policy" if is_policy else "q_values"
+
+    @tf.function(input_signature=[specs], autograph=False)
+    def numbers(inputs):
+        outputs = net.apply(module.weights.value(), inputs)[:, -1]
+        if is_policy:
+            return dict(policy=tf.nn.softmax(outputs[:, :-1]), value=outputs[:, -1])
+        return dict(q_values=mean_q(outputs))
+
+    @tf.function(input_signature=[specs], autograph=False)
+    def action(inputs):
+        return dict(action=tf.argmax(numbers(inputs)[name], axis=-1, output_type=tf.int32))
+
+    module.action = action
+    setattr(module, name, numbers)
+    signatures = {name: _by_keyword(numbers, specs), "action": _by_keyword(action, specs)}
+    with quiet():
+        tf.saved_model.save(module, str(folder), signatures=signatures)
+    return tuple(signatures)
+
+
+def _by_keyword(function, specs):
+    """A signature takes its inputs by keyword, not as one dict."""
+    by_keyword = tf.function(lambda **inputs: function(inputs), autograph=False)
+    return by_keyword.get_concrete_function(**specs)

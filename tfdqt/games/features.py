@@ -1,0 +1,138 @@
+"""What is done to observations before a network reads them: scaled, hidden, standardized.
+
+A layer with `adapt(x, first)` is shown data once, before learning starts: x [M, ...] is what the
+layer is fed, first [M] where an episode starts. `flat.adapt` calls it.
+"""
+
+import numpy as np
+
+from tfdqt.backend import keras
+from tfdqt.errors import UsageError
+
+layers = keras.layers
+ops = keras.ops
+
+
+def change_rates(obs, first):
+    """By which part of its range each feature changes a step: obs [M, F], first [M] -> [F].
+
+    On average, within episodes. The range of a byte is 256, of a category (int32) 1 whichever it
+    becomes, of other numbers that from the least to the greatest in `obs`.
+    """
+    before = obs[:-1][~first[1:]]
+    after = obs[1:][~first[1:]]
+    if not len(after):
+        return np.ones(obs.shape[1])  # nothing is known
+    if obs.dtype == np.int32:
+        return (before != after).mean(axis=0)
+    span = 256.0 if obs.dtype == np.uint8 else np.maximum(np.ptp(obs, axis=0), 1e-12)
+    return np.abs(after.astype("float64") - before).mean(axis=0) / span
+
+
+class HideStatic(layers.Layer):
+    """Multiplies by `scale` what changes by less than `least` a step: [B, C, F] -> [B, C, F].
+
+    Their `rate` of change [F] is set by `adapt`; before that it is 1, and all features are shown.
+    """
+
+    def __init__(self, least, scale=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.least = least
+        self.scale = scale
+
+    def build(self, shape):
+        self.rate = self.add_weight(
+            shape=shape[-1:], initializer="ones", trainable=False, name="rate"
+        )
+
+    def adapt(self, x, first):
+        """Count how often features change. Raises UsageError if none does often enough."""
+        rate = change_rates(x, first)
+        if rate.max() < self.least:
+            raise UsageError(
+                f"No feature of the observation changes by {self.least:g} of its range a step, on "
+                f"average ({rate.max():.2g} at most); lower --min-change."
+            )
+        self.rate.assign(rate)
+
+    @property
+    def shown(self):
+        """Which features are shown, [F] bool."""
+        return self.rate >= self.least
+
+    def call(self, x):
+        if not self.scale:
+            return ops.where(self.shown, x, ops.zeros_like(x))
+        x = ops.cast(x, "float32")
+        return ops.where(self.shown, x, self.scale * x)
+
+
+class Standardize(layers.Layer):
+    """(x - mean) / scale, clipped to +-5; `adapt` sets mean and scale, which are 0 and 1 before."""
+
+    def build(self, shape):
+        self.mean = self.add_weight(
+            shape=shape[-1:], initializer="zeros", trainable=False, name="mean"
+        )
+        self.scale = self.add_weight(
+            shape=shape[-1:], initializer="ones", trainable=False, name="scale"
+        )
+
+    def adapt(self, x, first):
+        """Take mean and deviation of x [M, F]; a deviation counts as at least 0.1."""
+        self.mean.assign(x.mean(axis=0))
+        self.scale.assign(np.maximum(x.std(axis=0), 0.1))
+
+    def call(self, x):
+        return ops.clip((x - self.mean) / self.scale, -5.0, 5.0)
+
+
+def features_shown(model):
+    """Which features of an observation a trained network sees: their numbers, or None if all."""
+    hiding = [layer for layer in model.layers if isinstance(layer, HideStatic)]
+    return np.flatnonzero(hiding[0].shown) if hiding else None
+
+
+def hide_static(obs, info, cfg):
+    """Observations [B, C, F] with those features hidden that hardly change, if cfg asks for it."""
+    if not cfg.min_change:
+        return obs
+    bytes_as_tokens = cfg.ram_bits or cfg.network == "gpt" and cfg.tokens == "features"
+    one_hot = info.obs_dtype == "int32" or info.obs_dtype == "uint8" and bytes_as_tokens
+    scale = 0.0 if one_hot else cfg.hidden_scale
+    return HideStatic(cfg.min_change, scale, name="hide_static")(obs)
+
+
+def as_numbers(obs, info, cfg):
+    """Observations as numbers that a network can read: [B, C, F] -> [B, C, F'] float32."""
+    x = _as_numbers(obs, info, cfg)
+    return Standardize(name="standardize")(x) if cfg.standardize else x
+
+
+def _as_numbers(obs, info, cfg):
+    if info.nvec:
+        return ops.concatenate(
+            [ops.one_hot(obs[..., i], n) for i, n in enumerate(info.nvec)], axis=-1
+        )
+    if info.obs_dtype == "uint8":
+        values = ops.cast(obs, "float32") / 128.0 - 1.0
+        if not cfg.ram_bits:
+            return values
+        return ops.concatenate([values, byte_bits(obs)], axis=-1)
+    return ops.cast(obs, "float32")
+
+
+def byte_bits(obs):
+    """The 8 bits of every byte, the lowest first: [B, C, F] -> [B, C, 8 F] float32."""
+    shifted = ops.floor(
+        ops.cast(obs, "float32")[..., None] / (2.0 ** np.arange(8, dtype="float32"))
+    )
+    bits = shifted - 2.0 * ops.floor(shifted / 2.0)  # [B, C, F, 8]
+    return ops.reshape(bits, (-1, obs.shape[1], 8 * obs.shape[2]))
+
+
+def count_numbers(info, cfg):
+    """How many numbers `as_numbers` makes of an observation."""
+    if info.nvec:
+        return sum(info.nvec)
+    return info.obs_shape[0] * (9 if info.obs_dtype == "uint8" and cfg.ram_bits else 1)

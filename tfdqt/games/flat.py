@@ -1,0 +1,168 @@
+"""A Keras model as a pure function of one flat weight vector, which one fused kernel can move."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tfdqt import losses
+from tfdqt.backend import keras, tf
+from tfdqt.errors import UsageError
+
+
+class FlatModel(NamedTuple):
+    """A Keras model as a pure function of one flat weight vector [W].
+
+    The model maps a window of steps, named inputs [B, C, ...], to [B, P, ...] for its last P steps.
+    """
+
+    model: keras.Model
+    apply: Callable  # (weights [W], or what `unflatten` gives, inputs) -> [B, P, ...]
+    unflatten: Callable  # weights [W] -> (trained weights, fixed weights), lists of the model's own
+    start: tf.Tensor  # [W], the weights that the model was given
+    context: int  # C
+    positions: int  # P
+
+
+def flatten_model(model):
+    """The Keras model as a function of one flat weight vector; fixed weights behind trained ones.
+
+    >>> net = flatten_model(build_q(info, NetworkConfig()))
+    >>> q = net.apply(net.start, dict(obs=obs, first=first))  # [B, P, A, N]
+    """
+    trained = model.trainable_variables
+    fixed = model.non_trainable_variables
+    shapes = [variable.shape for variable in (*trained, *fixed)]
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    names = list(model.input)
+
+    def unflatten(weights):
+        parts = [tf.reshape(part, shape) for part, shape in zip(tf.split(weights, sizes), shapes)]
+        return parts[: len(trained)], parts[len(trained) :]
+
+    def apply(weights, inputs):
+        parts = weights if isinstance(weights, tuple) else unflatten(weights)
+        return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
+
+    start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
+    context = model.input["obs"].shape[1]
+    return FlatModel(model, apply, unflatten, start, context, model.output.shape[1])
+
+
+def flatten_q(model):
+    """As `flatten_model`, of a Q-network. Raises UsageError unless it gives [B, P, A, N]."""
+    if len(model.output.shape) != 4:
+        raise UsageError(
+            f"The Q-network gives {tuple(model.output.shape)}, but [batch, steps, actions, "
+            "quantiles] is asked for; end a network without quantiles by a last axis of size 1."
+        )
+    return flatten_model(model)
+
+
+def flatten(net, trained, fixed=None):
+    """One flat vector of values for all weights, the fixed ones last (zeros without `fixed`)."""
+    if fixed is None:
+        fixed = [tf.zeros(v.shape, v.dtype) for v in net.model.non_trainable_variables]
+    return tf.concat([tf.reshape(part, [-1]) for part in (*trained, *fixed)], 0)
+
+
+def with_fixed(net, weights, fixed):
+    """The weights [W] with `fixed` in place of their fixed ones."""
+    return flatten(net, net.unflatten(weights)[0], fixed)
+
+
+def set_weights(net, weights):
+    """Write a flat weight vector into the Keras model."""
+    trained, fixed = net.unflatten(weights)
+    variables = (*net.model.trainable_variables, *net.model.non_trainable_variables)
+    for variable, value in zip(variables, (*trained, *fixed)):
+        variable.assign(value)
+
+
+def adapt(net, obs, first):
+    """Show data to every layer of the network that has `adapt(x, first)`: -> its fixed weights.
+
+    obs [M, ...] and first [M], True where an episode starts, are steps in their order. A layer is
+    shown what it is fed, x [M, ...], with the layers before it adapted already. Raises what `adapt`
+    raises.
+    """
+    inputs = net.model.input["obs"]
+    for layer in net.model.layers:
+        if hasattr(layer, "adapt"):
+            x = obs
+            if layer.input is not inputs:
+                x = _in_windows(keras.Model(inputs, layer.input), obs, net.context)
+            layer.adapt(x, first)
+    return [variable.numpy() for variable in net.model.non_trainable_variables]
+
+
+def _in_windows(model, obs, context):
+    """What a model of windows [B, C, ...] makes of steps [M, ...], each by itself: [M, ...]."""
+    missing = -len(obs) % context
+    windows = np.concatenate([obs, np.repeat(obs[-1:], missing, axis=0)])
+    x = model(windows.reshape(-1, context, *obs.shape[1:])).numpy()
+    return x.reshape(-1, *x.shape[2:])[: len(obs)]
+
+
+def step_adam(weights, moments, gradient, count, part, cfg):
+    """One step of Adam: -> (weights, moments, the gradient's norm before it is clipped).
+
+    `count` is the number of this step, from 1; after `part` of the run the rate has gone as
+    far between the two of cfg.
+    """
+    norm = tf.norm(gradient)
+    gradient *= tf.minimum(1.0, cfg.max_grad_norm / tf.maximum(norm, 1e-12))
+    rate = cfg.learning_rate + tf.minimum(part, 1.0) * (cfg.final_learning_rate - cfg.learning_rate)
+    weights, moments = losses.adam(
+        weights, gradient, moments, count, rate=rate, epsilon=cfg.adam_epsilon
+    )
+    return weights, moments, norm
+
+
+def repeat_update(one, state, count, names):
+    """`count` updates as a loop that XLA compiles once: one(state, i) -> (state, dict of scalars).
+
+    Returns (state, the means of the scalars called `names`).
+    """
+
+    def body(i, state, sums):
+        state, scalars = one(state, i)
+        return i + 1, state, {name: sums[name] + scalars[name] for name in names}
+
+    start = (tf.constant(0), state, {name: tf.zeros([]) for name in names})
+    _, state, sums = tf.while_loop(lambda i, *_: i < count, body, start, maximum_iterations=count)
+    return state, {name: total / count for name, total in sums.items()}
+
+
+def mean_q(outputs):
+    """Q [..., A] of a Q-network's quantiles [..., A, N]."""
+    return tf.reduce_mean(outputs, axis=-1)
+
+
+def policy_logits(outputs):
+    """The logits [..., A] of a network that gives a policy and a value, [..., A + 1]."""
+    return outputs[..., :-1]
+
+
+def make_scores(net, scores_of=mean_q) -> Callable:
+    """Compile `scores(weights, inputs) -> [B, A]` of the actions at the last step of windows.
+
+    scores_of: outputs of the network -> what the best action has the greatest of, `mean_q` or
+    `policy_logits`.
+    """
+    return tf.function(
+        lambda weights, inputs: scores_of(net.apply(weights, inputs))[:, -1], jit_compile=True
+    )
+
+
+def make_act(net, scores_of=mean_q) -> Callable:
+    """Compile `act(weights, inputs) -> best actions [B]` at the last step of windows."""
+
+    @tf.function(jit_compile=True)
+    def act(weights, inputs):
+        scores = scores_of(net.apply(weights, inputs))[:, -1]
+        return tf.argmax(scores, axis=-1, output_type=tf.int32)
+
+    return act

@@ -1,0 +1,217 @@
+"""What every training script does around the learning: start a run, go on with one, stop, fail."""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tfdqt import backend
+from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.runs.checkpoint import load_checkpoint, make_saver, newest_common
+from tfdqt.runs.folder import find_run, freed_if_nothing_is_learned, learner_folder, start_run
+from tfdqt.runs.log import make_logger
+from tfdqt.scale import distribute, ray_pool
+from tfdqt.scale.config import ScaleConfig, resumed_scale
+from tfdqt.settings import load_config
+from tfdqt.version import __version__
+
+
+def run_main(main):
+    """Call `main()` as a script: a UsageError becomes one sentence and exit code 2."""
+    try:
+        sys.exit(main())
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+# -------------------------------------------------------------------------------------------------
+# The command line
+
+# Flags that may stand beside --resume in every script, besides its own.
+RESUME_FLAGS = {
+    "resume",
+    "checkpoint",
+    "checkpoint-every",
+    "threads",
+    "actors",
+    "ray-address",
+    "broadcast-every",
+    "strategy",
+}
+
+
+def given_flags(argv):
+    """The names of the flags on a command line, spelled with dashes."""
+    return [word[2:].split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
+
+
+def given_value(argv, flag, default):
+    """What a command line gives for `flag` last; for defaults that depend on it."""
+    for i, word in reversed(list(enumerate(argv))):
+        if word == f"--{flag}":
+            return (argv[i + 1 :] or [""])[0]
+        if word.startswith(f"--{flag}="):
+            return word.split("=", 1)[1]
+    return default
+
+
+def check_resume_flags(flags, own):
+    """Raise UsageError if --resume stands beside a flag that can't change on the way."""
+    odd = [flag for flag in flags if flag not in RESUME_FLAGS | own]
+    if "resume" in flags and odd:
+        raise UsageError(
+            f"--resume goes on with the run's own settings; leave out --{odd[0]}, or start a new "
+            "run with it."
+        )
+
+
+# -------------------------------------------------------------------------------------------------
+# A run, new or gone on with
+
+
+class Run(NamedTuple):
+    """A run that is about to learn."""
+
+    folder: Path
+    settings: dict  # of config.json, its dataclasses made
+    scale: ScaleConfig
+    strategy: object  # tf.distribute.Strategy, or None
+    saved: dict | None  # what the checkpoint holds that it goes on from
+
+
+def new_run(run_dir, scale, threads, **settings):
+    """Make the folder of a new run, and what its ScaleConfig needs: -> Run."""
+    folder = learner_folder(run_dir, scale)
+    connect_actors(scale)
+    settings = dict(version=__version__, **settings, scale=scale)
+    folder = start_run(folder, **settings)
+    with freed_if_nothing_is_learned(folder):
+        return Run(folder, settings, scale, start_backend(scale, threads), None)
+
+
+def old_run(args, flags, algorithm, check, **classes):
+    """The Run that `args.resume` names, which a script of `algorithm` started.
+
+    check: (settings, ScaleConfig) -> None, raises UsageError for what can't be. classes: as for
+    `load_config`.
+    """
+    folder = find_run(args.resume)
+    settings = read_settings(folder)
+    if settings.get("algorithm") != algorithm:
+        raise UsageError(
+            f"{folder} is not a run of {algorithm.upper()}; go on with it by the script that "
+            "started it."
+        )
+    settings = read_settings(folder, **classes)
+    scale = resumed_scale(folder, settings["scale"], getattr(args, "scale", ScaleConfig()), flags)
+    check(settings, scale)
+    strategy = None
+    checkpoint = args.checkpoint
+    if scale.strategy == "multiworker":
+        strategy = start_backend(scale, args.threads)
+        checkpoint = checkpoint or newest_common(folder, distribute.make_group(strategy))
+    saved, path = load_checkpoint(folder, checkpoint)
+    connect_actors(scale)
+    print(f"Going on from {path}.")
+    return Run(folder, settings, scale, strategy or start_backend(scale, args.threads), saved)
+
+
+def read_settings(run_dir, **classes):
+    """A run's config.json, with a ScaleConfig as `scale` whether or not there is one in it."""
+    path = Path(run_dir) / "config.json"
+    plain = load_config(path)
+    key = next((key for key in ("scale", "far") if key in plain), None)  # "far" until 0.1
+    settings = load_config(path, **classes, **({key: ScaleConfig} if key else {}))
+    scale = settings.pop(key) if key else ScaleConfig()
+    return dict(settings, scale=scale)
+
+
+def start_backend(scale, threads):
+    """Start TensorFlow with so many threads: -> the strategy of a ScaleConfig, or None."""
+    backend.set_threads(threads)
+    return distribute.make_strategy(scale.strategy)
+
+
+def connect_actors(scale):
+    """Start Ray, or join it, if a ScaleConfig has actors.
+
+    Before `stop_on_signals`, for Ray takes signals for itself when it starts.
+    """
+    if scale.actors:
+        ray_pool.connect(scale.actors, scale.ray_address)
+
+
+# -------------------------------------------------------------------------------------------------
+# Learning
+
+
+class Session(NamedTuple):
+    """What a learner is given to report to."""
+
+    log: object  # called as log(metrics)
+    save: object  # called as save(step, make, last=...)
+    stop: object  # asked as stop(); stop.signal is the signal that came, or None
+
+
+@contextlib.contextmanager
+def session(run, fields, total_steps, lines, checkpoint_every, step=None):
+    """A Session for the block that learns; `step` is the one that a resumed run goes on from.
+
+    An EnvFailure becomes a UsageError, its traceback in failure.txt.
+    """
+    folder = run.folder
+    log, close = make_logger(folder, fields, total_steps, lines, resume_step=step)
+    save = make_saver(folder, checkpoint_every, resume_step=step or 0)
+    with stop_on_signals() as stop, freed_if_nothing_is_learned(folder):
+        try:
+            yield Session(log, save, stop)
+        except EnvFailure as error:
+            Path(folder, "failure.txt").write_text(str(error), encoding="utf-8")
+            raise UsageError(
+                f"{str(error).partition(chr(10))[0]}; what was learned is saved, go on with "
+                f"--resume={folder} once that is mended (more of it: {folder / 'failure.txt'})."
+            ) from None
+        finally:
+            close()
+
+
+def stopped(script, run_dir, stop):
+    """Tell how to go on with a run that was stopped: -> exit code."""
+    print(f"Go on with: python scripts/{script}.py --resume={run_dir}")
+    return 128 + (stop.signal or signal.SIGTERM)
+
+
+def show_settings(*parts):
+    """Print dataclasses of settings, a line each; a ScaleConfig only if it says something."""
+    for part in parts:
+        if part != ScaleConfig():
+            print("  ".join(f"{key}={value}" for key, value in dataclasses.asdict(part).items()))
+
+
+@contextlib.contextmanager
+def stop_on_signals():
+    """Within the block, Ctrl-C and SIGTERM only set `stop.signal`; a second one ends the process.
+
+    Yields an object whose call tells whether a signal came.
+    """
+
+    def stop():
+        return stop.signal is not None
+
+    def handle(number, frame):
+        stop.signal = number
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    stop.signal = None
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    for name in before:
+        signal.signal(name, handle)
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

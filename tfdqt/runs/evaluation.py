@@ -1,0 +1,42 @@
+"""What evaluating a run leaves behind: evaluation.csv, and flags that say nothing of such a run."""
+
+import csv
+
+from tfdqt.errors import UsageError
+from tfdqt.runs.log import write_rows
+from tfdqt.settings import flag_of
+
+
+def check_left_out(args, why, *fields):
+    """Raise UsageError for a flag that says nothing of such a run.
+
+    args: a dataclass; a flag is left out if its field has the class's default.
+    """
+    for field in fields:
+        if getattr(args, field) != getattr(type(args), field):
+            raise UsageError(f"{flag_of(field)} {why}.")
+
+
+def append_evaluation(run_dir, step, seed, how, returns, lengths):
+    """Add games, or texts, to evaluation.csv in a run's folder, a row each.
+
+    Args:
+      step: of the checkpoint. seed: of the games.
+      how: dict of how they were played, a column each; rows from before a column was there have
+        nothing in it.
+      returns, lengths: one of each a game.
+    """
+    path = run_dir / "evaluation.csv"
+    columns = ["step", *how, "seed", "episode", "return", "length"]
+    rows = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [{name: row.get(name, "") for name in columns} for row in csv.DictReader(file)]
+    for episode, (value, length) in enumerate(zip(returns, lengths)):
+        row = dict(step=step, **how, seed=seed, episode=episode)
+        row["return"] = value
+        row["length"] = length
+        rows.append(row)
+    temporary = path.with_suffix(".writing")
+    write_rows(temporary, rows)
+    temporary.replace(path)

@@ -1,0 +1,134 @@
+"""A run's log: log.csv, TensorBoard and the progress line; and CSV files read and written."""
+
+import csv
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tfdqt.backend import tf
+from tfdqt.errors import UsageError
+from tfdqt.runs.folder import find_run
+
+
+def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=True):
+    """`log(metrics)` for the CSV, TensorBoard and the progress line, and `close()`.
+
+    Args:
+      fields: of the NamedTuple that `log` is given, its columns: among them step, mean_return, loss
+        and a counter, games (finished) or samples (seen).
+      total_steps: steps in the whole run.
+      lines: into so many parts it is divided; a row is written for each, and one for
+        log(metrics, last=True).
+      resume_step: of a resumed run; the rows behind it are dropped, for they come again.
+    """
+    from tqdm import tqdm
+
+    path = Path(run_dir) / "log.csv"
+    columns = ("epoch", "seconds", *fields)
+    counter = "games" if "games" in fields else "samples"
+    verb = "playing games" if counter == "games" else "reading samples"
+    rows = _rows_until(path, resume_step)
+    before = float(rows[-1]["seconds"]) if rows else 0.0
+    temporary = path.with_suffix(".writing")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({key: row.get(key, "") for key in columns} for row in rows)
+    os.replace(temporary, path)
+    file = open(path, "a", newline="", encoding="utf-8")
+    writer = csv.DictWriter(file, columns)
+    board = tf.summary.create_file_writer(str(Path(run_dir) / "tensorboard"))
+    started = time.monotonic()
+    written = dict(epoch=0, count=0)  # as of the last row
+    if rows:
+        written = dict(epoch=int(rows[-1]["epoch"]), count=int(rows[-1][counter]))
+    bars = []  # made with the first line, below whatever was printed before
+
+    def log(metrics, last=False):
+        epoch = min(lines, metrics.step * lines // total_steps)
+        count = getattr(metrics, counter)
+        if not bars:
+            bars.append(
+                tqdm(
+                    total=lines,
+                    initial=written["epoch"],
+                    disable=not show,
+                    mininterval=0.2 if sys.stderr.isatty() else 30,
+                    bar_format="{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}",
+                )
+            )
+        bar = bars[0]
+        bar.set_description_str(
+            f"Epoch: {epoch} | {metrics.step} | {metrics.loss:.3f} | {metrics.mean_return:.3f} | "
+            f"{verb}: {count - written['count']}/{count}",
+            refresh=False,
+        )
+        if epoch == written["epoch"] and not last:
+            bar.update(0)
+            return
+        bar.update(epoch - written["epoch"])
+        written.update(epoch=epoch, count=count)
+        seconds = round(before + time.monotonic() - started, 2)
+        writer.writerow(_short(dict(epoch=epoch, seconds=seconds, **metrics._asdict())))
+        file.flush()
+        with board.as_default(step=metrics.step):
+            for key, value in metrics._asdict().items():
+                if key != "step" and not (isinstance(value, float) and math.isnan(value)):
+                    tf.summary.scalar(key, value)
+
+    def close():
+        for bar in bars:
+            bar.refresh()
+            bar.close()
+        file.close()
+        board.close()
+
+    return log, close
+
+
+def _rows_until(path, step):
+    """The whole rows of a log up to `step`; none without a step."""
+    if step is None or not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    for row in rows:
+        row.setdefault("samples", row.get("games"))  # what text runs called them before 0.2
+    return [row for row in rows if int(row["step"]) <= step]
+
+
+def _short(row):
+    """A row with its numbers to six digits."""
+    return {
+        key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()
+    }
+
+
+def write_rows(path, rows):
+    """Write dicts as a CSV with a column for every key, numbers to six digits."""
+    rows = list(rows)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(_short(row) for row in rows)
+
+
+def read_log(run_dir):
+    """The rows of a run's log.csv; see read_csv."""
+    return read_csv(find_run(run_dir) / "log.csv")
+
+
+def read_csv(path):
+    """A CSV of numbers as a dict of float arrays by column. Raises UsageError if it is empty."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+    except OSError as error:
+        raise UsageError(f"{path} can't be read ({error.strerror}).") from None
+    if not rows:
+        raise UsageError(f"{path} has no rows yet; let the run train for longer.")
+    return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}

@@ -1,0 +1,1 @@
+"""Past one process and one device: tf.distribute and Ray. Knows neither games nor texts."""

@@ -1,0 +1,123 @@
+"""Dataclasses of settings as JSON and back, and the checks that all of them share.
+
+Imports no TensorFlow, so `--help` is instant.
+"""
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Literal
+
+from tfdqt.errors import UsageError
+
+
+def save_config(path, **parts):
+    """Write dataclasses and plain values to a JSON file, one key each."""
+    plain = {
+        key: dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part
+        for key, part in parts.items()
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(plain, file, indent=2)
+        file.write("\n")
+
+
+def load_config(path, **classes):
+    """Read what `save_config` wrote; `classes` maps keys to dataclasses, others come as they are.
+
+    Strict: an unknown or mistyped field raises UsageError. A field that is missing came after the
+    run and takes its class's default, which must therefore be what runs did before that field.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            plain = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"{path} can't be read as a run's settings ({error}); give the folder of a run."
+        ) from None
+    if not isinstance(plain, dict) or set(classes) - set(plain):
+        raise UsageError(
+            f"{path} does not hold the settings of such a run; give the folder of a run."
+        )
+    return {
+        key: _strict(classes[key], value, path) if key in classes else value
+        for key, value in plain.items()
+    }
+
+
+def _strict(cls, value, path):
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(value) - set(hints)) if isinstance(value, dict) else ["everything"]
+    if unknown:
+        raise UsageError(f"{path}: {cls.__name__} has unknown fields: {', '.join(unknown)}.")
+    fields = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    for key, item in fields.items():
+        if not _fits(item, hints[key]):
+            raise UsageError(
+                f"{path}: {cls.__name__}.{key} can't be {item!r}; it takes {hints[key]}."
+            )
+    return cls(**fields)
+
+
+def _fits(value, hint):
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+
+
+# -------------------------------------------------------------------------------------------------
+# Checks
+
+
+def flag_of(field):
+    """The flag that sets a field: "batch_size" -> "--batch-size"."""
+    return f"--{field.replace('_', '-')}"
+
+
+def check_positive(cfg, *fields):
+    """Raise UsageError unless each of these fields is greater than 0."""
+    for field in fields:
+        if not getattr(cfg, field) > 0:
+            raise UsageError(f"{flag_of(field)} must be greater than 0, not {getattr(cfg, field)}.")
+
+
+def check_not_negative(cfg, *fields):
+    """Raise UsageError unless each of these fields is 0 or more."""
+    for field in fields:
+        if not getattr(cfg, field) >= 0:
+            raise UsageError(f"{flag_of(field)} must be 0 or more, not {getattr(cfg, field)}.")
+
+
+def check_fractions(cfg, *fields):
+    """Raise UsageError unless each of these fields lies between 0 and 1."""
+    for field in fields:
+        if not 0 <= getattr(cfg, field) <= 1:
+            raise UsageError(
+                f"{flag_of(field)} must lie between 0 and 1, not {getattr(cfg, field)}."
+            )
+
+
+def check_at_least_one(args, *fields):
+    """Raise UsageError unless each of these fields is 1 or more; None counts as not given."""
+    for field in fields:
+        if getattr(args, field) is not None and getattr(args, field) < 1:
+            raise UsageError(f"{flag_of(field)} must be at least 1, not {getattr(args, field)}.")
+
+
+def check_heads(cfg):
+    """Raise UsageError unless attention's heads divide a network's width."""
+    if cfg.width % cfg.heads:
+        multiple = cfg.heads * max(1, round(cfg.width / cfg.heads))
+        raise UsageError(
+            f"--width={cfg.width} can't be divided by --heads={cfg.heads}; choose a width that is "
+            f"a multiple of the heads, such as {multiple}."
+        )

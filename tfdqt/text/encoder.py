@@ -1,0 +1,268 @@
+"""The text encoder: a BERT pruned by TensorFlow Model Optimization. Alone imports TF-MOT.
+
+These are tf_keras (Keras 2) models, because transformers and TF-MOT are. Never mix their layers
+with those of the games, which are Keras 3.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from tfdqt.backend import quiet, tf
+from tfdqt.errors import UsageError
+from tfdqt.text.tokenizers import loading
+
+with quiet():
+    import tf_keras
+    import transformers
+    from safetensors import SafetensorError
+    from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl
+    from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
+
+    transformers.logging.set_verbosity_error()
+
+MAX_HEADER = 100_000_000  # bytes; safetensors allows no longer one
+
+
+def load_encoder(source, *, causal=None):
+    """A transformers TF encoder from a hub name, a local folder or a config.
+
+    Args:
+      source: hub name such as "bert-base-uncased", folder of `save_pretrained` (TensorFlow or
+        PyTorch safetensors weights), or a transformers config (fresh weights).
+      causal: True makes a BERT a decoder, whose every position sees only the text before it; None
+        leaves it as it is.
+
+    Raises UsageError, with what to do, if it can't be loaded.
+    """
+    overrides = {} if causal is None else dict(is_decoder=causal)
+    if isinstance(source, transformers.PretrainedConfig):
+        return _build(type(source).from_dict({**source.to_dict(), **overrides}))
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{source} has no config.json; give a folder that save_pretrained wrote, or a hub name."
+        )
+    with loading(
+        f"The encoder {source} can't be found here or on the Hugging Face hub (%s); give a local "
+        "folder with config.json and weights, or go online once.",
+        TypeError,  # of a config.json that holds no object
+    ):
+        config = transformers.AutoConfig.from_pretrained(source, **overrides)
+    weights = _safetensors_of(source)
+    if weights.is_file() and _safetensors_format(weights) == "pt":
+        return _build(config, weights)
+    with loading(
+        f"The weights of {source} can't be loaded in TensorFlow (%s); give a folder with "
+        "model.safetensors or tf_model.h5 of an encoder that transformers has for TensorFlow.",
+        SafetensorError,
+        tf.errors.OpError,  # of weights of another shape
+        TypeError,  # of PyTorch weights in several files (transformers issue 40028)
+    ):
+        return transformers.TFAutoModel.from_pretrained(source, config=config)
+
+
+def _safetensors_of(source):
+    """Where the weights of a folder or of a hub's name lie, if in one safetensors file."""
+    if not Path(source).is_dir():
+        with quiet():
+            cached = transformers.utils.cached_file(
+                str(source), "model.safetensors", _raise_exceptions_for_missing_entries=False
+            )
+        if cached:
+            return Path(cached)
+    return Path(source, "model.safetensors")
+
+
+def _safetensors_format(path):
+    """Which framework wrote a safetensors file, "pt" if it does not say."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > MAX_HEADER:
+            return None
+        try:
+            return json.loads(file.read(size)).get("__metadata__", {}).get("format", "pt")
+        except ValueError:
+            raise UsageError(f"{path} is not a safetensors file; fetch it again.") from None
+
+
+def _build(config, torch_weights=None):
+    """The encoder of a config, with fresh weights or those of PyTorch in a safetensors file.
+
+    transformers' own loader wants PyTorch for those (its issue 40028); its conversion of plain
+    arrays does not.
+    """
+    with loading(
+        f"transformers has no TensorFlow encoder for {type(config).__name__} (%s); use a BERT-like "
+        "one."
+    ):
+        model = transformers.TFAutoModel.from_config(config)
+        model.build_in_name_scope()
+    if torch_weights is None:
+        return model
+    import safetensors.numpy
+    from transformers.modeling_tf_pytorch_utils import load_pytorch_state_dict_in_tf2_model
+
+    with loading(
+        f"{torch_weights} does not hold this encoder's weights (%s); fetch it again.",
+        SafetensorError,
+    ):
+        state = safetensors.numpy.load_file(torch_weights)
+        load_pytorch_state_dict_in_tf2_model(model, state, tf_inputs=False, allow_missing_keys=True)
+    return model
+
+
+def dense_kernels(model):
+    """The kernels of every Dense layer in `model`, in the order of its layers."""
+    kernels = {}
+    for layer in model.submodules:
+        if isinstance(layer, tf_keras.layers.Dense):
+            kernels.setdefault(layer.kernel.ref(), layer.kernel)
+    return list(kernels.values())
+
+
+def sparsity(model):
+    """Which part of the weights in a model's Dense kernels is exactly zero, from 0 to 1."""
+    kernels = dense_kernels(model)
+    zeros = sum(int(tf.math.count_nonzero(kernel == 0)) for kernel in kernels)
+    return zeros / max(1, sum(kernel.shape.num_elements() for kernel in kernels))
+
+
+class PrunedTransformerModel(tf_keras.Model):
+    """A BERT whose smallest weights are zero and stay zero while it learns.
+
+    Zhu and Gupta (2017), by TF-MOT.
+
+    Args:
+      source: as for `load_encoder`.
+      pruning_amount: part of every Dense kernel to set to zero, 0 to less than 1.
+      schedule: "constant" prunes at once and again every `frequency` steps; "polynomial" raises the
+        part from 0 to `pruning_amount` between `begin_step` and `end_step`.
+      pattern: "unstructured", "block" (whole blocks of `block_size`) or "2:4" (two of every four in
+        a row; its amount is 0.5).
+      causal: True turns a BERT into a decoder.
+
+    Call: input_ids [B, T] int32, attention_mask [B, T] (by default 1 where the id is not the
+    padding) -> [B, T, D]. `prune_step()` belongs behind every step of the optimizer. Raises
+    UsageError for what can't be.
+
+    >>> encoder = PrunedTransformerModel(BertConfig(num_hidden_layers=2), pruning_amount=0.5)
+    >>> encoder(tf.constant([[2, 5, 6, 0]])).shape  # [1, 4, 768]
+    >>> sparsity(encoder)  # 0.5
+    """
+
+    def __init__(
+        self,
+        source="bert-base-uncased",
+        pruning_amount=0.2,
+        *,
+        schedule="constant",
+        begin_step=0,
+        end_step=1_000,
+        frequency=100,
+        pattern="unstructured",
+        block_size=(4, 1),
+        causal=None,
+    ):
+        super().__init__(name="pruned_transformer")
+        _check_pruning(pruning_amount, schedule, pattern)
+        self.bert = load_encoder(source, causal=causal)
+        self.causal = bool(getattr(self.bert.config, "is_decoder", False))
+        if self.causal and self._looks_ahead():
+            raise UsageError(
+                f"{type(self.bert).__name__} also reads what stands behind a word; use a BERT or "
+                "RoBERTa to write."
+            )
+        self.steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="pruning_steps")
+        self.masks = []
+        if not pruning_amount:
+            return
+        if schedule == "constant":
+            plan = ConstantSparsity(pruning_amount, begin_step, frequency=frequency)
+        else:  # the last step must be one at which masks are renewed, or the amount is not reached
+            frequency = math.gcd(frequency, end_step - begin_step)
+            plan = PolynomialDecay(0.0, pruning_amount, begin_step, end_step, frequency=frequency)
+        self._make_pruner(plan, pattern, block_size)
+        if schedule == "constant" and begin_step == 0:
+            self._prune()
+
+    def _make_pruner(self, plan, pattern, block_size):
+        kernels = dense_kernels(self.bert)
+        self.masks = [
+            tf.Variable(tf.ones_like(kernel), trainable=False, name=f"mask{i}")
+            for i, kernel in enumerate(kernels)
+        ]
+        thresholds = [
+            tf.Variable(0.0, trainable=False, name=f"threshold{i}") for i in range(len(kernels))
+        ]
+        two_of_four = pattern == "2:4"
+        pruner = pruning_impl.Pruning(
+            lambda: self.steps,
+            list(zip(kernels, self.masks, thresholds)),
+            plan,
+            block_size if pattern == "block" else (1, 1),
+            "AVG",
+            (2, 4) if two_of_four else None,
+        )
+
+        @tf.function
+        def step():
+            if two_of_four:  # its mask is made when the step is 1, whatever the schedule
+                self.steps.assign_add(1)
+            with tf.control_dependencies([pruner.conditional_mask_update()]):
+                pruner.weight_mask_op()
+            if not two_of_four:
+                self.steps.assign_add(1)
+
+        self._prune = step
+
+    def _looks_ahead(self):
+        """Whether the state of a token depends on the one behind it."""
+        config = self.bert.config
+        ids = [i for i in range(min(8, config.vocab_size)) if i != config.pad_token_id][-3:]
+        one = self(tf.constant([[ids[0], ids[1]]]))
+        other = self(tf.constant([[ids[0], ids[2]]]))
+        return float(tf.reduce_max(tf.abs(one[:, 0] - other[:, 0]))) > 1e-5
+
+    def prune_step(self):
+        """Count a step of the optimizer, and set to zero what the masks cover.
+
+        They are renewed when the schedule says so.
+        """
+        if self.masks:
+            self._prune()
+
+    def call(self, input_ids, attention_mask=None):
+        if attention_mask is None:
+            pad = self.bert.config.pad_token_id or 0
+            attention_mask = tf.cast(input_ids != pad, tf.int32)
+        outputs = self.bert(input_ids=input_ids, attention_mask=attention_mask, training=False)
+        return outputs.last_hidden_state
+
+    def strip(self):
+        """The pruned transformers model itself, zeros in place, free of masks."""
+        return self.bert
+
+    def save_pretrained(self, folder):
+        """Write the pruned encoder so that transformers, and this class, load it again."""
+        self.bert.save_pretrained(folder, safe_serialization=True)
+
+    def copy(self):
+        """A second, unpruned network of the same shape and weights; for a target network."""
+        twin = PrunedTransformerModel(self.bert.config, 0.0)
+        twin.bert.set_weights(self.bert.get_weights())
+        return twin
+
+
+def _check_pruning(amount, schedule, pattern):
+    if not 0 <= amount < 1:
+        raise UsageError(f"pruning_amount must be at least 0 and less than 1, not {amount}.")
+    if schedule not in ("constant", "polynomial"):
+        raise UsageError(f"schedule must be constant or polynomial, not {schedule}.")
+    if pattern not in ("unstructured", "block", "2:4"):
+        raise UsageError(f"pattern must be unstructured, block or 2:4, not {pattern}.")
+    if pattern == "2:4" and amount not in (0, 0.5):
+        raise UsageError(
+            f"The pattern 2:4 sets half of the weights to zero; give pruning_amount=0.5, not "
+            f"{amount}."
+        )

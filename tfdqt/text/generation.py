@@ -1,0 +1,203 @@
+"""How networks that have learned on texts choose what comes next, and how varied it is."""
+
+import collections
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from tfdqt import losses
+from tfdqt.backend import tf
+from tfdqt.errors import UsageError
+from tfdqt.policy import choose_actions
+from tfdqt.text.config import IMITATING
+from tfdqt.text.learn import hidden_at
+from tfdqt.text.tokenizers import pad_rows, token_rows
+
+JIT = True  # compile scores by XLA, as `learn.JIT`
+
+
+def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0) -> Callable:
+    """Compile `scores(text [B, T], at [B]) -> [B, A]`, log-weights of actions behind token `at`.
+
+    Args:
+      clone: the cloned policy alone.
+      beta: that policy x exp(beta x advantage), as ILQL decodes (Snell et al., 2023), the advantage
+        being Q less its mean under the cloned policy.
+      plausible: without either, Q, and that only of actions whose probability under the cloned
+        policy is at least this part of the likeliest one's.
+    """
+
+    @tf.function(jit_compile=JIT)
+    def scores(text, at):
+        x = hidden_at(transformer, text, at[:, None])[:, 0]
+        if not clone and beta is None:
+            return losses.mask_implausible(head(x), head.prior(x), plausible)
+        policy = tf.nn.log_softmax(head.prior(x))
+        if clone:
+            return policy
+        q = head(x)
+        return policy + beta * (q - tf.reduce_sum(tf.exp(policy) * q, axis=-1, keepdims=True))
+
+    return scores
+
+
+def make_run_scores(transformer, head, cfg, *, beta=None) -> Callable:
+    """`make_word_scores` as a TextConfig has it, or with another `beta`.
+
+    beta: 0 for the cloned policy alone, infinite for Q alone, None for the config's. Raises
+    UsageError for one that the config's method did not learn.
+    """
+    imitates = cfg.method in IMITATING
+    if imitates and beta:
+        raise UsageError(f"A {cfg.method} run has no values to steer by; leave out --beta.")
+    if beta is None:
+        beta = cfg.beta
+    elif beta == math.inf:
+        beta = None
+    if beta is not None and not cfg.cloning and not imitates:
+        raise UsageError(
+            "This run did not learn the cloned policy that beta steers; train with --cloning "
+            "greater than 0."
+        )
+    clone = imitates or beta == 0
+    return make_word_scores(transformer, head, beta=beta, clone=clone, plausible=cfg.plausible)
+
+
+# -------------------------------------------------------------------------------------------------
+# Writing
+
+
+def generate(
+    scores,
+    tokenizer,
+    prompts,
+    *,
+    words=30,
+    length=64,
+    method="sample",
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    beams=4,
+    allowed=None,
+    seed=0,
+):
+    """Go on with each prompt by `words` words: strings -> strings, prompts included.
+
+    Args:
+      scores: from `make_word_scores`, of a causal encoder whose actions are the tokenizer's ids.
+      length: tokens the encoder sees; of a longer text it sees the latest.
+      method: "greedy", "sample" (temperature, top_k, top_p) or "beam" (the likeliest of `beams`
+        texts).
+      allowed: called as allowed(text) -> bool [A], which next words may be written.
+
+    Raises UsageError for settings that can't be.
+
+    >>> generate(make_word_scores(encoder, head), tokenizer, ["the red"], words=2)
+    """
+    if (
+        method not in ("greedy", "sample", "beam")
+        or min(words, beams) < 1
+        or temperature <= 0
+        or not 0 < top_p <= 1
+        or top_k < 0
+    ):
+        raise UsageError(
+            "generate needs method greedy, sample or beam, words and beams of at least 1, a "
+            "temperature above 0, top_p in (0, 1] and top_k of at least 0."
+        )
+    rows = token_rows(tokenizer, prompts)
+    if min(map(len, rows), default=1) == 0:
+        raise UsageError(
+            "An empty prompt needs a tokenizer with a [CLS] token; give at least one word."
+        )
+    per_prompt = beams if method == "beam" else 1
+    rows = [list(row) for row in rows for _ in range(per_prompt)]
+    # All but the first beam of a prompt start out impossible, or all would stay equal.
+    log_p = np.where(np.arange(len(rows)) % per_prompt == 0, 0.0, -np.inf)
+    rng = np.random.default_rng(seed)
+    for _ in range(words):
+        logits = _next_words(scores, tokenizer, rows, length, allowed)
+        if method == "beam":
+            parents, chosen, log_p = _extend_beams(logits, log_p, per_prompt)
+            rows = [list(rows[parent]) for parent in parents]
+        else:
+            chosen = choose_actions(
+                rng,
+                logits,
+                greedy=method == "greedy",
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+            )
+        for row, word in zip(rows, chosen):
+            row.append(int(word))
+    return [tokenizer.decode(row, skip_special_tokens=True) for row in rows[::per_prompt]]
+
+
+def _next_words(scores, tokenizer, rows, length, allowed):
+    """Log-weights of what may be written behind rows of ids: [N, A], -inf for what may not."""
+    seen = [row[-length:] for row in rows]
+    text = pad_rows(seen, length, 0)
+    logits = scores(tf.constant(text), tf.constant([len(row) - 1 for row in seen]))
+    logits = np.array(logits, np.float64)
+    logits[:, tokenizer.all_special_ids] = -np.inf
+    if allowed is None:
+        return logits
+    for i, row in enumerate(rows):
+        may = np.asarray(allowed(tokenizer.decode(row, skip_special_tokens=True)), bool)
+        if not may.any():
+            raise UsageError("allowed() forbids every next word; let it allow at least one.")
+        logits[i, ~may] = -np.inf
+    return logits
+
+
+def _extend_beams(logits, log_p, beams):
+    """The likeliest ways on of N / beams prompts, by log-weights and log-probabilities so far.
+
+    [N, A], [N] -> (rows to go on from [N], words [N], log-probabilities [N]).
+    """
+    words = logits.shape[-1]
+    most = logits.max(-1, keepdims=True)
+    logits = logits - (np.log(np.exp(logits - most).sum(-1, keepdims=True)) + most)
+    total = (log_p[:, None] + logits).reshape(-1, beams * words)
+    best = np.argsort(-total, axis=-1, kind="stable")[:, :beams]
+    parents = best // words + np.arange(len(best))[:, None] * beams
+    log_p = np.take_along_axis(total, best, -1)
+    return parents.reshape(-1), (best % words).reshape(-1), log_p.reshape(-1)
+
+
+# -------------------------------------------------------------------------------------------------
+# How varied texts are
+
+
+def diversity(texts):
+    """How varied texts are, to name a collapse: dict of distinct1, distinct2, repetition, entropy.
+
+    distinct-n is the part of n-grams that differ (Li et al., 2016); repetition the part of words
+    equal to one of the four before; entropy that of single words, in bits. `collapsed` says in a
+    sentence what is wrong, or is None.
+    """
+    lines = [text.split() for text in texts]
+    words = [word for line in lines for word in line]
+    pairs = [pair for line in lines for pair in zip(line, line[1:])]
+    repeats = [word in line[max(0, i - 4) : i] for line in lines for i, word in enumerate(line)]
+    counts = collections.Counter(words)
+    frequencies = np.array(list(counts.values()), float) / max(1, len(words))
+    measured = dict(
+        distinct1=len(set(words)) / max(1, len(words)),
+        distinct2=len(set(pairs)) / max(1, len(pairs)),
+        repetition=float(np.mean(repeats)) if repeats else 0.0,
+        entropy=float(-np.sum(frequencies * np.log2(frequencies))) if words else 0.0,
+    )
+    collapsed = None
+    if measured["repetition"] > 0.5:
+        most = counts.most_common(1)[0][0]
+        collapsed = (
+            f"The writer repeats itself: {measured['repetition']:.0%} of its words are among the "
+            f"four before, mostly {most!r}."
+        )
+    elif words and measured["entropy"] < 2:
+        collapsed = f"The writer knows few words: {measured['entropy']:.1f} bits of entropy."
+    return dict(measured, collapsed=collapsed)

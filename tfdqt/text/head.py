@@ -1,0 +1,163 @@
+"""The head that values next words, and both networks as a run's settings name them.
+
+A tf_keras (Keras 2) model, as the encoder is.
+"""
+
+import numpy as np
+
+from tfdqt.backend import quiet, tf
+from tfdqt.errors import UsageError
+from tfdqt.text.config import check_text_network
+from tfdqt.text.encoder import PrunedTransformerModel
+
+with quiet():
+    import tf_keras
+    import transformers
+
+
+class DeepQLearningModel(tf_keras.Model):
+    """Values of the next words: [..., input_dim] -> Q [..., action_dim].
+
+    Args:
+      hidden: sizes of the hidden layers.
+      features: [action_dim, F] what each action is made of, such as the letters of a word. An
+        action's value is then also a sum over its features, so that what is learned of one action
+        holds for those like it.
+      saturating: whether that sum counts by its softplus only, which is 0 for all that is ruled
+        out, by however many of its features.
+      dueling: whether Q is a value of the state and, around it, advantages of mean 0 (Wang et al.,
+        2016), so that what every action of a state is worth is learned from all of them.
+
+    Besides Q it has `value(x)` -> V [...], for implicit Q-learning (Kostrikov et al., 2022), and
+    `prior(x)` -> logits [..., action_dim] of the actions in the data (the cloned policy), each
+    behind hidden layers of its own. Raises UsageError for sizes that can't be.
+
+    >>> head = DeepQLearningModel(input_dim=768, action_dim=10)
+    >>> head(encoder(ids)).shape  # [B, T, 10]
+    """
+
+    def __init__(
+        self,
+        input_dim=768,
+        action_dim=10,
+        *,
+        hidden=(256,),
+        features=None,
+        saturating=False,
+        dueling=False,
+    ):
+        super().__init__(name="deep_q_learning")
+        if min((input_dim, action_dim, *hidden)) < 1:
+            raise UsageError(
+                f"input_dim, action_dim and hidden must be positive, not {input_dim}, "
+                f"{action_dim}, {tuple(hidden)}."
+            )
+        self.input_dim = input_dim
+        self.action_dim = action_dim
+        self.hidden = tuple(hidden)
+        self.features = None if features is None else np.asarray(features, np.float32)
+        self.saturating = saturating
+        self.dueling = dueling
+        outputs = action_dim + (0 if features is None else self.features.shape[1])
+        self.q = self._branch(dueling + outputs, "q")
+        self.v = self._branch(1, "v")
+        self.cloned = self._branch(outputs, "cloned")
+        self.built = True
+
+    def _branch(self, units, name):
+        layers = [
+            tf_keras.layers.Dense(size, activation="relu", kernel_initializer="he_uniform")
+            for size in self.hidden
+        ]
+        branch = tf_keras.Sequential([*layers, tf_keras.layers.Dense(units)], name=name)
+        branch.build((None, self.input_dim))
+        return branch
+
+    def _actions(self, y):
+        """Outputs for actions and their features as one number an action."""
+        if self.features is None:
+            return y
+        total = tf.tensordot(y[..., self.action_dim :], self.features.T, 1)
+        return y[..., : self.action_dim] + (tf.nn.softplus(total) if self.saturating else total)
+
+    def call(self, x):
+        y = self.q(x)
+        if not self.dueling:
+            return self._actions(y)
+        advantages = self._actions(y[..., 1:])
+        return y[..., :1] + advantages - tf.reduce_mean(advantages, axis=-1, keepdims=True)
+
+    def value(self, x):
+        return self.v(x)[..., 0]
+
+    def prior(self, x):
+        return self._actions(self.cloned(x))
+
+    def copy(self):
+        """A second network of the same shape and weights."""
+        twin = DeepQLearningModel(
+            self.input_dim,
+            self.action_dim,
+            hidden=self.hidden,
+            features=self.features,
+            saturating=self.saturating,
+            dueling=self.dueling,
+        )
+        twin.set_weights(self.get_weights())
+        return twin
+
+
+def build_text_networks(cfg, *, vocabulary, length, num_actions, causal, features=None):
+    """The encoder and head of a TextNetworkConfig: -> (transformer, head).
+
+    Args:
+      vocabulary: token ids there are. length: tokens in a text. causal: whether the encoder reads
+        whole texts in one pass. features: as for DeepQLearningModel.
+
+    Raises UsageError for networks that can't be.
+    """
+    check_text_network(cfg)
+    source = cfg.encoder or transformers.BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=cfg.width,
+        num_hidden_layers=cfg.layers,
+        num_attention_heads=cfg.heads,
+        intermediate_size=4 * cfg.width,
+        max_position_embeddings=length,
+    )
+    transformer = PrunedTransformerModel(
+        source,
+        cfg.pruning_amount,
+        schedule=cfg.pruning_schedule,
+        end_step=cfg.pruning_end,
+        pattern=cfg.pruning_pattern,
+        causal=causal,
+    )
+    longest = transformer.bert.config.max_position_embeddings
+    if longest < length:
+        raise UsageError(f"The encoder reads {longest} tokens, not {length}; shorten the text.")
+    head = DeepQLearningModel(
+        transformer.bert.config.hidden_size,
+        num_actions,
+        hidden=cfg.hidden,
+        features=features,
+        saturating=cfg.saturating,
+        dueling=cfg.dueling,
+    )
+    return transformer, head
+
+
+def build_task_networks(task, cfg, seed):
+    """The networks of a TextNetworkConfig for a task, initialised by a seed.
+
+    -> (transformer, head).
+    """
+    tf.keras.utils.set_random_seed(seed)
+    return build_text_networks(
+        cfg,
+        vocabulary=len(task.tokenizer),
+        length=task.length,
+        num_actions=len(task.actions),
+        causal=task.causal,
+        features=task.features,
+    )

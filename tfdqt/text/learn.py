@@ -1,0 +1,607 @@
+"""Q-learning on texts: an encoder reads the text so far and a head values every next word.
+
+Both learn together, by one optimizer, from batches drawn from an `ExperienceReplay`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tfdqt import losses
+from tfdqt.backend import tf
+from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.scale.distribute import (
+    check_even,
+    check_same,
+    lost_learner_ends_run,
+    make_group,
+    make_means,
+    slice_batch,
+)
+from tfdqt.text.config import IMITATING, TextConfig, check_text
+from tfdqt.text.replay import Episode, Transition, episodes
+
+JIT = True  # compile updates by XLA, which takes seconds and makes each faster
+
+
+class TextMetrics(NamedTuple):
+    """One line of the log of a text run."""
+
+    step: int  # updates
+    samples: int  # transitions or episodes seen
+    mean_return: float  # of the latest evaluation; NaN before the first
+    loss: float
+    q_mean: float
+    td_error: float
+    cloning: float  # cross-entropy of the data's actions, nats; NaN if not learned
+    grad_norm: float
+
+
+# -------------------------------------------------------------------------------------------------
+# The loss
+
+
+def custom_loss(
+    q,
+    actions,
+    rewards,
+    next_q,
+    ends,
+    *,
+    gamma=0.99,
+    mask=None,
+    next_q_online=None,
+    delta=1.0,
+    conservative=0.0,
+    value=None,
+    frozen_q=None,
+    expectile=0.8,
+    advantage_learning=0.0,
+):
+    """The temporal-difference loss on words: -> (scalar, diagnostics).
+
+    Args:
+      q: [B, P, A] values of all words.
+      actions: [B, P] the word written.
+      rewards, ends: [B, P]; end 1 where the text ended.
+      next_q: [B, P, A] of the target network behind it, or [B, P] if they are values of states
+        already.
+      mask: [B, P], 1 where there is a decision; all by default.
+      next_q_online: [B, P, A]; with it the online network chooses the next word (double Q-learning,
+        van Hasselt et al., 2016).
+      conservative: weight of CQL's term.
+      value, frozen_q: V [B, P] and the target network's Q [B, P, A] here; with both V is drawn to
+        the `expectile` of Q (IQL).
+      advantage_learning: part of the gap between `frozen_q`'s best word and the one written that is
+        subtracted from the target, so that words stay apart where they matter little (Bellemare et
+        al., 2016).
+
+    Diagnostics are those of `losses.td_loss`, where the maths is. No gradient enters next_q,
+    next_q_online or frozen_q.
+    """
+    mask = tf.ones_like(rewards) if mask is None else mask
+    values = next_q
+    if next_q.shape.rank > actions.shape.rank:
+        values = losses.bootstrap_values(next_q, next_q_online)
+    # One quantile: the mean of the return.
+    targets = losses.n_step_targets(rewards, 1.0 - ends, values[..., None], gamma=gamma, n=1)
+    if advantage_learning:
+        targets -= losses.action_gap(frozen_q, actions, advantage_learning)[..., None]
+    loss, diagnostics = losses.td_loss(q[..., None], actions, targets, mask, delta=delta)
+    if conservative:
+        loss += conservative * losses.conservative(q, actions, mask)
+    if value is not None:
+        chosen = losses.select_actions(frozen_q, actions)
+        loss += losses.expectile(value, chosen, mask, expectile)
+    return loss, diagnostics
+
+
+# -------------------------------------------------------------------------------------------------
+# What the encoder makes of a batch
+
+
+def hidden_at(transformer, text, at):
+    """What the encoder makes of texts [B, T] at tokens [B, P]: [B, P, D]."""
+    return tf.gather(transformer(text), at, axis=1, batch_dims=1)
+
+
+def summary_token(transformer, text):
+    """Which token of texts [B, T] sums them up: [B, 1].
+
+    The first one, or, if the encoder is causal, the last.
+    """
+    if not transformer.causal:
+        return tf.zeros_like(text[:, :1])
+    pad = transformer.bert.config.pad_token_id or 0
+    length = tf.reduce_sum(tf.cast(text != pad, tf.int32), axis=1, keepdims=True)
+    return tf.maximum(length - 1, 0)
+
+
+class Decisions(NamedTuple):
+    """A batch as the loss sees it, whichever way it is learned from."""
+
+    now: tf.Tensor  # [B, P, D] hidden states at the decisions
+    behind: tf.Tensor  # [B, P, D] behind them
+    action: tf.Tensor  # [B, P] int32
+    reward: tf.Tensor  # [B, P]
+    discount: tf.Tensor  # [B, P]
+    mask: tf.Tensor  # [B, P]
+
+
+def encode_batch(transformer, batch):
+    """A Transition or Episode of tensors [B, ...] as Decisions."""
+    if isinstance(batch, Episode):
+        x = hidden_at(transformer, batch.text, batch.at)
+        return Decisions(
+            x[:, :-1], x[:, 1:], batch.action, batch.reward, batch.discount, batch.mask
+        )
+    now = hidden_at(transformer, batch.state, summary_token(transformer, batch.state))
+    behind = hidden_at(transformer, batch.next_state, summary_token(transformer, batch.next_state))
+    fields = (batch.action, batch.reward, batch.discount, tf.ones_like(batch.reward))
+    return Decisions(now, behind, *(field[:, None] for field in fields))
+
+
+# -------------------------------------------------------------------------------------------------
+# The update
+
+
+class Term(NamedTuple):
+    """A term of the loss."""
+
+    loss: tf.Tensor  # scalar
+    diagnostics: dict  # of scalars
+    weight: tf.Tensor  # scalar, of the decisions that loss and diagnostics are the mean of
+
+
+def make_terms(transformer, head, target_transformer, target_head, cfg) -> Callable:
+    """`terms(batch) -> [Term]` of the loss that a TextConfig asks for."""
+    imitates = cfg.method in IMITATING
+
+    def bootstrap(batch, seen):
+        """What `custom_loss` is given of the states behind, by the method: (next_q, options)."""
+        if cfg.method == "implicit":
+            next_q = tf.stop_gradient(head.value(seen.behind))
+            frozen_q = target_head(encode_batch(target_transformer, batch).now)
+            value = head.value(seen.now)
+            return next_q, dict(value=value, frozen_q=frozen_q, expectile=cfg.expectile)
+        target = encode_batch(target_transformer, batch)
+        chosen_by = losses.mask_implausible(
+            head(seen.behind), head.prior(seen.behind), cfg.plausible
+        )
+        next_q = target_head(target.behind)
+        options = dict(next_q_online=tf.stop_gradient(chosen_by))
+        if cfg.advantage_learning:
+            options.update(
+                frozen_q=target_head(target.now), advantage_learning=cfg.advantage_learning
+            )
+        return next_q, options
+
+    def value_term(batch, seen):
+        discounts = seen.discount
+        if cfg.method == "montecarlo":  # rewards are whole returns: nothing to bootstrap from
+            next_q = tf.zeros_like(seen.reward)
+            discounts = tf.zeros_like(discounts)
+            options = {}
+        else:
+            next_q, options = bootstrap(batch, seen)
+        loss, diagnostics = custom_loss(
+            head(seen.now),
+            seen.action,
+            seen.reward,
+            next_q,
+            1.0 - discounts,
+            gamma=cfg.gamma,
+            mask=seen.mask,
+            delta=cfg.huber_delta,
+            conservative=cfg.conservative,
+            **options,
+        )
+        return Term(loss, diagnostics, tf.reduce_sum(seen.mask)), options
+
+    def cloning_term(seen, options):
+        mask = seen.mask
+        if cfg.advantage_weighting:
+            chosen = losses.select_actions(options["frozen_q"], seen.action)
+            advantages = chosen - options["value"]
+            mask *= losses.advantage_weights(advantages, cfg.advantage_weighting)
+        entropy = losses.cloning(head.prior(seen.now), seen.action, mask)
+        weight = 1.0 if imitates else cfg.cloning
+        return Term(weight * entropy, dict(cloning=entropy), tf.reduce_sum(mask))
+
+    def terms(batch):
+        seen = encode_batch(transformer, batch)
+        made = []
+        options = {}
+        if not imitates:
+            term, options = value_term(batch, seen)
+            made.append(term)
+        if imitates or cfg.cloning:
+            made.append(cloning_term(seen, options))
+        return made
+
+    return terms
+
+
+def diagnostics_of(cfg):
+    """The names of the diagnostics of each term that `make_terms` makes."""
+    names = [] if cfg.method in IMITATING else [("q_mean", "td_error")]
+    if cfg.method in IMITATING or cfg.cloning:
+        names.append(("cloning",))
+    return names
+
+
+def make_text_update(
+    transformer, head, target_transformer, target_head, optimizer, cfg, strategy=None
+) -> Callable:
+    """Compile `update(batch) -> diagnostics`: one step of the optimizer; the target follows.
+
+    `batch` is a Transition or Episode of tensors [B, ...]. The encoder's masks are renewed outside,
+    by `prune_step`. With a tf.distribute.Strategy the batch is shared evenly by its devices, whose
+    gradients are added up; of several processes each is given the whole batch and takes its share.
+    The weights stay where they were made. Raises UsageError for a batch that can't be shared.
+    """
+    weights = [*transformer.bert.trainable_variables, *head.trainable_variables]
+    optimizer.build(weights)
+    pairs = [
+        *zip(target_transformer.bert.weights, transformer.bert.weights),
+        *zip(target_head.weights, head.weights),
+    ]
+    terms = make_terms(transformer, head, target_transformer, target_head, cfg)
+    missing = dict.fromkeys(("q_mean", "td_error", "cloning"), math.nan)  # of what is not learned
+
+    def gradients_of(tape, loss):
+        gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        # As slices, each mention of a token would count apart in the norm.
+        return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+    def apply(gradients):
+        gradients, norm = tf.clip_by_global_norm(gradients, cfg.max_grad_norm)
+        optimizer.apply_gradients(zip(gradients, weights))
+        for target, online in pairs:
+            if target.dtype.is_floating:
+                target.assign_add(cfg.target_tau * (online - target))
+        return norm
+
+    @tf.function(jit_compile=JIT)
+    def update(batch):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            made = terms(batch)
+            loss = tf.add_n([term.loss for term in made])
+        norm = apply(gradients_of(tape, loss))
+        diagnostics = {name: tf.constant(value) for name, value in missing.items()}
+        for term in made:
+            diagnostics.update(term.diagnostics)
+        return dict(diagnostics, loss=loss, grad_norm=norm)
+
+    if strategy is None:
+        return update
+    check_even(cfg, strategy)
+    means = _make_shared_means(weights, terms, gradients_of, strategy)
+    apply = tf.function(apply, jit_compile=JIT)
+
+    @tf.function
+    def shared_update(batch):
+        diagnostics = {name: tf.constant(value) for name, value in missing.items()}
+        loss = 0.0
+        gradient = 0.0
+        for names, mean in zip(diagnostics_of(cfg), means(batch)):
+            diagnostics.update(zip(names, tf.unstack(mean[1 : 1 + len(names)])))
+            loss += mean[0]
+            gradient += mean[1 + len(names) :]
+        sizes = [int(np.prod(variable.shape)) for variable in weights]
+        gradients = [
+            tf.reshape(part, variable.shape)
+            for part, variable in zip(tf.split(gradient, sizes), weights)
+        ]
+        return dict(diagnostics, loss=loss, grad_norm=apply(gradients))
+
+    return shared_update
+
+
+def _make_shared_means(weights, terms, gradients_of, strategy):
+    """`means(batch) -> [vector]`: each term's loss, diagnostics and gradient over all devices."""
+    group = make_group(strategy)
+
+    # XLA reads no weights from another device.
+    @tf.function(jit_compile=JIT and strategy.num_replicas_in_sync == group.size)
+    def vectors(batch):
+        with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+            tape.watch(weights)
+            made = terms(batch)
+        pairs = []
+        for term in made:
+            flat = [tf.reshape(gradient, [-1]) for gradient in gradients_of(tape, term.loss)]
+            numbers = tf.stack([term.loss, *term.diagnostics.values()])
+            pairs.append((term.weight, tf.concat([numbers, *flat], 0)))
+        return pairs
+
+    means = make_means(
+        strategy,
+        lambda batch, part, parts: vectors(slice_batch(batch, part, parts)),
+        least=1e-6,
+    )
+    return lambda batch: means(slice_batch(batch, group.rank, group.size))
+
+
+# -------------------------------------------------------------------------------------------------
+# Training
+
+
+def make_optimizer(cfg, epochs, data_loader):
+    """Adam at the rates of a TextConfig, for so many passes over a loader.
+
+    Raises UsageError if the rate changes and the loader has no length.
+    """
+    try:
+        batches = len(data_loader)
+    except TypeError:
+        batches = 1
+        if cfg.learning_rate != cfg.final_learning_rate:
+            raise UsageError(
+                "data_loader has no length, so it is unknown when final_learning_rate is reached; "
+                "give it a __len__, set both rates to the same, or give an optimizer."
+            ) from None
+    updates = max(1, epochs * batches * cfg.updates_per_batch)
+    rate = tf.keras.optimizers.schedules.PolynomialDecay(
+        cfg.learning_rate, updates, cfg.final_learning_rate
+    )
+    return tf.keras.optimizers.Adam(rate)
+
+
+def train_model(
+    transformer,
+    dq_learning_model,
+    optimizer,
+    epochs,
+    tokenizer,
+    data_loader,
+    replay_buffer,
+    device="cpu",
+    *,
+    cfg=None,
+    reward_fn=None,
+    length=64,
+    seed=0,
+    strategy=None,
+    evaluate=None,
+    evaluate_every=500,
+    log=None,
+    save=None,
+    saved=None,
+    should_stop=None,
+):
+    """Train the encoder and the Q-head together, and return the last TextMetrics.
+
+    Every batch of `data_loader` goes into the replay buffer, and `cfg.updates_per_batch` updates on
+    samples of it follow.
+
+    Args:
+      transformer: PrunedTransformerModel. dq_learning_model: DeepQLearningModel.
+      optimizer: a tf_keras one, used as it is: the rates of `cfg` are then not read. None makes
+        Adam, whose rate moves from `cfg.learning_rate` to `cfg.final_learning_rate`.
+      epochs: passes over `data_loader`, which must give the same batches in every pass if runs are
+        to be resumed exactly.
+      tokenizer: turns batches of strings into token ids; not asked for batches of Transition or
+        Episode.
+      data_loader: iterable over batches: Transition or Episode of arrays [B, ...], or strings,
+        whose every word is a decision.
+      replay_buffer: ExperienceReplay.
+      device: "cpu", "gpu" or a name of TensorFlow's such as "/GPU:0"; not asked for with a
+        strategy.
+      cfg: TextConfig.
+      reward_fn: text -> float, for strings.
+      length: tokens a string is cut or padded to.
+      seed: of what is drawn from the replay buffer.
+      strategy: a tf.distribute.Strategy on whose devices every batch is learned from together. Of
+        a MultiWorkerMirroredStrategy every process must be given the same data, networks and
+        settings.
+      evaluate: called as evaluate() every `evaluate_every` updates and at the end -> mean return,
+        for the log.
+      log: called as log(TextMetrics) behind each batch, and once more with last=True behind the
+        last evaluation.
+      save: called as save(step, make, last=...) behind each batch; make() is the tree to save.
+      saved: such a tree, to go on from.
+      should_stop: asked behind each batch.
+
+    Raises UsageError for what can't be trained on. An exception of the loader, the reward or the
+    evaluation is not swallowed; before an EnvFailure of the loader, what was learned is saved.
+
+    >>> train_model(encoder, head, None, 2, tokenizer, [["a text"]], ExperienceReplay(10_000),
+    ...             cfg=TextConfig(batch_size=32), reward_fn=len)
+    """
+    cfg = cfg or TextConfig()
+    check_text(cfg)
+    if epochs < 1:
+        raise UsageError(f"epochs must be at least 1, not {epochs}.")
+    group = make_group(strategy)
+    check_same(group, repr((cfg, seed, epochs)), *_arrays(transformer), *_arrays(dq_learning_model))
+    with _device_scope(device, strategy):
+        if optimizer is None:
+            optimizer = make_optimizer(cfg, epochs, data_loader)
+        targets = (transformer.copy(), dq_learning_model.copy())
+        networks = (transformer, dq_learning_model, *targets)
+        update = make_text_update(*networks, optimizer, cfg, strategy)
+        progress = Progress()
+        if saved is not None:
+            progress = _restore(saved, networks, optimizer, replay_buffer)
+
+        def snapshot():
+            return dict(
+                weights=[array for network in networks for array in _arrays(network)],
+                optimizer=[np.asarray(variable) for variable in _variables(optimizer)],
+                replay=replay_buffer.arrays(),
+                place=progress.tree(),
+            )
+
+        @tf.function
+        def draw_and_update(step):
+            seeds = tf.stack([tf.constant(seed, tf.int64), step])
+            return update(replay_buffer.draw(cfg.batch_size, seeds))
+
+        def learn():
+            """One update, and what belongs to it."""
+            with lost_learner_ends_run(group.size):
+                diagnostics = draw_and_update(tf.constant(progress.step, tf.int64))
+                diagnostics = {name: value.numpy() for name, value in diagnostics.items()}
+            transformer.prune_step()
+            progress.step += 1
+            if evaluate and progress.step % evaluate_every == 0:
+                progress.mean_return = float(evaluate())
+            return diagnostics
+
+        def save_now(last=True):
+            if save:
+                save(progress.step, snapshot, last=last)
+
+        while progress.epoch < epochs:
+            for items in _batches_left(data_loader, progress, save_now):
+                items = _as_items(items, tokenizer, length, reward_fn)
+                replay_buffer.extend(items)
+                for _ in range(cfg.updates_per_batch):
+                    diagnostics = learn()
+                progress.finish_batch(len(items.action), diagnostics)
+                if log:
+                    log(progress.metrics())
+                stop = should_stop is not None and should_stop()
+                stop = bool(group.all_sum([float(stop)])[0])  # a signal to one learner stops all
+                save_now(last=stop)
+                if stop:
+                    return progress.metrics()
+            progress.finish_epoch()
+        if evaluate:
+            progress.mean_return = float(evaluate())
+            if log:
+                log(progress.metrics(), last=True)
+        save_now()
+    return progress.metrics()
+
+
+class Progress:
+    """How far training is."""
+
+    def __init__(self):
+        self.epoch = 0
+        self.batch = 0  # of this epoch
+        self.step = 0
+        self.samples = 0
+        self.mean_return = math.nan
+        self.diagnostics = dict.fromkeys(
+            ("loss", "q_mean", "td_error", "cloning", "grad_norm"), math.nan
+        )
+
+    def finish_batch(self, samples, diagnostics):
+        """Count a batch. Raises UsageError if its loss is no number."""
+        diagnostics = {name: float(value) for name, value in diagnostics.items()}
+        if not math.isfinite(diagnostics["loss"]):
+            raise UsageError(
+                f"The loss is {diagnostics['loss']} at update {self.step}; lower --learning-rate "
+                "or look for odd rewards. The last checkpoint is whole."
+            )
+        self.batch += 1
+        self.samples += samples
+        self.diagnostics = diagnostics
+
+    def finish_epoch(self):
+        if self.batch == 0:
+            raise UsageError(
+                "The data loader gave nothing to learn from; give it texts of at least one window."
+            )
+        self.epoch += 1
+        self.batch = 0
+
+    def metrics(self):
+        return TextMetrics(self.step, self.samples, self.mean_return, **self.diagnostics)
+
+    def tree(self):
+        """As a checkpoint keeps it, under the names that 0.1 gave."""
+        return dict(
+            epoch=self.epoch,
+            batch=self.batch,
+            step=self.step,
+            games=self.samples,
+            mean_return=self.mean_return,
+            diagnostics=self.diagnostics,
+        )
+
+    def restore(self, tree):
+        """Put back what `tree` gave."""
+        self.epoch = tree["epoch"]
+        self.batch = tree["batch"]
+        self.step = tree["step"]
+        self.samples = tree["games"]
+        self.mean_return = tree["mean_return"]
+        self.diagnostics = tree.get("diagnostics", self.diagnostics)
+
+
+def _device_scope(device, strategy):
+    """What puts the block's variables on a device. Raises UsageError for one that there is not."""
+    if strategy is not None:
+        return contextlib.nullcontext()
+    name = device if "/" in device else f"/{device.upper()}:0"
+    try:
+        with tf.device(name):
+            tf.zeros([])
+    except (ValueError, tf.errors.OpError):
+        raise UsageError(
+            f"There is no device {device}; give cpu, gpu, or a device's name in TensorFlow such as "
+            "/GPU:0."
+        ) from None
+    return tf.device(name)
+
+
+def _batches_left(data_loader, progress, save_now):
+    """The batches of this pass that were not learned from; saves before an EnvFailure goes on."""
+    try:
+        yield from itertools.islice(data_loader, progress.batch, None)
+    except EnvFailure:
+        save_now()
+        raise
+
+
+def _as_items(items, tokenizer, length, reward_fn):
+    """A batch of the loader as a Transition or Episode."""
+    if isinstance(items, (Transition, Episode)):
+        return items
+    if isinstance(items, tf.Tensor):
+        items = items.numpy().tolist()
+    texts = [text.decode() if isinstance(text, bytes) else text for text in items]
+    if not all(isinstance(text, str) for text in texts):
+        raise UsageError("The data loader must give batches of strings, Transition or Episode.")
+    if reward_fn is None:
+        raise UsageError(
+            "Batches of strings need a reward_fn (text -> float) that says what a text is worth."
+        )
+    return episodes(tokenizer, texts, length, reward_fn)
+
+
+def _variables(optimizer):
+    return optimizer.variables() if callable(optimizer.variables) else optimizer.variables
+
+
+def _arrays(network):
+    return [np.asarray(variable) for variable in network.variables]
+
+
+def _restore(saved, networks, optimizer, replay_buffer):
+    """Put back what a checkpoint holds: -> Progress."""
+    variables = [variable for network in networks for variable in network.variables]
+    if [variable.shape for variable in variables] != [array.shape for array in saved["weights"]]:
+        raise UsageError(
+            "The checkpoint holds networks of other sizes; resume with the settings that the run "
+            "was started with."
+        )
+    for variable, array in zip(variables, saved["weights"]):
+        variable.assign(array)
+    for variable, array in zip(_variables(optimizer), saved["optimizer"]):
+        variable.assign(array)
+    replay_buffer.restore(saved["replay"])
+    progress = Progress()
+    progress.restore(saved["place"])
+    return progress

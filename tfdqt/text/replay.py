@@ -1,0 +1,173 @@
+"""What is learned from texts, and the buffer that keeps it.
+
+Two ways to learn from a text. A `Transition` holds the text before and behind one decision; the
+encoder reads each alone. An `Episode` holds one text and where in it decisions were taken; a causal
+encoder reads it once and gives Q at all of them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tfdqt.backend import tf
+from tfdqt.errors import UsageError
+from tfdqt.replay import (
+    make_add,
+    make_replay,
+    make_sampler,
+    replay_arrays,
+    restore_replay,
+    steps_stored,
+)
+from tfdqt.text.tokenizers import encode
+
+
+class Transition(NamedTuple):
+    """A decision in a text: what stood there, what was written, what came of it."""
+
+    state: tf.Tensor  # [T] int32 token ids
+    action: tf.Tensor  # int32
+    reward: tf.Tensor  # float32
+    next_state: tf.Tensor  # [T] int32
+    discount: tf.Tensor  # float32, 0 where the text ended, else 1
+
+
+class Episode(NamedTuple):
+    """P decisions along one text, for a causal encoder, which reads it once for all of them."""
+
+    text: tf.Tensor  # [T] int32 token ids
+    at: tf.Tensor  # [P + 1] int32, the last token seen by each decision and by the one behind it
+    action: tf.Tensor  # [P] int32
+    reward: tf.Tensor  # [P] float32
+    discount: tf.Tensor  # [P] float32, 0 where the text ended, else 1
+    mask: tf.Tensor  # [P] float32, 1 where there is a decision, 0 in the padding
+
+
+KINDS = {"Transition": Transition, "Episode": Episode}
+
+
+class ExperienceReplay:
+    """The latest `capacity` transitions, or episodes; the oldest goes first (Lin, 1992).
+
+    Holds them in a TF-Agents buffer.
+
+    >>> replay = ExperienceReplay(capacity=10_000)
+    >>> replay.push([2, 3, 0], 1, 0.5, [2, 3, 4], False)
+    >>> replay.sample(32).reward  # [32]
+    """
+
+    def __init__(self, capacity=10_000):
+        if capacity < 1:
+            raise UsageError(
+                f"The capacity of ExperienceReplay must be at least 1, not {capacity}."
+            )
+        self.capacity = capacity
+        self.kept = None  # the buffer, made when it is known what shapes it holds
+        self.calls = 0  # of `sample` without a seed
+
+    def push(self, state, action, reward, next_state, done):
+        """Keep one transition: token ids [T], int, float, token ids [T], whether the text ended."""
+        fields = (state, action, reward, next_state, 1.0 - float(done))
+        self.extend(Transition(*(np.asarray(field)[None] for field in fields)))
+
+    def extend(self, items):
+        """Keep many: a Transition or Episode of arrays with one more leading axis [S, ...].
+
+        Raises UsageError for fields of other shapes than those kept.
+        """
+        items = type(items)(*map(np.asarray, items, _dtypes(type(items))))
+        shapes = [list(field.shape[1:]) for field in items]
+        if self.kept is None:
+            self._make(type(items), shapes)
+        if shapes != self.shapes:
+            raise UsageError(
+                f"The replay buffer holds fields of shapes {self.shapes}, not {shapes}; cut or pad "
+                "all texts to one length."
+            )
+        if len(items[0]):
+            self._add(tf.nest.map_structure(lambda field: tf.constant(field[:, None]), items))
+
+    def _make(self, kind, shapes):
+        self.kind = kind
+        self.shapes = [list(shape) for shape in shapes]
+        spec = kind(*map(tf.TensorSpec, shapes, _dtypes(kind), kind._fields))
+        self.kept = make_replay(spec, 1, self.capacity)
+        self._add = make_add(self.kept)
+        self._sample = make_sampler(self.kept, 1)
+
+    def draw(self, size, seed):
+        """As `sample`, for use inside a tf.function: `seed` is a tensor of two integers."""
+        return tf.nest.map_structure(lambda field: field[:, 0], self._sample(size, seed))
+
+    def arrays(self):
+        """All that is kept, as a tree for a checkpoint."""
+        return dict(kind=self.kind.__name__, shapes=self.shapes, buffer=replay_arrays(self.kept))
+
+    def restore(self, saved):
+        """Put back what `arrays` gave."""
+        self._make(KINDS[saved["kind"]], saved["shapes"])
+        restore_replay(self.kept, saved["buffer"])
+
+    def sample(self, batch_size, seed=None):
+        """`batch_size` of what is kept, uniformly with replacement, as tensors [batch_size, ...].
+
+        `seed` is two integers; without it every call draws afresh, the same in every process.
+        Raises UsageError while nothing is kept.
+        """
+        if not len(self):
+            raise UsageError("The replay buffer is empty; push something before sampling from it.")
+        if seed is None:
+            seed = (0, self.calls)
+            self.calls += 1
+        return self.draw(batch_size, tf.constant(seed, tf.int64))
+
+    def __len__(self):
+        return steps_stored(self.kept) if self.kept else 0
+
+
+def _dtypes(kind):
+    """How the fields of Transition and Episode are kept."""
+    floats = ("reward", "discount", "mask")
+    return [np.float32 if name in floats else np.int32 for name in kind._fields]
+
+
+def concatenate(parts):
+    """Several Transition, or several Episode, as one."""
+    return type(parts[0])(*map(np.concatenate, zip(*parts)))
+
+
+def episodes(tokenizer, texts, length, reward_fn):
+    """Every word of each text as a decision: Episode of [N, ...] with T = length, P = length - 1.
+
+    A word's reward is what it adds to `reward_fn` (text -> float), so that rewards sum to the worth
+    of the whole text. Words that the tokenizer does not know are read, but nothing is learned about
+    writing them. Raises UsageError for a reward that is not finite.
+    """
+    ids = encode(tokenizer, texts, length)
+    pad = tokenizer.pad_token_id or 0
+    written = (ids[:, 1:] != pad).astype(np.float32)
+    known = written * (ids[:, 1:] != tokenizer.unk_token_id)
+    worth = np.zeros(ids.shape, np.float32)  # of each text up to each token
+    for row, line in enumerate(ids):
+        i = 0
+        for i in range(1, 1 + int(written[row].sum())):
+            worth[row, i] = reward_fn(tokenizer.decode(line[: i + 1], skip_special_tokens=True))
+        worth[row, i + 1 :] = worth[row, i]
+    if not np.isfinite(worth).all():
+        raise UsageError(
+            "reward_fn gave a value that is not finite; it must give a finite number for every "
+            "text."
+        )
+    discount = np.ones_like(written)
+    last = np.maximum(written.sum(axis=1).astype(int) - 1, 0)
+    discount[np.arange(len(ids)), last] = 0.0
+    return Episode(
+        text=ids,
+        at=np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape),
+        action=ids[:, 1:] * (written > 0),
+        reward=np.diff(worth, axis=1),
+        discount=discount,
+        mask=known,
+    )

@@ -1,0 +1,1 @@
+"""What is learned on texts: a module a task, listed in `table`."""

@@ -1,0 +1,78 @@
+"""Texts as numbers: tokenizers, the words of a text, and rows of token ids."""
+
+import contextlib
+import re
+
+import numpy as np
+
+from tfdqt.backend import quiet
+from tfdqt.errors import UsageError
+
+
+def make_tokenizer(words):
+    """A Hugging Face tokenizer over whole words, split at spaces.
+
+    Ids are in the order of `words`, behind [PAD], [UNK], [CLS].
+
+    >>> make_tokenizer(["red", "sun"])("red sun")["input_ids"]  # [3, 4]
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("[PAD]", "[UNK]", "[CLS]")
+    vocabulary = {word: i for i, word in enumerate((*special, *words))}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]"
+    )
+
+
+def load_tokenizer(source):
+    """The tokenizer of a hub name or folder. Raises UsageError if there is none."""
+    from transformers import AutoTokenizer
+
+    # Where files of the vocabulary are missing, transformers stumbles over None.
+    with loading(
+        f"There is no tokenizer with the encoder {source} (%s); give a folder that holds one.",
+        TypeError,
+        AttributeError,
+    ):
+        return AutoTokenizer.from_pretrained(source)
+
+
+@contextlib.contextmanager
+def loading(sentence, *errors):
+    """What bad input raises while transformers loads it becomes a UsageError.
+
+    The error's first line stands for the %s of the sentence; transformers' noise is held back.
+    errors: what is raised besides OSError, ValueError, KeyError and ImportError.
+    """
+    with quiet():
+        try:
+            yield
+        except (OSError, ValueError, KeyError, ImportError, *errors) as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UsageError(sentence % line) from None
+
+
+def words_of(text):
+    """A text in lower case as words and marks: "Go, Joe!" -> ["go", ",", "joe", "!"]."""
+    return re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text.lower())
+
+
+def token_rows(tokenizer, texts):
+    """Token ids of each text, as lists, behind a [CLS] if the tokenizer has one."""
+    start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
+    return [start + ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+
+def pad_rows(rows, length, pad):
+    """Lists of ids, cut at the end or padded with `pad`: [N, length] int32."""
+    padded = [(list(row) + [pad] * length)[:length] for row in rows]
+    return np.array(padded, np.int32).reshape(-1, length)
+
+
+def encode(tokenizer, texts, length):
+    """The `token_rows` of texts, cut at the end and padded with the padding's id: [N, length]."""
+    return pad_rows(token_rows(tokenizer, texts), length, tokenizer.pad_token_id or 0)
