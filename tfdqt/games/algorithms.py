@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tfdqt.errors import UsageError
-from tfdqt.games import apex, dqn, ppo
+from tfdqt.games import apex, dqn, ppo, pqn
 from tfdqt.games.config import NetworkConfig, environment_kind
 from tfdqt.games.flat import mean_q, policy_logits
 
@@ -76,6 +76,16 @@ ALGORITHMS = {
         acting="weights",
         scores=policy_logits,
         is_policy=True,
+    ),
+    "pqn": Algorithm(
+        settings=pqn.PQNConfig,
+        defaults=pqn.DEFAULTS,
+        check=pqn.check_pqn,
+        train=pqn.pqn,
+        build=build_q,
+        metrics=pqn.PQNMetrics,
+        state=pqn.PQNState,
+        acting="weights",
     ),
 }
 

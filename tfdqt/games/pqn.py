@@ -1,0 +1,342 @@
+"""PQN in one file (Gallici et al., 2024): settings, defaults, update, and `pqn()`, which trains.
+
+Parallel Q-learning: no replay buffer, no target network; many environments, lambda-returns and
+layer normalisation instead. It receives environments and a network as functions and knows nothing
+of either.
+
+One iteration: all environments are stepped for a rollout by epsilon-greedy, then one call of XLA
+makes every update on it: targets, and `update_epochs` passes over minibatches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from tfdqt import losses
+from tfdqt.backend import keras, tf
+from tfdqt.errors import UsageError
+from tfdqt.games.config import check_network
+from tfdqt.games.envs import info_of
+from tfdqt.games.flat import flatten, flatten_q, make_scores, repeat_update, set_weights, step_adam
+from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
+from tfdqt.games.rollout import (
+    adapted_weights,
+    check_batches,
+    make_collect,
+    minibatches,
+    windows_of,
+)
+from tfdqt.policy import epsilon_at, epsilon_greedy
+from tfdqt.settings import check_fractions, check_positive
+
+# -------------------------------------------------------------------------------------------------
+# Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class PQNConfig:
+    """Parallel Q-learning (Gallici et al., 2024) on rollouts of many environments."""
+
+    total_steps: int = 200_000
+    """Environment steps in the whole run, over all environments."""
+    num_envs: int = 8
+    """Environments stepped in lockstep."""
+    rollout_steps: int = 32
+    """Steps per environment between two rounds of learning."""
+    update_epochs: int = 4
+    """Passes over a rollout."""
+    batch_size: int = 64
+    """Windows per update; must divide num_envs x rollout_steps."""
+    gamma: float = 0.99
+    """Discount per environment step."""
+    q_lambda: float = 0.65
+    """How far targets look ahead: 0 one step, 1 the whole rollout (Peng and Williams, 1996)."""
+    advantage_learning: float = 0.0
+    """How much of the gap between the best action and the one taken is subtracted from its target,
+    so that actions stay apart where they matter little (Bellemare et al., 2016); 0: none."""
+    target_epsilon: float = 0.0
+    """Probability of a random action in the policy whose values are learned (expected Sarsa, van
+    Seijen et al., 2009); 0: the best action's value alone, as Q-learning."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start."""
+    final_learning_rate: float = 1e-5
+    """Adam's step size at the end; it moves in a straight line between the two."""
+    adam_epsilon: float = 1e-5
+    """Adam's epsilon."""
+    max_grad_norm: float = 10.0
+    """The gradient's global norm is clipped to this."""
+    huber_delta: float = 1.0
+    """Where the Huber loss turns from squared to linear."""
+    epsilon_start: float = 1.0
+    """Probability of a random action at the start."""
+    epsilon_end: float = 0.05
+    """Probability of a random action after the schedule."""
+    epsilon_fraction: float = 0.1
+    """Part of the run over which epsilon falls in a straight line."""
+    reward_transform: Literal["none", "sign"] = "none"
+    """What the learner sees of a reward: all of it, or only its sign."""
+    life_loss_ends: bool = False
+    """Whether a lost life ends the return in training (games with lives only); logged returns stay
+    whole games."""
+
+
+# What differs from the settings' own defaults, by `games.config.environment_kind`.
+DEFAULTS = {
+    "cartpole": dict(
+        network=dict(context=4, layers=1, heads=4, width=32, layer_norm=True),
+        settings=dict(total_steps=99_840),
+    ),
+    "atari": dict(
+        network=dict(
+            context=4,
+            layers=2,
+            heads=4,
+            width=64,
+            dueling=True,
+            min_change=0.001,
+            hidden_scale=0.03,
+            layer_norm=True,
+        ),
+        settings=dict(
+            total_steps=1_000_000,
+            num_envs=16,
+            update_epochs=8,
+            advantage_learning=0.9,
+            target_epsilon=0.05,
+            learning_rate=3e-4,
+            epsilon_fraction=0.02,
+            life_loss_ends=True,
+        ),
+    ),
+    "other": dict(network=dict(layer_norm=True), settings=dict()),
+}
+
+
+def check_pqn(network, cfg):
+    """Raise UsageError for a network and settings that PQN can't run with."""
+    check_network(network)
+    if network.quantiles > 1:
+        raise UsageError("--quantiles is for DQN: PQN learns mean returns; leave it out.")
+    check_settings(cfg)
+
+
+def check_settings(cfg):
+    """Raise UsageError for settings PQN can't run with."""
+    check_positive(
+        cfg,
+        "total_steps",
+        "num_envs",
+        "rollout_steps",
+        "update_epochs",
+        "batch_size",
+        "learning_rate",
+        "final_learning_rate",
+        "adam_epsilon",
+        "max_grad_norm",
+        "huber_delta",
+        "epsilon_fraction",
+    )
+    check_fractions(
+        cfg,
+        "gamma",
+        "q_lambda",
+        "advantage_learning",
+        "target_epsilon",
+        "epsilon_start",
+        "epsilon_end",
+    )
+    check_batches(cfg)
+
+
+# -------------------------------------------------------------------------------------------------
+# State and log
+
+
+class PQNState(NamedTuple):
+    """What learning changes."""
+
+    weights: tf.Tensor  # [W] of the Q-network
+    optimizer: tuple  # Adam's two moments, [W] each
+    updates: tf.Tensor  # int64, updates done
+
+
+class PQNMetrics(NamedTuple):
+    """One line of the log. What is learned is a mean over the updates of one rollout."""
+
+    step: int  # environment steps
+    games: int  # games finished since the start
+    mean_return: float  # of the last 100 games; NaN before the first
+    loss: float  # Huber loss
+    q_mean: float  # Q of the actions taken
+    td_error: float  # size of the distance from Q to its lambda-return
+    grad_norm: float  # global norm of the gradient before it is clipped to max_grad_norm
+    epsilon: float  # probability of a random action
+    updates: int  # gradient updates done
+
+
+DIAGNOSTICS = ("loss", "q_mean", "td_error", "grad_norm")
+
+
+def first_state(net):
+    """The state before the first update."""
+    zeros = tf.zeros_like(net.start)
+    return PQNState(net.start, (zeros, tf.identity(zeros)), tf.constant(0, tf.int64))
+
+
+# -------------------------------------------------------------------------------------------------
+# Acting
+
+
+def make_act(net, stepper, info, cfg) -> Callable:
+    """`act(weights, step) -> decide`, as `rollout.make_collect` asks it; outputs are Q, [N, A]."""
+    scores = make_scores(net)
+    names = list(net.model.input)
+
+    def act(weights, step):
+        def decide(t, inputs):
+            q = scores(weights, dict(zip(names, inputs))).numpy()
+            epsilon = epsilon_at(step + t * cfg.num_envs, cfg)
+            best = q.argmax(axis=-1)
+            return epsilon_greedy(stepper.rng, best, info.num_actions, epsilon), q
+
+        return decide
+
+    return act
+
+
+# -------------------------------------------------------------------------------------------------
+# The update
+
+
+def q_targets(rollout, cfg):
+    """The targets of a Rollout of tensors, from the Q-values that it was acted on: [N, T]."""
+    rewards = tf.sign(rollout.reward) if cfg.reward_transform == "sign" else rollout.reward
+    q = rollout.outputs  # [N, T + 1, A]
+    values = tf.reduce_max(q, axis=-1)
+    if cfg.target_epsilon:
+        values -= losses.exploration_cost(q, cfg.target_epsilon, cfg.advantage_learning)
+    targets = losses.lambda_returns(
+        rewards, rollout.discount, values, rollout.last, gamma=cfg.gamma, lam=cfg.q_lambda
+    )
+    if cfg.advantage_learning:
+        targets -= losses.action_gap(q[:, :-1], rollout.action, cfg.advantage_learning)
+    return targets
+
+
+def make_learn(net, cfg) -> Callable:
+    """Compile `learn(state, Rollout, order [K, B]) -> (state, diagnostics)`.
+
+    K updates, each on the windows that end with the steps that a row of `order` names. Q is learned
+    at the last P steps of a window, but for those before the rollout.
+    """
+    size = cfg.num_envs * cfg.rollout_steps
+    rollouts = -(-cfg.total_steps // size)
+    total = rollouts * cfg.update_epochs * (size // cfg.batch_size)
+    before = net.positions - 1  # steps of the first window that lie before the rollout
+
+    def one(state, batch, inputs):
+        part = tf.cast(state.updates, tf.float32) / total
+        with tf.GradientTape() as tape:
+            trained, fixed = net.unflatten(state.weights)
+            tape.watch(trained)
+            q = net.apply((trained, fixed), inputs)  # [B, P, A, 1]
+            loss, diagnostics = losses.td_loss(
+                q,
+                batch["action"],
+                batch["target"][..., None],
+                batch["mask"],
+                delta=cfg.huber_delta,
+            )
+        gradient = flatten(net, tape.gradient(loss, trained))
+        updates = state.updates + 1
+        weights, moments, norm = step_adam(
+            state.weights, state.optimizer, gradient, updates, part, cfg
+        )
+        diagnostics = dict(diagnostics, loss=loss, grad_norm=norm)
+        return PQNState(weights, moments, updates), diagnostics
+
+    @tf.function(jit_compile=True)
+    def learn(state, rollout, order):
+        fields = dict(
+            action=rollout.action,
+            target=q_targets(rollout, cfg),
+            mask=1.0 - tf.cast(rollout.last, tf.float32),
+        )
+        fields = {name: tf.pad(field, [[0, 0], [before, 0]]) for name, field in fields.items()}
+
+        def on_batch(state, i):
+            rows = order[i]
+            row = rows // cfg.rollout_steps
+            steps = (rows % cfg.rollout_steps)[:, None] + tf.range(net.positions)  # [B, P]
+            batch = {
+                name: tf.gather(tf.gather(field, row), steps, batch_dims=1)
+                for name, field in fields.items()
+            }
+            return one(state, batch, windows_of(rollout.stream, rows, net.context))
+
+        return repeat_update(on_batch, state, order.shape[0], DIAGNOSTICS)
+
+    return learn
+
+
+def pqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None, should_stop=None):
+    """Train a Q-network by PQN and return (state, net, progress).
+
+    q_fn: EnvInfo -> keras.Model from a window to Q [B, P, A, 1], as `networks.build_q`; it should
+    normalise its layers. cfg: PQNConfig. All else, what is raised included, is as in `dqn.dqn`;
+    `log` gets PQNMetrics.
+    """
+    check_settings(cfg)
+    info = info_of(env_fn)
+    keras.utils.set_random_seed(seed)
+    net = flatten_q(q_fn(info))
+    state = first_state(net)
+    if saved is not None:
+        state = restore_state(saved, state)
+    learn = make_learn(net, cfg)
+    size = cfg.num_envs * cfg.rollout_steps
+    steps_here = dict(seed=seed, workers=workers, saved=saved)
+    with stepping(env_fn, info, net.context, cfg, **steps_here) as stepper:
+        act = make_act(net, stepper, info, cfg)
+        collect = make_collect(net, stepper, cfg.rollout_steps)
+        diagnostics = dict.fromkeys(DIAGNOSTICS, float("nan"))
+
+        def iterate(state, progress):
+            nonlocal diagnostics
+            rollout, games = collect(act(state.weights, progress.step))
+            if net.model.non_trainable_variables and progress.step == 0:
+                # Layers adapt to the data first; the values it was acted on are of no use then.
+                state = state._replace(weights=adapted_weights(net, state.weights, rollout))
+            else:
+                order = minibatches(stepper.rng, size, cfg.update_epochs, cfg.batch_size)
+                state, means = learn(state, tf.nest.map_structure(tf.constant, rollout), order)
+                diagnostics = {name: float(means[name]) for name in DIAGNOSTICS}
+            progress = progress.after(size, games)
+            return (
+                state,
+                progress,
+                PQNMetrics(
+                    *progress.metrics(),
+                    **diagnostics,
+                    epsilon=epsilon_at(progress.step, cfg),
+                    updates=int(state.updates),
+                ),
+            )
+
+        def snapshot(state, progress, envs=True):
+            return run_snapshot(state, progress, stepper, envs=envs)
+
+        state, progress = train_loop(
+            iterate,
+            snapshot,
+            state,
+            restore_progress(saved),
+            cfg.total_steps,
+            log=log,
+            save=save,
+            should_stop=should_stop,
+        )
+    set_weights(net, state.weights)
+    return state, net, progress
