@@ -1,7 +1,8 @@
-"""Stable-Baselines3's DQN and PPO, to measure tfdqt's against on dense networks. `scripts/benchmark.py` starts it.
+"""Stable-Baselines3's DQN and PPO, to measure tfdqt's against on dense networks.
 
-Their usual form: one process, environments (DQN: one) in a DummyVecEnv, without Monitor. The clock runs inside `model.learn`,
-between the starts of two rollouts. More environments are possible (`--sb3-envs`) at an equal ratio of updates to steps.
+`benchmark.py` starts it. Their usual form: one process, environments (DQN: one) in a DummyVecEnv,
+without Monitor. The clock runs inside `model.learn`, between the starts of two rollouts. More
+environments are possible (--sb3-envs) at an equal ratio of updates to steps.
 """
 
 import copy
@@ -24,15 +25,23 @@ gymnasium.register_envs(ale_py)
 
 
 class Measure(BaseCallback):
-    """Calls `tick` before each rollout, when every stored step is learned from, once `warm_up` steps are done."""
+    """Calls `tick` before each rollout, when every stored step is learned from.
+
+    It begins once `warm_up` steps are done. `per_count` is how many updates the model counts as
+    one.
+    """
 
     def __init__(self, tick, warm_up, per_count):
         super().__init__()
-        self.tick, self.warm_up, self.per_count, self.going = tick, warm_up, per_count, True
+        self.tick = tick
+        self.warm_up = warm_up
+        self.per_count = per_count
+        self.going = True
 
     def _on_rollout_start(self):
         if self.going and self.model.num_timesteps >= self.warm_up:
-            self.going = self.tick(self.model.num_timesteps, self.model._n_updates * self.per_count)
+            updates = self.model._n_updates * self.per_count
+            self.going = self.tick(self.model.num_timesteps, updates)
 
     def _on_step(self):
         return self.going
@@ -51,7 +60,10 @@ class Shared(BaseFeaturesExtractor):
     def __init__(self, observation_space, hidden):
         super().__init__(observation_space, hidden[-1])
         sizes = (observation_space.shape[0], *hidden)
-        self.layers = torch.nn.Sequential(*(part for a, b in zip(sizes, sizes[1:]) for part in (torch.nn.Linear(a, b), torch.nn.ReLU())))
+        layers = []
+        for before, after in zip(sizes, sizes[1:]):
+            layers += [torch.nn.Linear(before, after), torch.nn.ReLU()]
+        self.layers = torch.nn.Sequential(*layers)
 
     def forward(self, obs):
         return self.layers(obs)
@@ -61,45 +73,84 @@ def make_ppo(settings):
     """The PPO with the settings of ours; see `stable_baselines3.PPO`."""
     cfg = settings["cfg"]
     vec = DummyVecEnv([lambda: make_env(settings["theirs_env"])] * cfg["num_envs"])
+    policy = dict(
+        net_arch=[],
+        features_extractor_class=Shared,
+        features_extractor_kwargs=dict(hidden=list(settings["network"]["hidden"])),
+        optimizer_kwargs=dict(eps=cfg["adam_epsilon"]),
+    )
     return stable_baselines3.PPO(
-        "MlpPolicy", vec, learning_rate=cfg["learning_rate"], n_steps=cfg["rollout_steps"], batch_size=cfg["batch_size"],
-        n_epochs=cfg["update_epochs"], gamma=cfg["gamma"], gae_lambda=cfg["gae_lambda"], clip_range=cfg["clip"],
-        ent_coef=cfg["entropy_weight"], vf_coef=cfg["value_weight"], max_grad_norm=cfg["max_grad_norm"], seed=0, device="cpu",
-        policy_kwargs=dict(net_arch=[], features_extractor_class=Shared, optimizer_kwargs=dict(eps=cfg["adam_epsilon"]),
-                           features_extractor_kwargs=dict(hidden=list(settings["network"]["hidden"]))))
+        "MlpPolicy",
+        vec,
+        learning_rate=cfg["learning_rate"],
+        n_steps=cfg["rollout_steps"],
+        batch_size=cfg["batch_size"],
+        n_epochs=cfg["update_epochs"],
+        gamma=cfg["gamma"],
+        gae_lambda=cfg["gae_lambda"],
+        clip_range=cfg["clip"],
+        ent_coef=cfg["entropy_weight"],
+        vf_coef=cfg["value_weight"],
+        max_grad_norm=cfg["max_grad_norm"],
+        seed=0,
+        device="cpu",
+        policy_kwargs=policy,
+    )
 
 
-def make_model(settings):
+def make_dqn(settings):
     """The DQN with the settings of ours; see `stable_baselines3.DQN`."""
-    cfg, envs = settings["cfg"], settings["sb3_envs"]
+    cfg = settings["cfg"]
+    envs = settings["sb3_envs"]
     train_freq = max(1, round(1 / (cfg["updates_per_step"] * envs)))  # in steps of the whole vector
     vec = DummyVecEnv([lambda: make_env(settings["theirs_env"])] * envs)
+    policy = dict(
+        net_arch=list(settings["network"]["hidden"]),
+        optimizer_kwargs=dict(eps=cfg["adam_epsilon"]),
+    )
     return stable_baselines3.DQN(
-        "MlpPolicy", vec, learning_rate=cfg["learning_rate"], buffer_size=cfg["replay_size"],
-        learning_starts=cfg["learning_starts"], batch_size=cfg["batch_size"], tau=cfg["target_tau"], gamma=cfg["gamma"],
-        train_freq=train_freq, gradient_steps=round(cfg["updates_per_step"] * envs * train_freq),
-        target_update_interval=round(cfg["target_every"] / cfg["updates_per_step"]),  # counted in environment steps
-        exploration_initial_eps=cfg["epsilon_start"], exploration_final_eps=cfg["epsilon_end"],
-        max_grad_norm=cfg["max_grad_norm"], seed=0, device="cpu",
-        policy_kwargs=dict(net_arch=list(settings["network"]["hidden"]), optimizer_kwargs=dict(eps=cfg["adam_epsilon"])))
+        "MlpPolicy",
+        vec,
+        learning_rate=cfg["learning_rate"],
+        buffer_size=cfg["replay_size"],
+        learning_starts=cfg["learning_starts"],
+        batch_size=cfg["batch_size"],
+        tau=cfg["target_tau"],
+        gamma=cfg["gamma"],
+        train_freq=train_freq,
+        gradient_steps=round(cfg["updates_per_step"] * envs * train_freq),
+        # counted in environment steps
+        target_update_interval=round(cfg["target_every"] / cfg["updates_per_step"]),
+        exploration_initial_eps=cfg["epsilon_start"],
+        exploration_final_eps=cfg["epsilon_end"],
+        max_grad_norm=cfg["max_grad_norm"],
+        seed=0,
+        device="cpu",
+        policy_kwargs=policy,
+    )
 
 
 def updates_per_pass(cfg):
-    """Steps of the optimizer for each pass over a rollout, which is what PPO counts."""
+    """Steps of the optimizer in each pass over a rollout; PPO counts the passes."""
     return cfg["num_envs"] * cfg["rollout_steps"] // cfg["batch_size"]
 
 
 def serve(settings):
     """Train, and measure the steps that the benchmark asks for."""
-    ppo, trial = settings["algorithm"] == "ppo", copy.deepcopy(settings)
-    if not ppo:
+    trial = copy.deepcopy(settings)
+    if settings["algorithm"] == "ppo":
+        make = make_ppo
+        per_count = updates_per_pass(settings["cfg"])
+    else:
+        make = make_dqn
+        per_count = 1
         trial["cfg"]["learning_starts"] = settings["cfg"]["batch_size"]
-    make, per_count = (make_ppo, updates_per_pass(settings["cfg"])) if ppo else (make_model, 1)
     model = make(trial)
     choose_threads(settings["torch_threads"], lambda: model.learn(200))
-    names = versions("torch", "stable-baselines3", "numpy", "gymnasium", "ale-py")
-    tick = make_meter(dict(names, threads=torch.get_num_threads()), matmul_rate)
-    make(settings).learn(settings["cfg"]["total_steps"], callback=Measure(tick, settings["warm_up"], per_count))
+    ready = versions("torch", "stable-baselines3", "numpy", "gymnasium", "ale-py")
+    ready["threads"] = torch.get_num_threads()
+    measure = Measure(make_meter(ready, matmul_rate), settings["warm_up"], per_count)
+    make(settings).learn(settings["cfg"]["total_steps"], callback=measure)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The GPT's DQN update in eager PyTorch, to measure tfdqt's against. `scripts/benchmark.py` starts it.
+"""The GPT's DQN update in eager PyTorch, to measure tfdqt's against. `benchmark.py` starts it.
 
-The network and the update are those of `old_pytorch/gpt_dqn.py`: equal weights and batches give the losses of `tfdqt.gpt.build_q`
-and `tfdqt.dqn.make_update`, and the benchmark checks that they do. They are written to be fast among what plain
-eager code can do: attention by scaled_dot_product_attention, Adam by its fused kernel, one call for all of Polyak's
-averages, batches that are tensors already.
+The network and the update are those of `old_pytorch/gpt_dqn.py`: equal weights and batches give the
+losses of `build_q` and `make_update` of tfdqt.games, and the benchmark checks that they do. They
+are written to be fast among what plain eager code can do: attention by
+scaled_dot_product_attention, Adam by its fused kernel, one call for all of Polyak's averages,
+batches that are tensors already.
 
 This runs in the environment of requirements-bench.txt, which has no tfdqt.
 """
@@ -18,27 +19,27 @@ import numpy as np
 import torch
 from meter import make_meter, versions
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "old_pytorch"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "old_pytorch"))
 from gpt_dqn import GPTQ, load_keras, make_update  # noqa: E402
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The machine
 
 
 def matmul_rate(size=1024, repeats=10):
     """Floating point operations per second of the fastest of some float32 matrix products."""
-    a, best = torch.rand(size, size), float("inf")
+    a = torch.rand(size, size)
+    best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
         a @ a
         best = min(best, time.perf_counter() - start)
-    return 2 * size ** 3 / best
+    return 2 * size**3 / best
 
 
 def choose_threads(wanted, work):
-    """Set torch's threads to `wanted`; with 0, to torch's own number or to one, whichever does `work()` faster.
+    """Set torch's threads to `wanted`.
 
-    Small networks can gain nothing from a second thread, or lose much where cores are shared and threads wait for each other.
+    With 0, to torch's own number or to one, whichever does `work()` faster: small networks can gain
+    nothing from a second thread, or lose much where cores are shared and threads wait for each
+    other.
     """
     seconds = {}
     for threads in {wanted} if wanted else {1, torch.get_num_threads()}:
@@ -50,21 +51,31 @@ def choose_threads(wanted, work):
     torch.set_num_threads(min(seconds, key=seconds.get))
 
 
+def read_batches(arrays):
+    """What `ours.py` wrote as batches: list of [obs, action, reward, discount, first]."""
+    fields = [
+        torch.from_numpy(arrays[name]) for name in ("obs", "action", "reward", "discount", "first")
+    ]
+    fields[1] = fields[1].long()
+    calls, updates = fields[0].shape[:2]
+    return [[field[call, i] for field in fields] for call in range(calls) for i in range(updates)]
+
+
 def serve(settings):
     """Measure updates as the benchmark asks for them."""
     with np.load(settings["exchange"]) as file:
         arrays = dict(file)
-    fields = [torch.from_numpy(arrays[name]) for name in ("obs", "action", "reward", "discount", "first")]
-    fields[1] = fields[1].long()
-    batches = [[field[call, i] for field in fields] for call in range(len(fields[0])) for i in range(fields[0].shape[1])]
+    batches = read_batches(arrays)
     sizes = {key: settings["network"][key] for key in ("context", "layers", "heads", "width")}
-    online = GPTQ(fields[0].shape[-1], settings["actions"], **sizes)
+    online = GPTQ(arrays["obs"].shape[-1], settings["actions"], **sizes)
     update = make_update(copy.deepcopy(online), settings["cfg"])
     choose_threads(settings["torch_threads"], lambda: [update(batch) for batch in batches[:20]])
     load_keras(online, arrays)
     update = make_update(online, settings["cfg"])
-    losses = [update(batch)["loss"] for batch in batches]
-    tick = make_meter(dict(versions("torch", "numpy"), threads=torch.get_num_threads(), losses=losses), matmul_rate)
+    ready = versions("torch", "numpy")
+    ready["threads"] = torch.get_num_threads()
+    ready["losses"] = [update(batch)["loss"] for batch in batches]
+    tick = make_meter(ready, matmul_rate)
     done = 0
     while tick(done, done):
         update(batches[done % len(batches)])

@@ -1,0 +1,1 @@
+"""The tests, by the wing of the package that they test."""
