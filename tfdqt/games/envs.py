@@ -174,7 +174,8 @@ def env_info(env, name=None):
     MultiDiscrete.
     """
     name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
-    actions, obs = env.action_space, env.observation_space
+    actions = env.action_space
+    obs = env.observation_space
     if not isinstance(actions, spaces.Discrete):
         raise UsageError(
             f"{name} has the action space {actions}, but DQN chooses among Discrete actions; "
@@ -217,6 +218,9 @@ _PLAIN_ATTRIBUTES = {
 }
 
 
+STATELESS = ("OrderEnforcing", "PassiveEnvChecker")  # gymnasium's wrappers without a state
+
+
 def env_state(env):
     """The state of `env` as plain values and arrays, or None if it offers none.
 
@@ -224,14 +228,13 @@ def env_state(env):
     environment with the methods `get_state() -> dict of arrays and plain values` and
     `set_state(dict)`.
     """
-    wrappers, inner = {}, env
+    wrappers = {}
+    inner = env
     while isinstance(inner, gymnasium.Wrapper):
         kind = type(inner).__name__
         if kind == "TimeLimit":
             wrappers[kind] = int(inner._elapsed_steps)
-        elif kind not in ("OrderEnforcing", "PassiveEnvChecker") and not getattr(
-            inner, "stateless", False
-        ):
+        elif kind not in STATELESS and not getattr(inner, "stateless", False):
             return None
         inner = inner.env
     if isinstance(inner, ale_py.env.AtariEnv):
@@ -244,11 +247,8 @@ def env_state(env):
     elif hasattr(inner, "get_state") and hasattr(inner, "set_state"):
         state = dict(own=inner.get_state())
     else:
-        names = [
-            names
-            for module, names in _PLAIN_ATTRIBUTES.items()
-            if type(inner).__module__.startswith(module)
-        ]
+        module = type(inner).__module__
+        names = [each for prefix, each in _PLAIN_ATTRIBUTES.items() if module.startswith(prefix)]
         if not names:
             return None
         state = dict(plain={key: getattr(inner, key) for key in names[0] if hasattr(inner, key)})

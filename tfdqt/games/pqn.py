@@ -41,7 +41,7 @@ class PQNConfig:
 
     total_steps: int = 200_000
     """Environment steps in the whole run, over all environments."""
-    num_envs: int = 8
+    num_envs: int = 32
     """Environments stepped in lockstep."""
     rollout_steps: int = 32
     """Steps per environment between two rounds of learning."""
@@ -59,21 +59,22 @@ class PQNConfig:
     target_epsilon: float = 0.0
     """Probability of a random action in the policy whose values are learned (expected Sarsa, van
     Seijen et al., 2009); 0: the best action's value alone, as Q-learning."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-4
     """Adam's step size at the start."""
     final_learning_rate: float = 1e-5
     """Adam's step size at the end; it moves in a straight line between the two."""
-    adam_epsilon: float = 1e-5
-    """Adam's epsilon."""
-    max_grad_norm: float = 10.0
+    adam_epsilon: float = 1e-2
+    """Adam's epsilon. A small one makes a large step of the first error after a time of small ones,
+    which no target network damps."""
+    max_grad_norm: float = 1.0
     """The gradient's global norm is clipped to this."""
-    huber_delta: float = 1.0
+    huber_delta: float = 10.0
     """Where the Huber loss turns from squared to linear."""
     epsilon_start: float = 1.0
     """Probability of a random action at the start."""
     epsilon_end: float = 0.05
     """Probability of a random action after the schedule."""
-    epsilon_fraction: float = 0.1
+    epsilon_fraction: float = 0.5
     """Part of the run over which epsilon falls in a straight line."""
     reward_transform: Literal["none", "sign"] = "none"
     """What the learner sees of a reward: all of it, or only its sign."""
@@ -86,7 +87,7 @@ class PQNConfig:
 DEFAULTS = {
     "cartpole": dict(
         network=dict(context=4, layers=1, heads=4, width=32, layer_norm=True),
-        settings=dict(total_steps=99_840),
+        settings=dict(total_steps=204_800, advantage_learning=0.9),
     ),
     "atari": dict(
         network=dict(
@@ -105,7 +106,9 @@ DEFAULTS = {
             update_epochs=8,
             advantage_learning=0.9,
             target_epsilon=0.05,
-            learning_rate=3e-4,
+            adam_epsilon=1e-5,
+            max_grad_norm=10.0,
+            huber_delta=1.0,
             epsilon_fraction=0.02,
             life_loss_ends=True,
         ),

@@ -90,19 +90,16 @@ class Slot:
     def state(self):
         """Everything that `restore` needs; None if the environment offers no state."""
         env = env_state(self.env)
-        own = dict(
+        if env is None:
+            return None
+        slot = dict(
             lives=int(self.lives),
             ret=float(self.ret),
             length=int(self.length),
             ended=bool(self.ended),
         )
-        return (
-            None
-            if env is None
-            else dict(
-                env=env, slot=own, out={key: np.array(value) for key, value in self.out.items()}
-            )
-        )
+        out = {key: np.array(value) for key, value in self.out.items()}
+        return dict(env=env, slot=slot, out=out)
 
     def restore(self, state):
         """Go on from `state`, or from a fresh episode if it is None."""
@@ -259,7 +256,8 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
                 good, answer = link.recv()
             except (EOFError, OSError):
                 process.join(1)
-                good, answer = False, f"its process ended with exit code {process.exitcode}"
+                good = False
+                answer = f"its process ended with exit code {process.exitcode}"
             if not good:
                 raise EnvFailure(
                     f"An environment of {info.name} failed (one of numbers {rows[0]} to "

@@ -204,8 +204,9 @@ def main(description=__doc__, argv=None):
 
 
 def hide_gpus():
-    """Keep TensorFlow off the GPUs, whose memory it would take; before its first operation."""
-    tf.config.set_visible_devices([], "GPU")
+    """Keep TensorFlow off the GPUs, whose memory it would take."""
+    with contextlib.suppress(RuntimeError):  # it runs already, and whoever started it chose
+        tf.config.set_visible_devices([], "GPU")
 
 
 def train(run, device):
