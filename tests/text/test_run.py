@@ -1,148 +1,278 @@
-"""The scripts on texts at toy size, as a user calls them, killed and resumed; and what they answer to bad input."""
+"""A text run as a user has it: trained, stopped, gone on with, written with, evaluated, exported.
+
+Its script is called in a process of its own where that proves something, otherwise in this one.
+"""
 
 import csv
+import json
 import re
+import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
+import types
 import unittest
-from pathlib import Path
+from unittest import mock
 
 import numpy as np
-from test_resume import flat, log_without_time
-from test_scripts import ROOT, call_alone, refused, script
 
-from tfdqt.runs import checkpoints, load_checkpoint
+import tfdqt
+from tests.helpers import (
+    InFolder,
+    assert_same_tree,
+    call,
+    call_alone,
+    end,
+    log_without_time,
+    refused,
+    script,
+    slow,
+    start,
+    succeeds,
+    wait_for,
+)
+from tests.text.helpers import MAZE, TINY, corpus_run, folder, maze_run, texts, without_xla
+from tfdqt.errors import UsageError
+from tfdqt.runs.checkpoint import checkpoints, load_checkpoint
+from tfdqt.runs.cli import old_run
+from tfdqt.text.evaluate import load_text_run
+from tfdqt.text.generation import make_run_scores
+from tfdqt.text.tasks.table import make_task
 
-TINY = ["--layers=1", "--heads=2", "--width=16", "--hidden", "16", "--batch-size=16"]
-MAZE = ["--task=maze", "--episodes=30", "--new-items=256", "--epochs=4", "--checkpoint-every=16", "--games=25", *TINY]
-VERSES = "the lord is good and his mercy is great . he shall destroy the wicked in his anger and love the meek .\n"
+
+class WithoutXLA(unittest.TestCase):
+    def setUp(self):
+        super().setUp()
+        stack = without_xla()
+        self.addCleanup(stack.close)
 
 
-class TestTextScripts(unittest.TestCase):
-
-    @classmethod
-    def setUpClass(cls):
-        cls.folder = tempfile.TemporaryDirectory()
-        cls.tmp = Path(cls.folder.name)
-        cls.run_dir = cls.tmp / "corpus"
-        texts = cls.tmp / "texts"
-        texts.mkdir()
-        texts.joinpath("a.txt").write_text(VERSES * 60, encoding="utf-8")
-        cls.trained = script("run_text", "--task=corpus", f"--corpus={texts}", "--vocabulary=30", "--window=6", "--new-items=64",
-                             "--games=8", f"--run-dir={cls.run_dir}", *TINY)
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.folder.cleanup()
-
+class TestTraining(unittest.TestCase):
     def test_training_shows_one_line_and_no_noise(self):
-        self.assertEqual(self.trained.returncode, 0, self.trained.stderr)
-        for line in [line for line in re.split(r"[\r\n]+", self.trained.stderr) if line.strip()][1:]:
-            self.assertRegex(line, r"^Epoch: \d+ \| \d+ \| [\d.nan]+ \| [-\d.nan]+ \| playing games: \d+/\d+: +\d+%\|.*\|")
+        _, done = corpus_run()
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = [line for line in re.split(r"[\r\n]+", done.stderr) if line.strip()]
+        for line in lines[1:]:
+            self.assertRegex(
+                line,
+                r"^Epoch: \d+ \| \d+ \| [\d.nan]+ \| [-\d.nan]+ \| reading samples: \d+/\d+: "
+                r"+\d+%\|.*\|",
+            )
         for noise in ("oneDNN", "WARNING", "Warning", "retracing", "huggingface"):
-            self.assertNotIn(noise, self.trained.stderr + self.trained.stdout)
-        self.assertRegex(self.trained.stdout, r"mean return -?[\d.]+ over 8 .* distinct1 [\d.]+")
+            self.assertNotIn(noise, done.stderr + done.stdout)
+        self.assertRegex(done.stdout, r"mean return -?[\d.]+ over 8 .* distinct1 [\d.]+")
 
-    def test_write_evaluate_and_export(self):
-        done = script("generate", self.run_dir, "--prompt=The lord", "--words=5", "--count=2", "--top-p=0.9")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        lines = done.stdout.splitlines()
-        self.assertEqual([len(line.split()) for line in lines[:2]], [1 + 2 + 5] * 2)
-        self.assertEqual(lines[0].split()[1:3], ["the", "lord"])
-
-        done = script("evaluate", self.run_dir, "--episodes=4", "--best-of=2", "--beta=0")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertRegex(done.stdout, r"4 texts: mean [-\d.]+, std")
-        perplexity = float(re.search(r"perplexity of the cloned policy: ([\d.]+)", done.stdout)[1])
-        self.assertLess(1.0, perplexity)
-        self.assertLess(perplexity, 30.0)  # better than a uniform guess among the words it knows
-        played = self.run_dir / "evaluation.csv"
-        older = played.read_text().replace("temperature,", "")  # a file from before there was that column
-        played.write_text(re.sub(r"^(\d+,[^,]*),[^,]*,", r"\1,", older, flags=re.M))
-        done = script("evaluate", self.run_dir, "--episodes=3", "--temperature=0")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        with open(played, newline="") as file:
+    def test_the_log_counts_samples(self):
+        run_dir = maze_run()
+        with open(run_dir / "log.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        self.assertEqual([(row["temperature"], row["best_of"]) for row in rows], [("", "2")] * 4 + [("0", "1")] * 3)
+        self.assertEqual(int(rows[-1]["step"]), load_checkpoint(run_dir)[0]["place"]["step"])
+        self.assertEqual(int(rows[-1]["samples"]), 2 * _maze_samples(run_dir))
+        self.assertNotIn("games", rows[-1])
 
-        done = script("plot_pruning", self.run_dir, "--games=4", f"--out={self.tmp / 'pruning.png'}")
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
-        self.assertRegex(done.stdout, r"sparsity 0\.(2|19).* kernel_bytes \d+  gzip_bytes \d+\n")
-        self.assertGreater((self.tmp / "pruning.png").stat().st_size, 5_000)
-        table = self.tmp / "pruning.csv"
-        found = table.read_text()
-        done = script("plot_pruning", table, f"--out={self.tmp / 'again.png'}")
-        self.assertEqual((done.returncode, done.stdout), (0, f"{self.tmp / 'again.png'}\n"), done.stderr)
-        self.assertEqual((self.tmp / "again.csv").read_text(), found)
-        refused(self, "would be written over", "plot_pruning", table, f"--out={self.tmp / 'pruning.png'}")
-        table.write_text("seed,sparsity\n1,2\n")
-        refused(self, "this script wrote", "plot_pruning", table, f"--out={self.tmp / 'two.png'}")
-        table.write_text(found + found.splitlines()[1].replace("corpus", "maze") + "\n")
-        self.assertEqual(script("plot_pruning", table, f"--out={self.tmp / 'two.png'}").returncode, 0)
-        one, two = ((self.tmp / f"{name}.png").read_bytes() for name in ("again", "two"))
-        self.assertGreater(int.from_bytes(two[16:20], "big"), 1.5 * int.from_bytes(one[16:20], "big"))  # a column more
 
-        out, lite = self.tmp / "saved_model", self.tmp / "encoder.tflite"
-        done = script("export", self.run_dir, out, f"--tflite={lite}")
+def _maze_samples(run_dir):
+    """Transitions in the data of a maze run."""
+    settings = load_text_run(run_dir).settings
+    batches, _ = make_task("maze").load_data(settings)
+    return len(batches.order)
+
+
+class TestResume(WithoutXLA):
+    def test_gone_on_with_from_an_older_checkpoint_equals_unbroken(self):
+        whole = maze_run()
+        again = folder() / "again"
+        shutil.copytree(whole, again)
+        older, newest = checkpoints(again)[-2:]
+        done = call("run_text", f"--resume={again}", f"--checkpoint={older}")
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertGreater(float(re.search(r"cosine ([\d.]+)", done.stdout)[1]), 0.99)
-        from tfdqt.backend import tf
-        from tfdqt.text_runs import load_text_run, make_run_scores
+        self.assertIn(f"Going on from {older}", done.stdout)
+        assert_same_tree(self, load_checkpoint(whole)[0], load_checkpoint(again)[0])
+        self.assertEqual(log_without_time(whole), log_without_time(again))
 
-        trained = load_text_run(self.run_dir)
-        texts, at = np.array([[2, 3, 4, 5, 0, 0, 0], [2, 9, 8, 7, 6, 5, 4]], np.int32), np.array([3, 6], np.int32)
-        saved = call_alone(self, out, "q", text=texts, at=at)
-        x = tf.gather(trained.transformer(tf.constant(texts)), at, axis=1, batch_dims=1)
-        np.testing.assert_allclose(saved["q"], trained.head(x), rtol=1e-4, atol=1e-5)
-        scores = make_run_scores(trained.task, trained.transformer, trained.head, trained.settings["text"])
-        np.testing.assert_array_equal(saved["a"], np.argmax(scores(tf.constant(texts), tf.constant(at)), axis=-1))
+    def test_a_run_of_0_1_goes_on(self):
+        """Its settings call the scale far, its log the samples games."""
+        whole = maze_run()
+        old = folder() / "old"
+        shutil.copytree(whole, old)
+        config = json.loads((old / "config.json").read_text())
+        config["far"] = config.pop("scale")
+        (old / "config.json").write_text(json.dumps(config))
+        log = (old / "log.csv").read_text()
+        (old / "log.csv").write_text(log.replace("samples", "games", 1))
+        older = checkpoints(old)[-2]
+        done = call("run_text", f"--resume={old}", f"--checkpoint={older}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        assert_same_tree(self, load_checkpoint(whole)[0], load_checkpoint(old)[0])
+        self.assertEqual(log_without_time(whole), log_without_time(old))
 
+    def test_a_signal_saves_and_tells_how_to_go_on(self):
+        run_dir = folder() / "stopped"
+
+        def signalled(*args, **how):
+            signal.raise_signal(signal.SIGTERM)
+            return np.zeros(1)
+
+        with mock.patch("tfdqt.text.tasks.play.play_games", signalled):
+            done = call(
+                "run_text", *MAZE, "--episodes=8", "--evaluate-every=10", f"--run-dir={run_dir}"
+            )
+        self.assertEqual(done.returncode, 128 + signal.SIGTERM, done.stderr)
+        self.assertIn(
+            f"Stopped. Go on with: python scripts/run_text.py --resume={run_dir}", done.stdout
+        )
+        self.assertEqual(load_checkpoint(run_dir)[0]["place"]["step"], 16)  # two batches of 8
+        done = call("run_text", f"--resume={run_dir}", "--epochs=1")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        progress = load_checkpoint(run_dir)[0]["place"]
+        self.assertEqual((progress["epoch"], progress["games"]), (1, _maze_samples(run_dir)))
+        self.assertEqual(json.loads((run_dir / "config.json").read_text())["epochs"], 1)
+
+    @slow("40 s: three processes")
     def test_killed_and_resumed_equals_unbroken(self):
-        whole, broken = self.tmp / "whole", self.tmp / "broken"
-        command = [sys.executable, str(ROOT / "scripts" / "run_text.py"), *MAZE]
-        first, second = (subprocess.Popen([*command, f"--run-dir={run}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-                         for run in (whole, broken))
-        deadline = time.monotonic() + 300
-        while not checkpoints(broken) and second.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.1)
+        whole = folder() / "whole"
+        broken = folder() / "broken"
+        flags = [*MAZE, "--epochs=4"]
+        first = start("run_text", *flags, f"--run-dir={whole}")
+        second = start("run_text", *flags, f"--run-dir={broken}")
+        wait_for(lambda: checkpoints(broken), second)
+        time.sleep(0.1)  # somewhere between two checkpoints
         second.send_signal(signal.SIGKILL)
-        self.assertEqual(second.wait(), -signal.SIGKILL, second.stdout.read())
-        self.assertEqual(first.wait(), 0, first.stdout.read())
+        end(self, second, -signal.SIGKILL)
+        end(self, first)
         done = script("run_text", f"--resume={broken}")
         self.assertEqual(done.returncode, 0, done.stderr)
-        one, two = flat(load_checkpoint(whole)[0]), flat(load_checkpoint(broken)[0])
-        self.assertEqual(one.keys(), two.keys())
-        for key in one:
-            np.testing.assert_array_equal(one[key], two[key], err_msg=key)
+        assert_same_tree(self, load_checkpoint(whole)[0], load_checkpoint(broken)[0])
         self.assertEqual(log_without_time(whole), log_without_time(broken))
-        for process in (first, second):
-            process.stdout.close()
 
-    def test_bad_input_gets_one_sentence(self):
-        refused(self, "multiple of the heads", "run_text", "--width=30", "--heads=4")
-        refused(self, "--pruning-amount", "run_text", "--pruning-amount=1")
-        refused(self, "--cloning greater than 0", "run_text", "--beta=2")
-        refused(self, "--method=q and --cloning", "run_text", "--plausible=0.3")
-        refused(self, "leave out one", "run_text", "--task=wordle", "--advantage-learning=0.9")
-        refused(self, "--method=q or implicit", "run_text", "--method=clone", "--actors=2")
-        refused(self, "TF_CONFIG", "run_text", "--strategy=multiworker")
-        refused(self, "does not exist", "run_text", "--task=corpus", "--corpus=nowhere")
-        refused(self, "module:function", "run_text", "--task=corpus", f"--corpus={self.tmp / 'texts'}", "--reward=nothing",
-                f"--run-dir={self.tmp / 'r1'}")
-        refused(self, "words in a row", "run_text", "--task=corpus", f"--corpus={self.tmp / 'texts'}", "--window=9999",
-                f"--run-dir={self.tmp / 'r2'}")
-        refused(self, "tokenizer", "run_text", "--encoder=nowhere/nothing", f"--run-dir={self.tmp / 'r3'}")
-        refused(self, "already holds a run", "run_text", f"--run-dir={self.run_dir}")
-        refused(self, "leave out --layers", "run_text", f"--resume={self.run_dir}", "--layers=3")
-        refused(self, "not a run of DQN", "run_dqn", f"--resume={self.run_dir}")
-        for flag in ("--epsilon=0.05", "--video-steps=3", "--workers=0"):
-            refused(self, "for gymnasium", "evaluate", self.run_dir, flag)
-        refused(self, "temperature above 0", "generate", self.run_dir, "--temperature=0")
+
+class TestWriter(WithoutXLA):
+    def test_a_corpus_run_writes_in_three_lines(self):
+        run_dir, done = corpus_run()
+        self.assertEqual(done.returncode, 0, done.stderr)
+        writer = tfdqt.load_writer(run_dir)
+        first, second = writer(["The lord", "and the"], words=5)
+        self.assertEqual(first.split()[:2], ["the", "lord"])
+        self.assertEqual([len(first.split()), len(second.split())], [2 + 5] * 2)
+        self.assertEqual(writer(["The lord", "and the"], words=5), [first, second])
+        self.assertNotEqual(writer(["The lord", "and the"], words=5, seed=1), [first, second])
+        self.assertGreater(writer.reward("a good and joyful heart"), 0.5)
+        with self.assertRaisesRegex(UsageError, "learned to write"):
+            writer.act(["the lord"])
+
+    def test_a_maze_run_moves_as_it_is_evaluated(self):
+        player = tfdqt.load_writer(maze_run())
+        (text,) = player.show_samples()
+        self.assertTrue(text.startswith("goal is at 8 6 . you are at"))
+        task = player.task
+        boards = task.start(25, np.random.default_rng(0))
+        returns = np.zeros(25)
+        ids = task.show(boards)[0]
+        situations = [task.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+        best = np.argmax(player.scores(ids, np.zeros(25, np.int32)), axis=-1)
+        self.assertEqual(player.act(situations), [task.actions[i] for i in best])
+        while not boards["done"].all():
+            shown = task.show(boards)[0]
+            texts = [task.tokenizer.decode(row, skip_special_tokens=True) for row in shown]
+            moves = player.act(texts)
+            returns += task.step(boards, np.array([task.actions.index(move) for move in moves]))
+        np.testing.assert_array_equal(player.evaluate(25, seed=0)[0], returns)
+        with self.assertRaisesRegex(UsageError, "shows no text such as 'you are lost'"):
+            player.act(["you are lost"])
+        with self.assertRaisesRegex(UsageError, "learned to play maze, not to write"):
+            player(["the lord"])
+
+    def test_generate(self):
+        run_dir, _ = corpus_run()
+        flags = ["--prompt=The lord", "--words=5", "--count=2", "--top-p=0.9"]
+        lines = succeeds(self, "generate", run_dir, *flags).stdout.splitlines()
+        self.assertEqual([len(line.split()) for line in lines[:2]], [1 + 2 + 5] * 2)
+        self.assertEqual(lines[0].split()[1:3], ["the", "lord"])
+        self.assertRegex(lines[2], r"distinct1 [\d.]+, distinct2")
+        refused(self, "temperature above 0", "generate", run_dir, "--temperature=0")
         refused(self, "There is no run", "generate", "nowhere")
+        refused(self, "not to write", "generate", maze_run())
+
+
+class TestEvaluate(WithoutXLA):
+    def test_evaluate(self):
+        run_dir, _ = corpus_run()
+        done = succeeds(self, "evaluate", run_dir, "--episodes=4", "--best-of=2", "--beta=0")
+        self.assertRegex(done.stdout, r"4 texts: mean [-\d.]+, std")
+        said = re.search(r"perplexity of the cloned policy: ([\d.]+)", done.stdout)
+        self.assertLess(1.0, float(said[1]))
+        self.assertLess(float(said[1]), 30.0)  # better than a uniform guess among its words
+        played = run_dir / "evaluation.csv"
+        older = played.read_text().replace("temperature,", "")  # from before that column
+        played.write_text(re.sub(r"^(\d+,[^,]*),[^,]*,", r"\1,", older, flags=re.M))
+        succeeds(self, "evaluate", run_dir, "--episodes=3", "--temperature=0")
+        with open(played, newline="") as file:
+            rows = list(csv.DictReader(file))
+        how = [(row["temperature"], row["best_of"]) for row in rows]
+        self.assertEqual(how, [("", "2")] * 4 + [("0", "1")] * 3)
+
+    def test_a_game_is_evaluated_beside_what_is_published(self):
+        done = succeeds(self, "evaluate", maze_run(), "--episodes=25")
+        self.assertRegex(done.stdout, r"25 games: mean -[\d.]+, .*Published: optimum -6.84")
+
+    def test_flags_that_say_nothing_of_a_text_run(self):
+        for flag in ("--epsilon=0.05", "--video-steps=3", "--workers=0"):
+            refused(self, "for gymnasium", "evaluate", maze_run(), flag)
+        refused(self, "for texts that are written", "evaluate", maze_run(), "--best-of=2")
+
+
+class TestExport(WithoutXLA, InFolder):
+    def test_export(self):
+        from tfdqt.backend import tf
+
+        run_dir, _ = corpus_run()
+        out = self.tmp / "saved_model"
+        lite = self.tmp / "encoder.tflite"
+        done = succeeds(self, "export", run_dir, out, f"--tflite={lite}")
+        self.assertGreater(float(re.search(r"cosine ([\d.]+)", done.stdout)[1]), 0.99)
+        run = load_text_run(run_dir)
+        texts = np.array([[2, 3, 4, 5, 0, 0, 0], [2, 9, 8, 7, 6, 5, 4]], np.int32)
+        at = np.array([3, 6], np.int32)
+        saved = call_alone(self, out, "q", text=texts, at=at)
+        x = tf.gather(run.transformer(tf.constant(texts)), at, axis=1, batch_dims=1)
+        np.testing.assert_allclose(saved["q"], run.head(x), rtol=1e-4, atol=1e-5)
+        scores = make_run_scores(run.transformer, run.head, run.settings["text"])
+        best = np.argmax(scores(tf.constant(texts), tf.constant(at)), axis=-1)
+        np.testing.assert_array_equal(saved["a"], best)
+
+
+class TestBadInput(unittest.TestCase):
+    def refused(self, message, *flags):
+        refused(self, message, "run_text", *flags)
+
+    def test_settings_that_can_not_be(self):
+        self.refused("multiple of the heads", "--width=30", "--heads=4")
+        self.refused("--pruning-amount", "--pruning-amount=1")
+        self.refused("--cloning greater than 0", "--beta=2")
+        self.refused("--method=q and --cloning", "--plausible=0.3")
+        self.refused("leave out one", "--task=wordle", "--advantage-learning=0.9")
+        self.refused("--method=q or implicit", "--method=clone", "--actors=2")
+        self.refused("TF_CONFIG", "--strategy=multiworker")
+        self.refused("--seed must be 0 or more", "--seed=-1")
+
+    def test_texts_and_encoders_that_are_not_there(self):
+        corpus = ["--task=corpus", f"--corpus={texts()}"]
+        where = [f"--run-dir={folder() / 'refused'}"]  # given back each time
+        self.refused("does not exist", "--task=corpus", "--corpus=nowhere")
+        self.refused("module:function", *corpus, "--reward=nothing", *where)
+        self.refused("words in a row", *corpus, "--window=9999", *TINY, *where)
+        self.refused("tokenizer", "--encoder=nowhere/nothing", *where)
+
+    def test_runs_that_can_not_be_gone_on_with(self):
+        run_dir = maze_run()
+        self.refused("already holds a run", f"--run-dir={run_dir}")
+        self.refused("leave out --layers", f"--resume={run_dir}", "--layers=3")
+        with self.assertRaisesRegex(UsageError, "not a run of DQN"):
+            old_run(types.SimpleNamespace(resume=run_dir), [], "dqn", None)
+        game = folder() / "game"
+        game.mkdir()
+        (game / "config.json").write_text('{"algorithm": "dqn"}')
+        self.refused("not a run of TEXT", f"--resume={game}")
+        refused(self, "exists already", "export", run_dir, folder())
 
 
 if __name__ == "__main__":

@@ -6,77 +6,98 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdqt import corpora, tasks
 from tfdqt.backend import tf
-from tfdqt.config import TextConfig, UsageError
-from tfdqt.replay import Episode, Transition
+from tfdqt.errors import UsageError
+from tfdqt.text.replay import Episode, Transition
+from tfdqt.text.tasks import maze
+from tfdqt.text.tasks.play import Task, play_games, prepare, record
+from tfdqt.text.tasks.table import TASKS, make_task
+from tfdqt.text.tasks.wordle import TURNS, wordle_colours
 
 
 def cell(row, column):
-    return next(i for i, at in enumerate(tasks.CELLS.tolist()) if at == [row, column])
+    return next(i for i, at in enumerate(maze.CELLS.tolist()) if at == [row, column])
 
 
 class TestMaze(tf.test.TestCase):
-
     def test_shape_walls_and_optimum(self):
-        self.assertLen(tasks.CELLS, 26)
-        self.assertEqual(tasks.NEXT[cell(1, 3)].tolist(), [cell(1, 2), cell(1, 4), cell(1, 3), cell(2, 3)])
-        far = tasks.maze_distances()
-        self.assertEqual(far[cell(1, 1)], 2 + 4 + 3 + 3)
-        self.assertAlmostEqual(1 - far[tasks.STARTS].mean(), -6.84)  # the published optimum
-        self.assertAllEqual(np.bincount(tasks.THIRD), [10, 6, 10])
+        self.assertLen(maze.CELLS, 26)
+        self.assertEqual(
+            maze.NEXT[cell(1, 3)].tolist(), [cell(1, 2), cell(1, 4), cell(1, 3), cell(2, 3)]
+        )
+        moves = maze.maze_distances()
+        self.assertEqual(moves[cell(1, 1)], 2 + 4 + 3 + 3)
+        self.assertAlmostEqual(1 - moves[maze.STARTS].mean(), -6.84)  # the published optimum
+        self.assertAllEqual(np.bincount(maze.THIRD), [10, 6, 10])
 
     def test_the_best_policy_scores_the_optimum_and_a_stubborn_one_the_worst(self):
-        task, far = tasks.make_task("maze"), tasks.maze_distances()
+        task, moves = make_task("maze"), maze.maze_distances()
         board = task.start(25, np.random.default_rng(0))
         total = 0
         while not board["done"].all():
-            total = total + task.step(board, np.argmin(far[tasks.NEXT[board["cell"]]], axis=1))
+            total = total + task.step(board, np.argmin(moves[maze.NEXT[board["cell"]]], axis=1))
         self.assertAlmostEqual(total.mean(), -6.84)
-        up = tasks.play(task, lambda texts, at: np.tile([0, 0, 1, 0], (len(texts), 1)), games=25)
+        up = play_games(task, lambda texts, at: np.tile([0, 0, 1, 0], (len(texts), 1)), games=25)
         self.assertAllEqual(up, np.full(25, -100.0))
 
-    def test_the_sentence_tells_place_goal_and_walls(self):
-        task = tasks.make_task("maze")
+    def test_the_sentence_tells_cell_goal_and_walls(self):
+        task = make_task("maze")
         boards = task.start(1, np.random.default_rng(0))
         boards["cell"][:] = cell(5, 3)
-        self.assertEqual(task.tokenizer.decode(task.show(boards)[0][0], skip_special_tokens=True),
-                         "goal is at 8 6 . you are at 5 3 . walls: left down")
+        self.assertEqual(
+            task.tokenizer.decode(task.show(boards)[0][0], skip_special_tokens=True),
+            "goal is at 8 6 . you are at 5 3 . walls: left down",
+        )
 
     def test_data_stays_in_its_third_and_keeps_the_crossing(self):
         crossed = 0
-        for cells, moves, behind, done in tasks._maze_walk(np.random.default_rng(0), 200, confined=True):
-            self.assertAllEqual(behind, tasks.NEXT[cells, moves])
-            self.assertLen(set(tasks.THIRD[cells].tolist()), 1)
-            crossed += np.sum(tasks.THIRD[behind] != tasks.THIRD[cells])
-            self.assertEqual(done, behind[-1] == tasks.GOAL_CELL)
+        for cells, moves, behind, done in maze._maze_walk(
+            np.random.default_rng(0), 200, confined=True
+        ):
+            self.assertAllEqual(behind, maze.NEXT[cells, moves])
+            self.assertLen(set(maze.THIRD[cells].tolist()), 1)
+            crossed += np.sum(maze.THIRD[behind] != maze.THIRD[cells])
+            self.assertEqual(done, behind[-1] == maze.GOAL_CELL)
         self.assertGreater(crossed, 100)
-        data = tasks.make_task("maze").data(np.random.default_rng(0), 400, 0.99)
+        data = make_task("maze").data(np.random.default_rng(0), 400, 0.99)
         self.assertIsInstance(data.items, Transition)
         self.assertBetween(data.games.mean(), -90, -78)  # published: -83
         self.assertAllEqual(data.items.reward == 0, data.items.discount == 0)
 
     def test_the_history_tells_only_walls_and_moves(self):
-        task = tasks.make_task("maze-po")
+        task = make_task("maze-po")
         boards = task.start(2, np.random.default_rng(0))
-        boards["cell"][:] = cell(1, 1), cell(1, 7)  # the left ends of the two upper corridors look alike
+        boards["cell"][:] = (
+            cell(1, 1),
+            cell(1, 7),
+        )  # the left ends of the two upper corridors look alike
         for move in ("right", "right", "down"):
             texts, at = task.show(boards)
             self.assertAllEqual(texts[0], texts[1])
-            task.step(boards, np.full(2, tasks.MOVES.index(move)))
-        expected = ["wall-left-up-down", "right", "wall-up-down", "right", "wall-up", "down", "wall-left-right"]
+            task.step(boards, np.full(2, maze.MOVES.index(move)))
+        expected = [
+            "wall-left-up-down",
+            "right",
+            "wall-up-down",
+            "right",
+            "wall-up",
+            "down",
+            "wall-left-right",
+        ]
         shown = task.tokenizer.decode(task.show(boards)[0][0], skip_special_tokens=True)
-        self.assertEqual(shown.split(), expected[-1 - 2 * tasks.SEEN:])
-        task.step(boards, np.full(2, tasks.MOVES.index("left")))  # the oldest place is forgotten
+        self.assertEqual(shown.split(), expected[-1 - 2 * maze.REMEMBERED :])
+        task.step(boards, np.full(2, maze.MOVES.index("left")))  # the oldest cell is forgotten
         shown = task.tokenizer.decode(task.show(boards)[0][0], skip_special_tokens=True)
-        self.assertEqual(shown.split(), [*expected, "left", "wall-left-right"][-1 - 2 * tasks.SEEN:])
+        self.assertEqual(
+            shown.split(), [*expected, "left", "wall-left-right"][-1 - 2 * maze.REMEMBERED :]
+        )
 
     def test_data_of_the_partially_observed_maze_is_what_the_game_shows(self):
-        task = tasks.make_task("maze-po")
+        task = make_task("maze-po")
         data = task.data(np.random.default_rng(0), 1_200, 0.99)
         self.assertBetween(data.games.mean(), -86, -76)  # published: -83
         boards, items = task.start(1, np.random.default_rng(0)), data.items
-        cells, moves, *_ = next(tasks._maze_walk(np.random.default_rng(0), 1, confined=False))
+        cells, moves, *_ = next(maze._maze_walk(np.random.default_rng(0), 1, confined=False))
         boards["cell"][:] = cells[0]
         for i, move in enumerate(moves):
             self.assertAllEqual(items.state[i], task.show(boards)[0][0])
@@ -86,117 +107,139 @@ class TestMaze(tf.test.TestCase):
 
 
 class TestWordle(tf.test.TestCase):
-
     def test_colours_by_hand(self):
         def colours(guess, hidden):
-            return tasks.wordle_colours(*(np.array([ord(letter) for letter in word]) for word in (guess, hidden))).tolist()
+            return wordle_colours(
+                *(np.array([ord(letter) for letter in word]) for word in (guess, hidden))
+            ).tolist()
 
         self.assertEqual(colours("abbey", "abbey"), [2, 2, 2, 2, 2])
         self.assertEqual(colours("eerie", "geese"), [1, 2, 0, 0, 2])
         self.assertEqual(colours("allay", "llama"), [1, 2, 1, 1, 0])
-        self.assertEqual(colours("speed", "abide"), [0, 0, 1, 0, 1])  # one e in the hidden word, so only the first e is yellow
+        self.assertEqual(
+            colours("speed", "abide"), [0, 0, 1, 0, 1]
+        )  # one e in the hidden word, so only the first e is yellow
 
     def test_known_policies_score_as_published(self):
-        task = tasks.make_task("wordle")
+        task = make_task("wordle")
         self.assertLen(task.actions, 400)
         data = task.data(np.random.default_rng(0), 3_000, 0.99)
         self.assertAlmostEqual(data.games.mean(), -4.12, delta=0.15)
         rng, total = np.random.default_rng(1), 0
         boards = task.start(2_000, rng)
         while not boards["done"].all():
-            total = total + task.step(boards, (rng.random(boards["fits"].shape) * boards["fits"]).argmax(axis=1))
+            total = total + task.step(
+                boards, (rng.random(boards["fits"].shape) * boards["fits"]).argmax(axis=1)
+            )
         self.assertAlmostEqual(total.mean(), -2.37, delta=0.1)
-        self.assertEqual(tasks.play(task, lambda texts, at: np.eye(400)[np.zeros(len(texts), int)], games=50).min(), -6)
+        self.assertEqual(
+            play_games(
+                task, lambda texts, at: np.eye(400)[np.zeros(len(texts), int)], games=50
+            ).min(),
+            -6,
+        )
 
     def test_episodes_hold_what_the_game_shows(self):
-        task = tasks.make_task("wordle")
+        task = make_task("wordle")
         items = task.data(np.random.default_rng(0), 50, 0.99).items
         self.assertIsInstance(items, Episode)
         words = np.array(task.actions)
         for i in range(50):
             shown = task.tokenizer.convert_ids_to_tokens(items.text[i].tolist())
             turns = int(items.mask[i].sum())
-            for turn in range(min(turns, tasks.TURNS - 1)):
-                self.assertEqual("".join(token[0] for token in shown[1 + 5 * turn:6 + 5 * turn]), words[int(items.action[i, turn])])
+            for turn in range(min(turns, TURNS - 1)):
+                self.assertEqual(
+                    "".join(token[0] for token in shown[1 + 5 * turn : 6 + 5 * turn]),
+                    words[int(items.action[i, turn])],
+                )
             self.assertEqual(items.discount[i, turns - 1], 0)
 
 
 class TestRecord(tf.test.TestCase):
-
     def test_the_maze_move_by_move(self):
-        task, far = tasks.make_task("maze"), tasks.maze_distances()
-        items, returns = tasks.record(task, 25, np.random.default_rng(0),
-                                      lambda boards, text, at: np.argmin(far[tasks.NEXT[boards["cell"]]], axis=1))
+        task, moves = make_task("maze"), maze.maze_distances()
+        items, returns = record(
+            task,
+            25,
+            np.random.default_rng(0),
+            lambda boards, text, at: np.argmin(moves[maze.NEXT[boards["cell"]]], axis=1),
+        )
         self.assertAlmostEqual(returns.mean(), -6.84)
-        self.assertLen(items.action, far.sum())
+        self.assertLen(items.action, moves.sum())
         self.assertEqual((items.discount == 0).sum(), 25)
         self.assertAllEqual(items.reward == 0, items.discount == 0)
         starts = task.show(task.start(25, None))[0]
         self.assertAllEqual(items.state[:25], starts)
-        self.assertFalse((items.state == items.next_state).all(axis=1).any())  # this policy never walks into a wall
+        self.assertFalse(
+            (items.state == items.next_state).all(axis=1).any()
+        )  # this policy never walks into a wall
 
     def test_a_game_cut_short_has_not_ended(self):
-        task = tasks.make_task("maze-po")
-        items, returns = tasks.record(task, 2, np.random.default_rng(0), lambda boards, text, at: np.full(2, tasks.MOVES.index("up")))
+        task = make_task("maze-po")
+        items, returns = record(
+            task,
+            2,
+            np.random.default_rng(0),
+            lambda boards, text, at: np.full(2, maze.MOVES.index("up")),
+        )
         self.assertAllEqual(returns, [-100, -100])
         self.assertAllEqual(items.discount, np.ones(200))
         self.assertAllEqual(items.state[2:], items.next_state[:-2])  # two games, move by move
 
     def test_wordle_game_by_game(self):
-        task = tasks.make_task("wordle")
-        items, returns = tasks.record(task, 8, np.random.default_rng(0), lambda boards, text, at: boards["fits"].argmax(axis=1))
+        task = make_task("wordle")
+        items, returns = record(
+            task,
+            8,
+            np.random.default_rng(0),
+            lambda boards, text, at: boards["fits"].argmax(axis=1),
+        )
         self.assertAllEqual(items.reward.sum(axis=1), returns)
-        self.assertAllEqual(items.at.shape, [8, tasks.TURNS + 1])
-        self.assertAllEqual(items.mask.sum(axis=1), np.minimum(1 - returns, tasks.TURNS))
+        self.assertAllEqual(items.at.shape, [8, TURNS + 1])
+        self.assertAllEqual(items.mask.sum(axis=1), np.minimum(1 - returns, TURNS))
         last = items.mask.sum(axis=1) - 1
         self.assertAllEqual(items.discount.sum(axis=1), last)
         self.assertAllEqual(items.at[:, :3], np.tile([0, 5, 10], (8, 1)))
 
 
-class TestMethods(tf.test.TestCase):
+class TestTable(tf.test.TestCase):
+    def test_every_task_has_what_training_asks_of_it(self):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "a.txt").write_text("a good day . " * 40, encoding="utf-8")
+            corpus = dict(corpus=folder, reward="sentiment", vocabulary=5, window=4)
+            tasks = [make_task(name, run_dir=folder, settings=corpus) for name in TASKS]
+            for task, name in zip(tasks, TASKS):
+                self.assertEqual(task.name, name)
+                for attribute in (*Task.__annotations__, *_methods(Task)):
+                    self.assertTrue(hasattr(task, attribute), f"{name}.{attribute}")
+                self.assertAllEqual(task.samples(2).shape, [2, task.length])
 
+
+def _methods(cls):
+    return [name for name, value in vars(cls).items() if callable(value) and name[0] != "_"]
+
+
+class TestMethods(tf.test.TestCase):
     def test_filtered_keeps_the_best_and_montecarlo_sums(self):
-        data = tasks.make_task("wordle").data(np.random.default_rng(0), 500, 0.5)
-        best = tasks.prepare(data, "filtered", keep_best=0.1)
+        data = make_task("wordle").data(np.random.default_rng(0), 500, 0.5)
+        best = prepare(data, "filtered", keep_best=0.1)
         self.assertLess(len(best.text), 300)
         self.assertGreaterEqual(best.reward.sum(axis=1).min(), np.quantile(data.returns, 0.9))
-        maze = tasks.make_task("maze").data(np.random.default_rng(0), 400, 0.99)
-        self.assertGreater(maze.returns[tasks.prepare(maze, "filtered").reward.size - 1] + 101, 0)
-        self.assertLess(len(tasks.prepare(maze, "filtered", keep_best=0.1).action), 0.1 * len(maze.items.action))
-        sums = tasks.prepare(data, "montecarlo").reward
+        maze = make_task("maze").data(np.random.default_rng(0), 400, 0.99)
+        self.assertGreater(maze.returns[prepare(maze, "filtered").reward.size - 1] + 101, 0)
+        self.assertLess(
+            len(prepare(maze, "filtered", keep_best=0.1).action), 0.1 * len(maze.items.action)
+        )
+        sums = prepare(data, "montecarlo").reward
         row = int(np.argmin(data.returns))  # a lost game: -1 in each of six turns
-        self.assertAllClose(sums[row], [-(2 - 0.5 ** k) for k in range(5, -1, -1)])
+        self.assertAllClose(sums[row], [-(2 - 0.5**k) for k in range(5, -1, -1)])
 
     def test_an_unknown_task_is_said(self):
         with self.assertRaisesRegex(UsageError, "choose one of maze"):
-            tasks.make_task("chess")
-        with self.assertRaisesRegex(UsageError, "module:function"):
-            corpora.make_reward("nowhere:nothing")
-
-
-class TestCorpus(tf.test.TestCase):
-
-    def test_king_james_and_sentiment(self):
-        with tempfile.TemporaryDirectory() as folder:
-            corpora.write_king_james(folder)
-            files = sorted(Path(folder).iterdir())
-            self.assertLen(files, 66)
-            self.assertIn("In the beginning God created", files[0].read_text(encoding="utf-8"))
-            small = Path(folder, "small")
-            small.mkdir()
-            small.joinpath("a.txt").write_text(files[64].read_text(encoding="utf-8"), encoding="utf-8")
-            corpus = corpora.make_corpus(small, "sentiment", vocabulary=50, length=9)
-            batches = corpora.CorpusBatches(corpus, 16, TextConfig(method="filtered", keep_best=0.25))
-            first = [items for items in batches]
-            again = [items for items in batches]
-            self.assertLen(first, len(batches))
-            for one, other in zip(first, again):
-                for field, same in zip(one, other):
-                    self.assertAllEqual(field, same)
-            self.assertBetween(len(first[0].text), 4, 15)
-        reward = corpora.make_reward("sentiment")
-        self.assertGreater(reward("a good and joyful heart"), 0.5)
-        self.assertLess(reward("wrath and destruction"), -0.5)
+            make_task("chess")
+        for name in ("maze-po", "wordle"):
+            with self.assertRaisesRegex(UsageError, "leave out --encoder"):
+                make_task(name, tokenizer=make_task("maze").tokenizer)
 
 
 if __name__ == "__main__":

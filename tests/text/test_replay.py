@@ -1,0 +1,86 @@
+"""The replay of texts keeps what it is given, and every word of a text is a decision."""
+
+import unittest
+
+import numpy as np
+
+from tfdqt.backend import tf
+from tfdqt.errors import UsageError
+from tfdqt.text.replay import ExperienceReplay, Transition, episodes
+from tfdqt.text.tokenizers import make_tokenizer
+
+WORDS = ["red", "green", "blue", "sun", "moon"]
+
+
+def transition(i):
+    return [i, i + 1, 0], i % 3, float(i), [i + 1, i + 2, 0], i % 2 == 1
+
+
+class TestExperienceReplay(tf.test.TestCase):
+    def test_keeps_the_latest_and_gives_them_back_whole(self):
+        replay = ExperienceReplay(capacity=4)
+        self.assertLen(replay, 0)
+        for i in range(6):
+            replay.push(*transition(i))
+        self.assertLen(replay, 4)
+        sample = replay.sample(500)
+        self.assertIsInstance(sample, Transition)
+        rewards = sample.reward.numpy().astype(int)
+        self.assertAllEqual(np.unique(rewards), [2, 3, 4, 5])  # 0 and 1 went first
+        self.assertAllEqual(sample.state[:, 0], rewards)
+        self.assertAllEqual(sample.next_state[:, 0], rewards + 1)
+        self.assertAllEqual(sample.action, rewards % 3)
+        self.assertAllEqual(sample.discount, 1.0 - rewards % 2)
+
+    def test_draws_are_uniform_and_follow_the_seed(self):
+        replay = ExperienceReplay(capacity=10)
+        for i in range(8):
+            replay.push(*transition(i))
+        rewards = replay.sample(8_000, seed=(1, 2)).reward.numpy().astype(int)
+        self.assertAllInRange(np.bincount(rewards, minlength=8), 850, 1_150)
+        self.assertAllEqual(
+            replay.sample(50, seed=(3, 4)).reward, replay.sample(50, seed=(3, 4)).reward
+        )
+        self.assertNotAllEqual(replay.sample(50).reward, replay.sample(50).reward)
+
+    def test_what_can_not_be(self):
+        with self.assertRaises(UsageError):
+            ExperienceReplay(capacity=0)
+        replay = ExperienceReplay()
+        with self.assertRaisesRegex(UsageError, "empty"):
+            replay.sample(1)
+        replay.push(*transition(0))
+        with self.assertRaisesRegex(UsageError, "one length"):
+            replay.push([1, 2], 0, 0.0, [1, 2], False)
+
+    def test_all_of_it_can_be_put_back(self):
+        replay = ExperienceReplay(capacity=4)
+        for i in range(6):
+            replay.push(*transition(i))
+        again = ExperienceReplay(capacity=4)
+        again.restore(replay.arrays())
+        for field, other in zip(replay.sample(20, seed=(0, 0)), again.sample(20, seed=(0, 0))):
+            self.assertAllEqual(field, other)
+
+
+class TestEpisodes(tf.test.TestCase):
+    def test_rewards_of_words_sum_to_the_worth_of_the_text(self):
+        tokenizer = make_tokenizer(WORDS)
+        worth = {"red": 1.0, "blue": -0.5}
+
+        def reward(text):
+            return sum(worth.get(word, 0.0) for word in text.split())
+
+        items = episodes(tokenizer, ["red sun blue", "moon odd red"], 5, reward)
+        self.assertAllClose(items.reward, [[1, 0, -0.5, 0], [0, 0, 1, 0]])
+        # An unknown word is read, not learned.
+        self.assertAllEqual(items.mask, [[1, 1, 1, 0], [1, 0, 1, 0]])
+        self.assertAllEqual(items.discount, [[1, 1, 0, 1], [1, 1, 0, 1]])
+        written = tokenizer.convert_ids_to_tokens(items.action[0, :3].tolist())
+        self.assertAllEqual(written, ["red", "sun", "blue"])
+        with self.assertRaisesRegex(UsageError, "not finite"):
+            episodes(tokenizer, ["red"], 5, lambda text: float("nan"))
+
+
+if __name__ == "__main__":
+    unittest.main()
