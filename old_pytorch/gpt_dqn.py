@@ -4,7 +4,7 @@
     python old_pytorch/gpt_dqn.py --name=Breakout-ram-v0 --total-steps=50000 --tokens=bytes --context=1 --out=log.csv
 
 One environment, one process, a step and then, now and then, an update. Network and update are those of tfdqt (double Q, n-step
-returns, Huber loss, clipped gradient, Adam, Polyak's average): `tests/test_old_pytorch.py` shows that equal weights give equal
+returns, Huber loss, clipped gradient, Adam, Polyak's average): `tests/games/test_old_pytorch.py` shows that equal weights give equal
 Q-values, losses and weights after ten updates. The CSV has tfdqt's columns. It can't be resumed, and saves no weights.
 """
 

@@ -51,7 +51,7 @@ class Args:
 
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__)
-    check_at_least_one(args, "episodes", "best_of")
+    check_at_least_one(args, "episodes", "best_of", "max_steps", "video_steps")
     check_fractions(args, "epsilon")
     given = [name for name in ("seed", "workers", "temperature") if getattr(args, name) is not None]
     check_not_negative(args, *given)

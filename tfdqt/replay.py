@@ -176,12 +176,13 @@ def steps_stored(replay):
 
 
 def stored_obs(replay):
-    """All observations in the buffer, stream by stream: numpy [M, ...], and which start one [M].
+    """All observations in the buffer, stream by stream: (obs [M, ...], first [M]) of numpy.
 
-    Start an episode or a stream.
+    `first` is True where an episode, or a stream, starts.
     """
     kept = Steps(*replay.table.variables())
-    obs, first = _by_row(replay, kept.obs.numpy()), _by_row(replay, kept.first.numpy())
+    obs = _by_row(replay, kept.obs.numpy())
+    first = _by_row(replay, kept.first.numpy())
     first[:, 0] = True
     return tuple(
         np.concatenate([row[:filled] for row, filled in zip(field, _filled(replay))])

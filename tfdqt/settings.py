@@ -5,6 +5,8 @@ Imports no TensorFlow, so `--help` is instant.
 
 import dataclasses
 import json
+import math
+import os
 import types
 import typing
 from typing import Literal
@@ -18,9 +20,11 @@ def save_config(path, **parts):
         key: dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part
         for key, part in parts.items()
     }
-    with open(path, "w", encoding="utf-8") as file:
+    temporary = f"{path}.writing"
+    with open(temporary, "w", encoding="utf-8") as file:
         json.dump(plain, file, indent=2)
         file.write("\n")
+    os.replace(temporary, path)  # a run must not lose its settings when it is killed here
 
 
 def load_config(path, **classes):
@@ -84,10 +88,11 @@ def flag_of(field):
 
 
 def check_positive(cfg, *fields):
-    """Raise UsageError unless each of these fields is greater than 0."""
+    """Raise UsageError unless each of these fields is greater than 0, and finite."""
     for field in fields:
-        if not getattr(cfg, field) > 0:
-            raise UsageError(f"{flag_of(field)} must be greater than 0, not {getattr(cfg, field)}.")
+        value = getattr(cfg, field)
+        if not (value > 0 and math.isfinite(value)):
+            raise UsageError(f"{flag_of(field)} must be greater than 0 and finite, not {value}.")
 
 
 def check_not_negative(cfg, *fields):

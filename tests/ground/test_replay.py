@@ -5,8 +5,20 @@ import unittest
 import numpy as np
 
 from tfdqt.backend import tf
-from tfdqt.envs import EnvInfo
-from tfdqt.replay import Steps, make_add, make_replay, make_sampler, replay_arrays, restore_replay, steps_spec, steps_stored, stored_obs
+from tfdqt.games.envs import EnvInfo
+from tfdqt.replay import (
+    Steps,
+    make_add,
+    make_add_to,
+    make_replay,
+    make_sampler,
+    make_uneven_replay,
+    replay_arrays,
+    restore_replay,
+    steps_spec,
+    steps_stored,
+    stored_obs,
+)
 
 ROWS, LENGTH, WINDOW = 3, 10, 4
 INFO = EnvInfo("Counter", (2,), "int32", (), 5)
@@ -15,15 +27,22 @@ INFO = EnvInfo("Counter", (2,), "int32", (), 5)
 def counted(begin, end):
     """Steps [S, N] from `begin` to `end`, told apart in every field: row and time."""
     time, row = np.meshgrid(np.arange(begin, end), np.arange(ROWS), indexing="ij")
-    return Steps(np.stack([row, time], axis=-1).astype(np.int32), (time % 5).astype(np.int32), (100 * row + time).astype(np.float32),
-                 ((time + row) % 3 != 0).astype(np.float32), (time + row) % 4 == 0)
+    return Steps(
+        np.stack([row, time], axis=-1).astype(np.int32),
+        (time % 5).astype(np.int32),
+        (100 * row + time).astype(np.float32),
+        ((time + row) % 3 != 0).astype(np.float32),
+        (time + row) % 4 == 0,
+    )
 
 
 class Filled:
     """A small buffer and its compiled functions; made once, because each is a compilation."""
 
     def __init__(self):
-        self.replay = make_replay(steps_spec(INFO), ROWS, ROWS * LENGTH + 2)  # the rest of the division is dropped
+        self.replay = make_replay(
+            steps_spec(INFO), ROWS, ROWS * LENGTH + 2
+        )  # the rest of the division is dropped
         self.add, sample = make_add(self.replay), make_sampler(self.replay, WINDOW)
         self.draw = tf.function(lambda seed: sample(2_000, seed))
         self.seen = 0
@@ -35,16 +54,19 @@ class Filled:
         return self
 
     def windows(self, seed=0, counter=0):
-        return tf.nest.map_structure(lambda field: field.numpy(), self.draw(tf.constant([seed, counter], tf.int64)))
+        return tf.nest.map_structure(
+            lambda field: field.numpy(), self.draw(tf.constant([seed, counter], tf.int64))
+        )
 
 
 class Windows(tf.test.TestCase):
-
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
         cls.partial = Filled().fill(2, 6)
-        cls.wrapped = Filled().fill(4, 8, 27)  # steps 17 to 26 are left; the oldest stands in the middle of its row
+        cls.wrapped = Filled().fill(
+            4, 8, 27
+        )  # steps 17 to 26 are left; the oldest stands in the middle of its row
 
     def test_windows_are_pieces_of_the_stream(self):
         for filled, oldest in ((self.partial, 0), (self.wrapped, 17)):
@@ -66,7 +88,9 @@ class Windows(tf.test.TestCase):
             counts = np.zeros((ROWS, starts), int)
             np.add.at(counts, (first[:, 0], first[:, 1] - oldest), 1)
             expected = 2_000 / counts.size
-            self.assertAllInRange(counts, expected - 5 * expected ** 0.5, expected + 5 * expected ** 0.5)
+            self.assertAllInRange(
+                counts, expected - 5 * expected**0.5, expected + 5 * expected**0.5
+            )
 
     def test_seed_and_counter_decide(self):
         once, again = self.wrapped.windows(1, 5), self.wrapped.windows(1, 5)
@@ -78,7 +102,6 @@ class Windows(tf.test.TestCase):
 
 
 class Contents(tf.test.TestCase):
-
     def test_layout_agrees_with_tf_agents(self):
         for ends in ((6,), (4, 8, 27)):
             filled = Filled().fill(*ends)
@@ -98,7 +121,9 @@ class Contents(tf.test.TestCase):
         filled = Filled().fill(3)
         obs, first = stored_obs(filled.replay)
         self.assertAllEqual(obs, [[row, time] for row in range(ROWS) for time in range(3)])
-        self.assertAllEqual(first, [time == 0 or (time + row) % 4 == 0 for row in range(ROWS) for time in range(3)])
+        self.assertAllEqual(
+            first, [time == 0 or (time + row) % 4 == 0 for row in range(ROWS) for time in range(3)]
+        )
         obs, first = stored_obs(filled.fill(27).replay)
         self.assertEqual((obs.shape, first.shape), ((ROWS * LENGTH, 2), (ROWS * LENGTH,)))
 
@@ -116,13 +141,14 @@ class Contents(tf.test.TestCase):
 
 
 class Restore(tf.test.TestCase):
-
     def test_round_trip(self):
         for ends in ((6,), (4, 8, 27)):
             filled, fresh = Filled().fill(*ends), Filled().fill(2)
             arrays = replay_arrays(filled.replay)
             per_row = min(filled.seen, LENGTH)
-            self.assertEqual({value.shape[:2] for value in arrays.values() if value.ndim}, {(ROWS, per_row)})
+            self.assertEqual(
+                {value.shape[:2] for value in arrays.values() if value.ndim}, {(ROWS, per_row)}
+            )
             restore_replay(fresh.replay, arrays)
             fresh.seen = filled.seen
             self.assertEqual(steps_stored(fresh.replay), ROWS * per_row)
@@ -142,13 +168,72 @@ class Restore(tf.test.TestCase):
 
     def test_other_shape_is_refused(self):
         arrays = replay_arrays(Filled().fill(10).replay)
-        for spec, rows, capacity in ((INFO, 4, 40), (INFO, 3, 27), (INFO._replace(obs_shape=(3,)), 3, 30)):
+        for spec, rows, capacity in (
+            (INFO, 4, 40),
+            (INFO, 3, 27),
+            (INFO._replace(obs_shape=(3,)), 3, 30),
+        ):
             with self.assertRaises(ValueError):
                 restore_replay(make_replay(steps_spec(spec), rows, capacity), arrays)
 
     def test_ring_that_has_wrapped_does_not_fit_a_longer_one(self):
         with self.assertRaises(ValueError):
-            restore_replay(make_replay(steps_spec(INFO), ROWS, ROWS * 12), replay_arrays(Filled().fill(27).replay))
+            restore_replay(
+                make_replay(steps_spec(INFO), ROWS, ROWS * 12),
+                replay_arrays(Filled().fill(27).replay),
+            )
+
+
+def counted_row(row, begin, end):
+    """Steps [S, 1] of stream `row`, told apart by row and time."""
+    time = np.arange(begin, end)[:, None]
+    return Steps(
+        np.stack([np.full_like(time, row), time], axis=-1).astype(np.int32),
+        (time % 5).astype(np.int32),
+        (100 * row + time).astype(np.float32),
+        np.ones(time.shape, np.float32),
+        time % 4 == 0,
+    )
+
+
+class TestUnevenReplay(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.replay = make_uneven_replay(steps_spec(INFO), 4, 40)
+        add = make_add_to(cls.replay)
+        for row, begin, end in (
+            (2, 0, 5),
+            (0, 0, 7),
+            (0, 7, 14),
+            (0, 14, 23),
+            (3, 0, 3),
+        ):  # row 1 has nothing, row 3 less than a window
+            add(counted_row(row, begin, end), tf.constant([row], tf.int64))
+        cls.sample = staticmethod(make_sampler(cls.replay, 4))
+
+    def test_every_whole_window_is_as_likely(self):
+        draw = tf.function(lambda: self.sample(9_000, tf.constant([3, 4], tf.int64)))
+        windows = tf.nest.map_structure(lambda field: field.numpy(), draw())
+        row, time = windows.obs[..., 0], windows.obs[..., 1]
+        self.assertAllEqual(np.diff(row), np.zeros((9_000, 3)))
+        self.assertAllEqual(np.diff(time), np.ones((9_000, 3)))
+        self.assertAllEqual(windows.reward, 100 * row + time)
+        starts, counts = np.unique(windows.obs[:, 0], axis=0, return_counts=True)
+        # Of row 0, steps 13 to 22 are left.
+        expected = [[0, begin] for begin in range(13, 20)] + [[2, 0], [2, 1]]
+        self.assertAllEqual(starts, expected)
+        self.assertAllInRange(counts, 850, 1150)  # 1,000 expected, standard deviation 30
+
+    def test_it_comes_back_from_its_arrays(self):
+        other = make_uneven_replay(steps_spec(INFO), 4, 40)
+        restore_replay(other, replay_arrays(self.replay))
+        again = make_sampler(other, 4)
+        for mine, theirs in zip(
+            self.sample(50, tf.constant([0, 1], tf.int64)), again(50, tf.constant([0, 1], tf.int64))
+        ):
+            self.assertAllEqual(mine, theirs)
+        self.assertEqual(len(stored_obs(other)[0]), 5 + 10 + 3)
 
 
 if __name__ == "__main__":

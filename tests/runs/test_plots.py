@@ -1,17 +1,18 @@
 """Learning curves."""
 
-import sys
-import tempfile
+import json
+import runpy
 import unittest
-from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.image
 import numpy as np
 
-from tfdqt.config import UsageError
-from tfdqt.plots import band, plot_learning
+from tests.helpers import ROOT, InFolder
+from tfdqt.errors import UsageError
+from tfdqt.runs.plots import band, plot_learning
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-import plot  # noqa: E402
+plot = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "plot.py")))
 
 
 def log(steps, values):
@@ -19,7 +20,6 @@ def log(steps, values):
 
 
 class Band(unittest.TestCase):
-
     def test_seeds_of_different_lengths(self):
         runs = [log([0, 50, 100], [0, 50, 100]), log([0, 20, 60], [0, 40, 120])]
         steps, values = band(runs, "mean_return", points=4)
@@ -39,50 +39,67 @@ class Band(unittest.TestCase):
         np.testing.assert_allclose(values, [[1, 2, 3]])
 
 
-class Picture(unittest.TestCase):
-
+class Picture(InFolder):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.path = Path(folder.name) / "curves.png"
+        super().setUp()
+        self.path = self.tmp / "curves.png"
 
     def test_writes_a_png(self):
         steps = np.arange(0, 2_000_000, 10_000)
-        groups = {"gpt": [log(steps, np.sqrt(steps)), log(steps[:150], np.sqrt(steps[:150]) + 50)],
-                  "dense": [log(steps, steps / 3e3)]}
+        groups = {
+            "gpt": [log(steps, np.sqrt(steps)), log(steps[:150], np.sqrt(steps[:150]) + 50)],
+            "dense": [log(steps, steps / 3e3)],
+        }
         plot_learning(groups, self.path, title="Breakout", levels=dict(human=700))
         data = self.path.read_bytes()
         self.assertEqual(data[:8], b"\x89PNG\r\n\x1a\n")
         self.assertGreater(len(data), 10_000)
-
-        import matplotlib.image
-
         picture = matplotlib.image.imread(self.path)
-        colours = {tuple(colour) for colour in np.round(picture[..., :3].reshape(-1, 3) * 255).astype(int)}
+        colours = {
+            tuple(colour) for colour in np.round(picture[..., :3].reshape(-1, 3) * 255).astype(int)
+        }
         self.assertIn((31, 119, 180), colours)  # the first line of matplotlib's cycle
         self.assertIn((255, 127, 14), colours)  # the second
 
     def test_nothing_to_draw(self):
-        for runs in ([log([0, 10], [np.nan, np.nan])], [log([0, 10], [1, 2]), log([0, 10], [np.nan, np.nan])]):
+        for runs in (
+            [log([0, 10], [np.nan, np.nan])],
+            [log([0, 10], [1, 2]), log([0, 10], [np.nan, np.nan])],
+        ):
             with self.assertRaisesRegex(UsageError, "gpt"):
                 plot_learning({"gpt": runs}, self.path)
         self.assertFalse(self.path.exists())
 
 
-class Names(unittest.TestCase):
-
+class Names(InFolder):
     def test_runs_of_one_name_are_told_apart_by_what_differs(self):
-        short, long = (dict(algorithm="dqn", name="Pong", seed=seed, network=dict(network="gpt", width=8), dqn=dict(total_steps=steps))
-                       for seed, steps in ((0, 10), (1, 20)))
+        short, long = (
+            dict(
+                algorithm="dqn",
+                name="Pong",
+                seed=seed,
+                network=dict(network="gpt", width=8),
+                dqn=dict(total_steps=steps),
+            )
+            for seed, steps in ((0, 10), (1, 20))
+        )
         self.assertEqual(plot.name_of(short), "Pong DQN gpt")
         self.assertEqual(plot.differences(short, [short, long]), ", total_steps=10")
         self.assertEqual(plot.differences(long, [long]), "")
 
     def test_settings_that_came_later_are_as_by_default(self):
-        old = dict(algorithm="dqn", name="Pong", seed=0, network=dict(network="gpt"), dqn=dict(total_steps=10))
-        new = plot.complete(dict(old, network=dict(network="gpt", width=8), far=dict(actors=2)))
-        self.assertEqual(plot.differences(new, [plot.complete(old), new]), ", width=8, actors=2")
-        self.assertEqual(plot.complete(new), new)
+        old = dict(algorithm="dqn", name="Pong", seed=0, network={}, dqn=dict(total_steps=10))
+        new = dict(old, network=dict(width=8), scale=dict(actors=2), log_lines=7)
+        older = dict(old, far=dict(actors=0), epochs=9)
+        settings = {}
+        for name, plain in dict(old=old, new=new, older=older).items():
+            folder = self.tmp / name
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps(plain))
+            settings[name] = plot.settings_of(folder)
+        both = [settings["old"], settings["new"]]
+        self.assertEqual(plot.differences(settings["new"], both), ", width=8, actors=2")
+        self.assertEqual(plot.flat(settings["old"]), plot.flat(settings["older"]))
 
 
 if __name__ == "__main__":

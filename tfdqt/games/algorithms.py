@@ -48,6 +48,7 @@ class Algorithm(NamedTuple):
 
     def acting_weights(self, saved):
         """The weights [W] that act, of a checkpoint's tree."""
+        # The fields of a state before the weights that act are tensors, one array each.
         return saved["learner"][self.state._fields.index(self.acting)]
 
 

@@ -73,7 +73,7 @@ def make_actor_collect(env_fn, q_fn, info, cfg, rows, seed):
 
     It plays the environments `rows` of a run by epsilon-greedy; seed is a numpy SeedSequence.
     """
-    net = flatten_q(q_fn(info))
+    net = flatten_q(q_fn(info), info)
     epsilon_end = epsilon_ladder(cfg.num_envs)[rows] if cfg.num_envs > 1 else None
     # The environments live as long as the actor, whose process ends with it.
     stepper = make_stepper(

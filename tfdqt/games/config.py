@@ -64,6 +64,15 @@ def check_network(cfg):
         raise UsageError(f"--hidden must list one or more sizes of at least 1, not {cfg.hidden}.")
 
 
+def check_policy_network(cfg):
+    """Raise UsageError for a network of a policy that has settings for Q-values."""
+    if cfg.quantiles or cfg.dueling or cfg.every_step is not None:
+        raise UsageError(
+            "--quantiles, --dueling and --every-step are for Q-values, which a policy has none of; "
+            "leave them out."
+        )
+
+
 def environment_kind(name):
     """The kind of an environment, by which an algorithm's DEFAULTS go: atari, cartpole or other.
 

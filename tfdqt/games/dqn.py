@@ -512,7 +512,7 @@ def make_learner(env_fn, q_fn, cfg, seed, make_buffer=make_replay, group=SINGLE)
     own = dataclasses.replace(own, replay_size=cfg.replay_size // group.size)
     info = info_of(env_fn)
     keras.utils.set_random_seed(seed)
-    net = flatten_q(q_fn(info))
+    net = flatten_q(q_fn(info), info)
     replay = make_buffer(steps_spec(info), own.num_envs, own.replay_size)
     window = net.context + cfg.n_step
     needed = max(own.learning_starts, own.num_envs * window)

@@ -146,7 +146,9 @@ def make_env(name, **kwargs):
             raise UsageError(
                 f"There is no environment called {name!r} ({type(error).__name__}); {hint}"
             ) from None
-        except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
+        except UsageError:
+            raise
+        except Exception as error:  # whatever its constructor raises
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UsageError(f"The environment {name!r} can't be made: {first}") from None
 
@@ -178,7 +180,7 @@ def env_info(env, name=None):
     obs = env.observation_space
     if not isinstance(actions, spaces.Discrete):
         raise UsageError(
-            f"{name} has the action space {actions}, but DQN chooses among Discrete actions; "
+            f"{name} has the action space {actions}, but tfdqt chooses among Discrete actions; "
             "wrap the environment so that its actions are Discrete."
         )
     num_actions = int(actions.n)

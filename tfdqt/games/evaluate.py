@@ -87,6 +87,8 @@ class Policy:
     """
 
     def __init__(self, trained, *, epsilon=0.0, sample=False, seed=0):
+        if not 0 <= epsilon <= 1:
+            raise UsageError(f"epsilon must lie between 0 and 1, not {epsilon}.")
         self.trained = trained
         self.info = trained.info
         self.epsilon = epsilon
@@ -122,6 +124,8 @@ class Policy:
                 f"{shape[0]} of them are asked for, not {np.shape(obs)}; reset(num_envs=N) makes "
                 "the policy act for N environments at once."
             )
+        if first is not None and np.shape(first) != shape[:1]:
+            raise UsageError(f"first must tell of each of {shape[0]} environments, not {first}.")
         action = self.act(rows - np.asarray(self.info.obs_start), first) + self.info.action_start
         return int(action[0]) if self._single else action
 
@@ -262,14 +266,14 @@ def evaluate_games(run_dir, args):
         f"{name} seed {trained.settings['seed']} after {trained.step} steps: {args.episodes} games "
         f"{how}: mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean "
         f"[{low:.1f}, {high:.1f}], min {returns.min():.0f}, median "
-        f"{sorted(returns)[len(returns) // 2]:.0f}, max {returns.max():.0f}, mean length "
+        f"{np.median(returns):.0f}, max {returns.max():.0f}, mean length "
         f"{lengths.mean():.0f}"
     )
     columns = dict(epsilon=args.epsilon, sample=args.sample)
     append_evaluation(run_dir, trained.step, args.seed, columns, returns, lengths)
     if args.video:
         make_filmed = functools.partial(make_env, name, render_mode="rgb_array")
-        policy = Policy(trained, epsilon=args.epsilon, seed=args.seed)
+        policy = Policy(trained, epsilon=args.epsilon, sample=args.sample, seed=args.seed)
         mp4, score = film(
             make_filmed, policy, args.video, seed=args.seed, max_steps=args.video_steps
         )

@@ -51,12 +51,33 @@ def flatten_model(model):
     return FlatModel(model, apply, unflatten, start, context, model.output.shape[1])
 
 
-def flatten_q(model):
-    """As `flatten_model`, of a Q-network. Raises UsageError unless it gives [B, P, A, N]."""
-    if len(model.output.shape) != 4:
+def flatten_q(model, info, quantiles=None):
+    """As `flatten_model`, of a Q-network for the actions of `info`.
+
+    quantiles: how many it must have; None: any number. Raises UsageError unless it gives
+    [B, P, A, N], P at most the context.
+    """
+    wanted = f"[batch, steps, {info.num_actions} actions, {quantiles or 'any number of'} quantiles]"
+    return _flatten_checked(model, (info.num_actions, quantiles), wanted)
+
+
+def flatten_pi_v(model, info):
+    """As `flatten_model`, of a policy and a value for the actions of `info`.
+
+    Raises UsageError unless it gives [B, P, A + 1], P at most the context.
+    """
+    wanted = f"[batch, steps, {info.num_actions} logits and a value]"
+    return _flatten_checked(model, (info.num_actions + 1,), wanted)
+
+
+def _flatten_checked(model, last_axes, wanted):
+    shape = tuple(model.output.shape)
+    context = model.input["obs"].shape[1]
+    fits = len(shape) == 2 + len(last_axes) and shape[1] <= context
+    if not fits or any(axis not in (None, size) for axis, size in zip(last_axes, shape[2:])):
         raise UsageError(
-            f"The Q-network gives {tuple(model.output.shape)}, but [batch, steps, actions, "
-            "quantiles] is asked for; end a network without quantiles by a last axis of size 1."
+            f"The network gives {shape}, but {wanted} is asked for, of at most its {context} "
+            "steps; a Q-network without quantiles ends with an axis of size 1."
         )
     return flatten_model(model)
 

@@ -11,8 +11,7 @@ and 1 without, the dense network's.
 import numpy as np
 
 from tfdqt.backend import keras
-from tfdqt.errors import UsageError
-from tfdqt.games.config import check_network
+from tfdqt.games.config import check_network, check_policy_network
 from tfdqt.games.features import as_numbers, count_numbers, hide_static
 
 layers = keras.layers
@@ -303,11 +302,7 @@ def build_pi_v(info, cfg):
     The logits of the actions, then the state's value. Raises UsageError for sizes that don't fit
     together, and for quantiles, dueling heads or `every_step`, which are for Q.
     """
-    if cfg.quantiles or cfg.dueling or cfg.every_step is not None:
-        raise UsageError(
-            "--quantiles, --dueling and --every-step are for Q-values, which a policy has none of; "
-            "leave them out."
-        )
+    check_policy_network(cfg)
     inputs, x = body(info, cfg)
     # Small at first: every action about as likely as every other.
     scale = 0.01 / np.sqrt(x.shape[-1])

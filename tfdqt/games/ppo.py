@@ -17,9 +17,9 @@ import numpy as np
 
 from tfdqt import losses
 from tfdqt.backend import keras, tf
-from tfdqt.games.config import check_network
+from tfdqt.games.config import check_network, check_policy_network
 from tfdqt.games.envs import info_of
-from tfdqt.games.flat import flatten, flatten_model, repeat_update, set_weights, step_adam
+from tfdqt.games.flat import flatten, flatten_pi_v, repeat_update, set_weights, step_adam
 from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
 from tfdqt.games.rollout import (
     adapted_weights,
@@ -114,6 +114,7 @@ DEFAULTS = {
 def check_ppo(network, cfg):
     """Raise UsageError for a network and settings that PPO can't run with."""
     check_network(network)
+    check_policy_network(network)
     check_settings(cfg)
 
 
@@ -327,7 +328,7 @@ def ppo(
     check_settings(cfg)
     info = info_of(env_fn)
     keras.utils.set_random_seed(seed)
-    net = flatten_model(pi_v_fn(info))
+    net = flatten_pi_v(pi_v_fn(info), info)
     state = first_state(net)
     if saved is not None:
         state = restore_state(saved, state)

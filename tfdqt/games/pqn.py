@@ -294,7 +294,7 @@ def pqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
     check_settings(cfg)
     info = info_of(env_fn)
     keras.utils.set_random_seed(seed)
-    net = flatten_q(q_fn(info))
+    net = flatten_q(q_fn(info), info, quantiles=1)
     state = first_state(net)
     if saved is not None:
         state = restore_state(saved, state)

@@ -15,6 +15,7 @@ from tfdqt.games.algorithms import ALGORITHMS, default_parallel, default_setting
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import info_of, make_env
 from tfdqt.runs.cli import (
+    check_goes_on,
     check_resume_flags,
     given_flags,
     given_value,
@@ -80,6 +81,8 @@ def parse(argv, algorithm, description):
     args = tyro.cli(cls, args=argv, default=default, description=description)
     flags = given_flags(argv)
     check_resume_flags(flags, RESUME_FLAGS)
+    check_at_least_one(args, "log_lines", "checkpoint_every", "threads")
+    check_not_negative(args, "workers", "seed")
     return args, flags
 
 
@@ -93,8 +96,6 @@ def start(args, algorithm):
     """Check the arguments and start a new run: -> Run."""
     scale = getattr(args, "scale", ScaleConfig())
     check(algorithm, args.network, args.settings, scale)
-    check_at_least_one(args, "log_lines", "checkpoint_every", "threads")
-    check_not_negative(args, "workers", "seed")
     info_of(functools.partial(make_env, args.name), args.name)
     plain_name = args.name.replace("/", "-").replace(":", "-")
     default = f"runs/{plain_name}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -128,6 +129,7 @@ def resume(args, flags, algorithm):
     if "total-steps" in flags:
         settings = dataclasses.replace(settings, total_steps=args.settings.total_steps)
         check(algorithm, run.settings["network"], settings, run.scale)
+        check_goes_on(run.saved["progress"]["step"], settings.total_steps, "--total-steps")
         save_config(run.folder / "config.json", **{**run.settings, algorithm: settings})
     parallel = default_parallel(name, algorithm)
     args = dataclasses.replace(

@@ -145,6 +145,10 @@ def load_checkpoint(run_dir, path=None):
     if path is None and not existing:
         raise UsageError(f"{run_dir} has no checkpoint yet; start the run again in another folder.")
     path = Path(path) if path else existing[-1]
+    if path.resolve().parent != (Path(run_dir) / "checkpoints").resolve():
+        raise UsageError(
+            f"The checkpoint {path} is not one of {run_dir}; give a folder of its checkpoints/."
+        )
     fault = _fault(path)
     if fault:
         good = last_good(run_dir)

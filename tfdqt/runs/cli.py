@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tfdqt import backend
 from tfdqt.errors import EnvFailure, UsageError
-from tfdqt.runs.checkpoint import load_checkpoint, make_saver, newest_common
+from tfdqt.runs.checkpoint import checkpoints, load_checkpoint, make_saver, newest_common
 from tfdqt.runs.folder import find_run, freed_if_nothing_is_learned, learner_folder, start_run
 from tfdqt.runs.log import make_logger
 from tfdqt.scale import distribute, ray_pool
@@ -19,12 +19,20 @@ from tfdqt.version import __version__
 
 
 def run_main(main):
-    """Call `main()` as a script: a UsageError becomes one sentence and exit code 2."""
+    """Call `main()` as a script: what a user can mend becomes one sentence and exit code 2."""
     try:
         sys.exit(main())
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UsageError, EnvFailure) as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def first_line(error):
+    """The sentence of an error; an EnvFailure has a traceback behind it."""
+    return str(error).partition("\n")[0]
 
 
 # -------------------------------------------------------------------------------------------------
@@ -66,6 +74,8 @@ def check_resume_flags(flags, own):
             f"--resume goes on with the run's own settings; leave out --{odd[0]}, or start a new "
             "run with it."
         )
+    if "checkpoint" in flags and "resume" not in flags:
+        raise UsageError("--checkpoint says where --resume goes on; give --resume=RUN too.")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -119,6 +129,12 @@ def old_run(args, flags, algorithm, check, **classes):
     return Run(folder, settings, scale, strategy or start_backend(scale, args.threads), saved)
 
 
+def check_goes_on(done, total, flag):
+    """Raise UsageError unless a resumed run has more to do than it has done."""
+    if total <= done:
+        raise UsageError(f"{flag}={total} is no more than the {done} that the run has done.")
+
+
 def read_settings(run_dir, **classes):
     """A run's config.json, with a ScaleConfig as `scale` whether or not there is one in it."""
     path = Path(run_dir) / "config.json"
@@ -169,10 +185,13 @@ def session(run, fields, total_steps, lines, checkpoint_every, step=None):
         try:
             yield Session(log, save, stop)
         except EnvFailure as error:
-            Path(folder, "failure.txt").write_text(str(error), encoding="utf-8")
+            failure = Path(folder, "failure.txt")
+            failure.write_text(str(error), encoding="utf-8")
+            advice = "nothing was learned yet, start again"
+            if checkpoints(folder):
+                advice = f"what was learned is saved, go on with --resume={folder}"
             raise UsageError(
-                f"{str(error).partition(chr(10))[0]}; what was learned is saved, go on with "
-                f"--resume={folder} once that is mended (more of it: {folder / 'failure.txt'})."
+                f"{first_line(error)}; {advice} once that is mended (more of it: {failure})."
             ) from None
         finally:
             close()

@@ -16,6 +16,11 @@ def start_run(run_dir, **settings):
     """
     run_dir = Path(run_dir)
     if (run_dir / "config.json").exists():
+        if not checkpoints(run_dir):
+            raise UsageError(
+                f"{run_dir} already holds a run, which has no checkpoint yet; delete the folder if "
+                "it was killed before its first one, or choose another --run-dir."
+            )
         raise UsageError(
             f"{run_dir} already holds a run; go on with it by --resume={run_dir}, or choose "
             "another --run-dir."
@@ -53,10 +58,10 @@ def learner_folder(run_dir, scale):
 
 @contextlib.contextmanager
 def freed_if_nothing_is_learned(run_dir):
-    """Let the folder be used again if the block raises UsageError before the first checkpoint."""
+    """Let the folder be used again if the block fails before the first checkpoint."""
     try:
         yield
-    except UsageError:
+    except (UsageError, KeyboardInterrupt):
         if not checkpoints(run_dir):
             Path(run_dir, "config.json").unlink(missing_ok=True)
         raise

@@ -131,4 +131,8 @@ def read_csv(path):
         raise UsageError(f"{path} can't be read ({error.strerror}).") from None
     if not rows:
         raise UsageError(f"{path} has no rows yet; let the run train for longer.")
-    return {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
+    return {
+        # An empty cell is of a column that came later.
+        key: np.array([float(row[key]) if row[key] else np.nan for row in rows])
+        for key in rows[0]
+    }

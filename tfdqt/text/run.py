@@ -18,6 +18,7 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.policy import epsilon_ladder
 from tfdqt.runs.cli import (
+    check_goes_on,
     check_resume_flags,
     given_flags,
     given_value,
@@ -186,6 +187,7 @@ def resume(args, flags):
             f"{args.checkpoint} is not a checkpoint of a text run; give one from {run.folder}."
         )
     if "epochs" in flags:
+        check_goes_on(run.saved["place"]["epoch"], args.epochs, "--epochs")
         save_config(run.folder / "config.json", **{**run.settings, "epochs": args.epochs})
     return run._replace(settings=changed(run.settings))
 

@@ -1,0 +1,211 @@
+"""A trained network as a policy: of one environment and of many, and whole games played with it."""
+
+import unittest
+
+import gymnasium
+import numpy as np
+
+from tests.games.corridor import Corridor
+from tests.games.scripted import Spaces
+from tests.games.toys import without_xla
+from tfdqt.backend import tf
+from tfdqt.errors import UsageError
+from tfdqt.games.algorithms import ALGORITHMS
+from tfdqt.games.config import NetworkConfig
+from tfdqt.games.envs import env_info
+from tfdqt.games.evaluate import Policy, TrainedRun, play_episodes
+from tfdqt.games.flat import flatten_model, mean_q
+from tfdqt.games.vec_envs import make_vec_env
+from tfdqt.games.window import make_window, network_inputs, push
+
+NETWORK = NetworkConfig(context=3, layers=1, heads=2, width=8, prev_action=True)
+
+
+class Shifted(Corridor):
+    """A corridor whose cells are 5 to 8 and whose actions are 2, left, and 3, right."""
+
+    observation_space = gymnasium.spaces.Discrete(4, start=5)
+    action_space = gymnasium.spaces.Discrete(2, start=2)
+
+    def reset(self, **more):
+        return super().reset(**more)[0] + 5, {}
+
+    def step(self, action):
+        obs, *rest = super().step(action - 2)
+        return obs + 5, *rest
+
+
+def untrained(info, algorithm="dqn", network=NETWORK, seed=3):
+    """A run that has learned nothing, but whose actions depend on what it sees."""
+    chosen = ALGORITHMS[algorithm]
+    net = flatten_model(chosen.build(info, network))
+    rng = np.random.default_rng(seed)
+    weights = tf.constant(rng.normal(size=net.start.shape) * 0.5, tf.float32)
+    return TrainedRun(net, weights, info, chosen, dict(name=info.name), 0)
+
+
+def walk(policy, env, steps, seed=0):
+    """The actions of a policy in one environment, reset where an episode ends: [steps]."""
+    actions = []
+    obs, _ = env.reset(seed=seed)
+    policy.reset()
+    for _ in range(steps):
+        actions.append(policy(obs))
+        obs, _, terminated, truncated, _ = env.step(actions[-1])
+        if terminated or truncated:
+            obs, _ = env.reset()
+            policy.reset()
+    return actions
+
+
+class TestPolicy(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.info = env_info(Corridor())
+        cls.trained = untrained(cls.info)
+        with without_xla():
+            cls.policy = Policy(cls.trained)
+
+    def test_the_window_is_kept_inside(self):
+        """As if the network were given its windows by hand."""
+        trained = self.trained
+        env = Corridor()
+        obs, _ = env.reset()
+        first = True
+        action = -1
+        window = make_window(self.info, 1, NETWORK.context)
+        self.policy.reset()
+        chosen = []
+        for _ in range(50):
+            push(window, np.array([[obs]]), np.array([first]), np.array([action]))
+            q = mean_q(trained.net.apply(trained.weights, network_inputs(window)))[0, -1]
+            action = self.policy(obs)
+            self.assertIs(type(action), int)
+            self.assertEqual(action, np.argmax(q))
+            chosen.append(action)
+            obs, _, terminated, truncated, _ = env.step(action)
+            first = terminated or truncated
+            if first:
+                obs, _ = env.reset()
+                self.policy.reset()
+        self.assertEqual(set(chosen), {0, 1})
+
+    def test_many_environments_act_as_each_by_itself(self):
+        count = 3
+        envs = [Corridor() for _ in range(count)]
+        for i, env in enumerate(envs):
+            env.limit = 4 + 3 * i  # episodes of different lengths
+        obs = np.array([env.reset()[0] for env in envs])
+        first = np.ones(count, bool)
+        self.policy.reset(num_envs=count)
+        together = []
+        for _ in range(30):
+            action = self.policy(obs, first=first)
+            self.assertEqual((action.shape, action.dtype.kind), ((count,), "i"))
+            together.append(action)
+            for i, env in enumerate(envs):
+                obs[i], _, terminated, truncated, _ = env.step(action[i])
+                first[i] = terminated or truncated
+                if first[i]:
+                    obs[i], _ = env.reset()
+        for i, env in enumerate(envs):
+            self.assertEqual(walk(self.policy, env, 30), [row[i] for row in together])
+
+    def test_spaces_that_do_not_start_at_zero(self):
+        with without_xla():
+            shifted = Policy(self.trained._replace(info=env_info(Shifted())))
+        plain = walk(self.policy, Corridor(), 20)
+        self.assertEqual(walk(shifted, Shifted(), 20), [action + 2 for action in plain])
+        shifted.reset(num_envs=2)
+        self.policy.reset(num_envs=2)
+        cells = np.array([0, 1])
+        self.assertAllEqual(shifted(cells + 5), self.policy(cells) + 2)
+
+    def test_multi_discrete_with_starts(self):
+        space = gymnasium.spaces.MultiDiscrete([3, 5], start=[1, 10])
+        info = env_info(Spaces(space, gymnasium.spaces.Discrete(3)))
+        with without_xla():
+            policy = Policy(untrained(info))
+        policy.reset(num_envs=2)
+        again = policy._window.obs
+        policy(np.array([[1, 10], [3, 14]]))
+        self.assertAllEqual(again[:, -1], [[0, 0], [2, 4]])
+
+    def test_other_shapes_are_refused(self):
+        self.policy.reset()
+        for obs in (np.zeros(2, int), np.zeros((1, 1), int), np.zeros((3, 1), int)):
+            with self.assertRaisesRegex(UsageError, r"has the shape \(1,\).*reset\(num_envs=N\)"):
+                self.policy(obs)
+        self.policy.reset(num_envs=3)
+        for obs in (0, np.zeros(2, int), np.zeros((3, 2), int)):
+            with self.assertRaisesRegex(UsageError, "3 of them"):
+                self.policy(obs)
+        # A Discrete observation may be a number or a vector of one.
+        self.assertAllEqual(self.policy(np.zeros(3, int)).shape, (3,))
+        self.assertAllEqual(self.policy(np.zeros((3, 1), int)).shape, (3,))
+
+    def test_epsilon_and_seed(self):
+        with without_xla():
+            always, same, other = (
+                Policy(self.trained, epsilon=1.0, seed=seed) for seed in (3, 3, 4)
+            )
+        actions = walk(always, Corridor(), 200)
+        self.assertBetween(np.mean(actions), 0.35, 0.65)
+        self.assertEqual(walk(same, Corridor(), 200), actions)
+        self.assertNotEqual(walk(other, Corridor(), 200), actions)
+
+    def test_actions_are_drawn_from_a_policy(self):
+        trained = untrained(self.info, "ppo")
+        with without_xla():
+            policy = Policy(trained, sample=True, seed=1)
+        window = make_window(self.info, 4_000, NETWORK.context)
+        push(window, np.zeros((4_000, 1)), np.ones(4_000, bool), -1)
+        logits = trained.net.apply(trained.weights, network_inputs(window))[0, -1, :-1]
+        policy.reset(num_envs=4_000)
+        p = float(tf.nn.softmax(logits)[1])
+        # Standard deviation at most 0.008.
+        self.assertAlmostEqual(policy(np.zeros(4_000, int)).mean(), p, delta=5 * 0.008)
+
+
+class TestGames(tf.test.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        info = env_info(Corridor())
+        with without_xla():
+            cls.policy = Policy(untrained(info), epsilon=0.5)
+            cls.greedy = Policy(untrained(info))
+
+    def test_a_game_in_each_environment(self):
+        returns, lengths = play_episodes(Corridor, self.policy, episodes=40, seed=1)
+        self.assertEqual((returns.shape, lengths.shape), ((40,), (40,)))
+        self.assertAllInSet(returns, (0.0, 1.0))
+        # Who arrives takes at least 3 steps, and who does not is cut after 20.
+        self.assertAllInRange(lengths, 3, 20)
+        self.assertAllEqual(lengths[returns == 0], np.full((returns == 0).sum(), 20))
+        self.assertBetween(returns.mean(), 0.1, 1.0)
+
+    def test_it_does_not_depend_on_the_workers(self):
+        one = play_episodes(Corridor, self.greedy, episodes=5, seed=1)
+        two = play_episodes(Corridor, self.greedy, episodes=5, seed=1, workers=2)
+        self.assertAllEqual(one, two)
+
+    def test_a_longer_game_counts_as_it_stands(self):
+        returns, lengths = play_episodes(Corridor, self.policy, episodes=5, seed=1, max_steps=2)
+        self.assertAllEqual(returns, np.zeros(5))
+        self.assertAllEqual(lengths, np.full(5, 2))
+
+    def test_playing_is_calling_the_policy(self):
+        _, lengths = play_episodes(Corridor, self.greedy, episodes=1, seed=1)
+        vec = make_vec_env(Corridor, self.greedy.info, 1, 0, workers=0)
+        self.greedy.reset(num_envs=1)
+        steps = 0
+        while not vec.out["ended"][0]:
+            vec.step(self.greedy(vec.out["obs"], first=vec.out["first"]))
+            steps += 1
+        self.assertEqual(steps, lengths[0])
+
+
+if __name__ == "__main__":
+    unittest.main()

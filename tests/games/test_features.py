@@ -1,0 +1,148 @@
+"""What is done to observations before a network reads them."""
+
+import unittest
+
+import numpy as np
+
+from tests.games.toys import BOX, PAIR, RAM, build, q_of, random_window
+from tfdqt.backend import tf
+from tfdqt.errors import UsageError
+from tfdqt.games import features, networks
+from tfdqt.games.config import NetworkConfig
+from tfdqt.games.envs import EnvInfo
+from tfdqt.games.flat import adapt, flatten_model
+
+
+class Features(tf.test.TestCase):
+    def test_bytes_and_bits_by_hand(self):
+        obs = tf.constant([[[5, 255], [0, 128]]], tf.uint8)
+        info = RAM._replace(obs_shape=(2,))
+        self.assertAllClose(
+            features.as_numbers(obs, info, NetworkConfig()),
+            [[[5 / 128 - 1, 255 / 128 - 1], [-1, 0]]],
+        )
+        bits = features.as_numbers(obs, info, NetworkConfig(ram_bits=True)).numpy()
+        self.assertAllEqual(
+            bits[0, :, 2:], [[1, 0, 1, 0, 0, 0, 0, 0] + [1] * 8, [0] * 8 + [0, 0, 0, 0, 0, 0, 0, 1]]
+        )
+        self.assertAllClose(bits[0, :, :2], [[5 / 128 - 1, 255 / 128 - 1], [-1, 0]])
+
+    def test_discrete_by_hand(self):
+        one_hot = features.as_numbers(tf.constant([[[2, 0]]]), PAIR, NetworkConfig())
+        self.assertAllEqual(one_hot, [[[0, 0, 1, 1, 0, 0, 0, 0]]])
+
+    def test_what_seldom_changes_is_not_seen(self):
+        for info, settings in (
+            (BOX, {}),
+            (RAM, dict(tokens="features")),
+            (RAM, dict(ram_bits=True)),
+            (RAM, dict(network="dense")),
+            (PAIR, {}),
+            (PAIR, dict(network="dense", standardize=True)),
+        ):
+            with self.subTest(info=info.name, **settings):
+                model, cfg = build(info, min_change=0.1, **settings)
+                inputs = random_window(info, cfg.context)
+                obs = inputs["obs"]
+                obs[..., 0] = obs[..., 1] = 1
+                q, slow, fast = q_of(model, inputs), obs.copy(), obs.copy()
+                slow[..., 0], fast[..., 1] = 2, 2
+                self.assertGreater(
+                    np.abs(q_of(model, dict(inputs, obs=slow)) - q).max(), 1e-4
+                )  # at first all is shown
+                model.get_layer("hide_static").rate.assign([0.09] + [0.1] * (obs.shape[-1] - 1))
+                q = q_of(model, inputs)
+                self.assertAllEqual(q_of(model, dict(inputs, obs=slow)), q)
+                self.assertGreater(np.abs(q_of(model, dict(inputs, obs=fast)) - q).max(), 1e-4)
+
+    def test_what_seldom_changes_is_seen_faintly(self):
+        layer = features.HideStatic(0.1, 0.03)
+        self.assertAllClose(
+            layer(tf.constant([[100, 200]], tf.uint8)), [[100, 200]]
+        )  # at first all is shown
+        layer.rate.assign([0.05, 0.1])
+        self.assertAllClose(layer(tf.constant([[100, 200]], tf.uint8)), [[3, 200]])
+        for info, settings, faint in (
+            (RAM, {}, True),
+            (BOX, {}, True),
+            (RAM, dict(network="dense"), True),
+            (PAIR, {}, False),
+            (BOX, dict(tokens="features"), True),
+            (RAM, dict(tokens="features"), False),
+            (RAM, dict(ram_bits=True), False),
+        ):
+            with self.subTest(info=info.name, **settings):
+                model, cfg = build(info, min_change=0.1, hidden_scale=0.03, **settings)
+                inputs = random_window(info, cfg.context)
+                model.get_layer("hide_static").rate.assign(
+                    [0.09] + [0.1] * (inputs["obs"].shape[-1] - 1)
+                )
+                other = inputs["obs"].copy()
+                inputs["obs"][..., 0], other[..., 0] = 1, 2 if info is PAIR else 100
+                change = np.abs(q_of(model, dict(inputs, obs=other)) - q_of(model, inputs)).max()
+                self.assertEqual(change > 0, faint)
+
+    def test_standardize_by_hand(self):
+        layer = features.Standardize()
+        x = tf.constant([[1.0, 10.0], [2.0, -100.0]])
+        self.assertAllClose(layer(x), [[1, 5], [2, -5]])  # before it is set, only clipped
+        layer.mean.assign([1.0, 4.0])
+        layer.scale.assign([0.5, 2.0])
+        self.assertAllClose(layer(x), [[0, 3], [2, -5]])
+        self.assertEqual((layer.trainable_variables, len(layer.non_trainable_variables)), ([], 2))
+
+    def test_standardized_network_sees_the_same_after_a_change_of_units(self):
+        for settings in ({}, dict(tokens="features"), dict(network="dense")):
+            model, cfg = build(BOX, standardize=True, **settings)
+            inputs = random_window(BOX, cfg.context)
+            inputs["obs"] = inputs["obs"].clip(-2, 2)
+            q = q_of(model, inputs)
+            layer = model.get_layer("standardize")
+            layer.mean.assign([100.0, 0.0, -3.0])
+            layer.scale.assign([10.0, 0.5, 1.0])
+            inputs["obs"] = (inputs["obs"] * [10, 0.5, 1] + [100, 0, -3]).astype("float32")
+            self.assertAllClose(q_of(model, inputs), q, rtol=1e-3, atol=1e-3)
+
+    def test_how_often_features_change_by_hand(self):
+        # Of three pairs of steps the second spans two episodes and does not count. The first
+        # feature has a range of 4.
+        obs = np.array([[4, 0], [1, 0], [2, 5], [0, 5]], "float32")
+        first = np.array([True, False, True, False])
+        self.assertAllEqual(features.change_rates(obs, first), [(3 + 2) / 2 / 4, 0])
+        self.assertAllEqual(
+            features.change_rates(obs.astype("uint8"), first), [(3 + 2) / 2 / 256, 0]
+        )
+        self.assertAllEqual(features.change_rates(obs.astype("int32"), first), [1, 0])
+        nothing_known = features.change_rates(obs, np.ones(4, bool))
+        self.assertAllEqual(nothing_known, [1, 1])
+
+    def test_layers_adapt_to_data(self):
+        # A deviation of 0 counts as 0.1.
+        layer = features.Standardize()
+        layer.build((None, 2))
+        layer.adapt(np.array([[1.0, 5.0], [3.0, 5.0]], "float32"), None)
+        self.assertAllClose([layer.mean, layer.scale], [[2, 5], [1, 0.1]])
+
+        hiding = features.HideStatic(0.1)
+        hiding.build((None, 2))
+        obs = np.array([[4, 0], [1, 0], [2, 5], [0, 5]], "float32")
+        first = np.array([True, False, True, False])
+        hiding.adapt(obs, first)
+        self.assertAllEqual(hiding.rate, [(3 + 2) / 2 / 4, 0])
+        self.assertAllEqual(hiding.shown, [True, False])
+        with self.assertRaisesRegex(UsageError, "lower --min-change"):
+            features.HideStatic(0.1).adapt(np.zeros((4, 2), "float32"), first)
+
+    def test_features_shown_of_a_network(self):
+        info = EnvInfo("Pair", (2,), "float32", (), 2)
+        small = NetworkConfig(context=1, layers=1, heads=1, width=4, min_change=0.1)
+        net = flatten_model(networks.build_q(info, small))
+        obs = np.array([[4, 0], [1, 0], [2, 5], [0, 5]], "float32")
+        (rate,) = adapt(net, obs, np.array([True, False, True, False]))
+        self.assertAllEqual(rate, [(3 + 2) / 2 / 4, 0])
+        self.assertAllEqual(features.features_shown(net.model), [0])
+        self.assertIsNone(features.features_shown(build(BOX)[0]))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,1 @@
+"""Tests of what takes a run past one process and one device."""
