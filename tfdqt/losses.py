@@ -162,13 +162,15 @@ def td_loss(q, actions, targets, mask, *, delta=1.0):
     actions.shape.assert_is_compatible_with(q.shape[:-2])
     targets.shape.assert_is_compatible_with([*q.shape[:-2], q.shape[-1]])
     targets = tf.stop_gradient(targets)
-    chosen = select_quantiles(q, actions)  # [B, P, N]
-    mean = tf.reduce_mean(chosen, axis=-1)  # [B, P]
-    error = mean - tf.reduce_mean(targets, axis=-1)
     if q.shape[-1] == 1:
+        mean = select_actions(q[..., 0], actions)  # [B, P]
+        error = mean - targets[..., 0]
         each = huber(error, delta)
     else:
-        each = quantile_huber(chosen, targets, delta)
+        quantiles = select_quantiles(q, actions)  # [B, P, N]
+        mean = tf.reduce_mean(quantiles, axis=-1)
+        error = mean - tf.reduce_mean(targets, axis=-1)
+        each = quantile_huber(quantiles, targets, delta)
     count = tf.maximum(tf.reduce_sum(mask), 1.0)
     diagnostics = dict(
         q_mean=tf.reduce_sum(mask * mean) / count,

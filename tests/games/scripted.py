@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from tfdqt.games.envs import env_info
+from tfdqt.games.envs import info_of
 from tfdqt.games.vec_envs import make_vec_env
 
 
@@ -100,9 +100,9 @@ class Spaces(gymnasium.Env):
         return self.show, 0.0, False, False, {}
 
 
-def vec_of(test, env_fn, num_envs=1, seed=0, **options):
+def vec_of(test, env_fn, num_envs=1, seed=0, info=None, **options):
     """Environments that are closed behind the test."""
-    vec = make_vec_env(env_fn, env_info(env_fn()), num_envs, seed, **options)
+    vec = make_vec_env(env_fn, info or info_of(env_fn), num_envs, seed, **options)
     test.addCleanup(vec.close)
     return vec
 

@@ -141,6 +141,10 @@ class TestPolicy(tf.test.TestCase):
         for obs in (0, np.zeros(2, int), np.zeros((3, 2), int)):
             with self.assertRaisesRegex(UsageError, "3 of them"):
                 self.policy(obs)
+        with self.assertRaisesRegex(UsageError, "first must tell of each of 3"):
+            self.policy(np.zeros(3, int), first=True)
+        with self.assertRaisesRegex(UsageError, "epsilon must lie between 0 and 1"):
+            Policy(self.trained, epsilon=1.5)
         # A Discrete observation may be a number or a vector of one.
         self.assertAllEqual(self.policy(np.zeros(3, int)).shape, (3,))
         self.assertAllEqual(self.policy(np.zeros((3, 1), int)).shape, (3,))

@@ -17,7 +17,7 @@ class TestFlatModel(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.model, cls.cfg = build(BOX, standardize=True, min_change=0.1, quantiles=3)
-        cls.net = flat.flatten_q(cls.model)
+        cls.net = flat.flatten_q(cls.model, BOX)
         cls.window = random_window(BOX, cls.cfg.context)
 
     def test_it_says_what_the_model_says(self):
@@ -71,17 +71,33 @@ class TestFlatModel(tf.test.TestCase):
         self.assertAllClose(mean, obs.mean(axis=0) * [1, 0, 1], rtol=1e-4)
         self.assertAllClose(scale, np.where([True, False, True], obs.std(axis=0), 0.1), rtol=1e-4)
 
-    def test_a_network_without_an_axis_of_quantiles_is_refused(self):
-        inputs = dict(obs=keras.Input((2, 1), name="obs"))
-        model = keras.Model(inputs, keras.layers.Dense(2)(inputs["obs"]))
-        with self.assertRaisesRegex(UsageError, "last axis of size 1"):
-            flat.flatten_q(model)
+    def test_networks_of_other_shapes_are_refused(self):
+        def model(*shape, context=2):
+            inputs = dict(obs=keras.Input((context, 1)))
+            size = int(np.prod(shape))
+            x = keras.layers.Dense(size)(keras.layers.Flatten()(inputs["obs"]))
+            return keras.Model(inputs, keras.layers.Reshape(shape)(x))
+
+        flat.flatten_q(model(2, 2, 1), BOX)
+        flat.flatten_q(model(1, 2, 7), BOX)
+        flat.flatten_pi_v(model(1, 3), BOX)
+        for shape, quantiles, words in (
+            ((2, 2), None, "ends with an axis of size 1"),
+            ((2, 3, 1), None, r"\(None, 2, 3, 1\), but \[batch, steps, 2 actions"),
+            ((3, 2, 1), None, "of at most its 2 steps"),
+            ((2, 2, 4), 1, "1 quantiles"),
+        ):
+            with self.subTest(shape=shape), self.assertRaisesRegex(UsageError, words):
+                flat.flatten_q(model(*shape), BOX, quantiles)
+        for shape in ((1, 2), (3, 3), (2, 3, 1)):
+            with self.subTest(shape=shape), self.assertRaisesRegex(UsageError, "2 logits and a"):
+                flat.flatten_pi_v(model(*shape), BOX)
 
 
 class TestActing(tf.test.TestCase):
     def test_the_best_action_and_the_scores_are_those_of_the_last_step(self):
         model, cfg = build(RAM, quantiles=3)
-        net = flat.flatten_q(model)
+        net = flat.flatten_q(model, RAM)
         inputs = {name: random_window(RAM, cfg.context)[name] for name in ("obs", "first")}
         q = np.mean(model(inputs), axis=-1)[:, -1]
         self.assertAllClose(flat.make_scores(net)(net.start, inputs), q, atol=1e-5)

@@ -69,7 +69,7 @@ class TestOldPyTorch(tf.test.TestCase):
             target_tau=0.1,
             max_grad_norm=1.0,
         )
-        net = flatten_q(build_q(info, network))
+        net = flatten_q(build_q(info, network), info)
         steps = self.steps(info, (UPDATES, 8, network.context + cfg.n_step))
         theirs = self.other_side(net, network, cfg, info, steps)
 

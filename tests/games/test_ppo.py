@@ -84,7 +84,8 @@ class TestPPO(tf.test.TestCase):
         for workers, seed in ((0, 3), (2, 3), (0, 4)):
             logs.append([])
             how = dict(cfg=cfg, network=DENSE, seed=seed, workers=workers, log=logs[-1].append)
-            states.append(train(**how)[0])
+            with without_xla():
+                states.append(train(**how)[0])
         self.assertAllEqual(states[0].weights, states[1].weights)
         np.testing.assert_equal([tuple(row) for row in logs[0]], [tuple(row) for row in logs[1]])
         self.assertNotAllEqual(states[0].weights, states[2].weights)
@@ -98,8 +99,9 @@ class TestPPO(tf.test.TestCase):
             if step == 512:
                 kept.update(make())
 
-        whole, _, end = train(Stateful, cfg, network, save=save)
-        again, _, end2 = train(Stateful, cfg, network, saved=kept)
+        with without_xla():
+            whole, _, end = train(Stateful, cfg, network, save=save)
+            again, _, end2 = train(Stateful, cfg, network, saved=kept)
         for one, two in zip(tf.nest.flatten(whole), tf.nest.flatten(again)):
             self.assertAllEqual(one, two)
         self.assertEqual(end, end2)

@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from tests.games.corridor import Corridor, Failing, Forever, Stateful
-from tests.games.toys import linear_net, without_xla
+from tests.games.toys import NUMBER, linear_net, without_xla
 from tfdqt.backend import keras, tf
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games import pqn, rollout
@@ -104,7 +104,7 @@ class TestLearn(tf.test.TestCase):
         net = linear_net(3, (1.0, 2.0))
         if positions == 1:
             model = net.model
-            net = flatten_q(keras.Model(model.input, model.output[:, -1:]))
+            net = flatten_q(keras.Model(model.input, model.output[:, -1:]), NUMBER)
         obs = np.concatenate([np.tile(before, (2, 1)), [[1, 2, 3], [4, 5, 6]]], axis=1)
         first = np.zeros((2, 5), np.int32)
         stream = Window(
@@ -141,7 +141,7 @@ class TestActing(tf.test.TestCase):
     def test_what_was_said_is_what_the_network_says_of_the_windows(self):
         network = dataclasses.replace(NETWORK, context=3, prev_action=True)
         info = env_info(Corridor())
-        net = flatten_q(build_q(info, network))
+        net = flatten_q(build_q(info, network), info)
         weights = net.start * 8.0  # so that states differ
         stepper = make_stepper(Corridor, info, 3, CFG.num_envs, seed=0)
         act = pqn.make_act(net, stepper, info, CFG)
@@ -194,7 +194,8 @@ class TestTraining(tf.test.TestCase):
         states = []
         for workers, seed in ((0, 3), (2, 3), (0, 4)):
             rows = []
-            states.append(train(cfg=cfg, seed=seed, workers=workers, log=rows.append)[0])
+            with without_xla():
+                states.append(train(cfg=cfg, seed=seed, workers=workers, log=rows.append)[0])
             logs.append([tuple(row) for row in rows])
         self.assertAllEqual(states[0].weights, states[1].weights)
         np.testing.assert_equal(logs[0], logs[1])
@@ -210,8 +211,9 @@ class TestTraining(tf.test.TestCase):
             if step == 512:
                 kept.update(make())
 
-        whole, _, end = train(Stateful, cfg, network, save=save, log=rows.append)
-        again, _, end2 = train(Stateful, cfg, network, saved=kept)
+        with without_xla():
+            whole, _, end = train(Stateful, cfg, network, save=save, log=rows.append)
+            again, _, end2 = train(Stateful, cfg, network, saved=kept)
         for one, two in zip(tf.nest.flatten(whole), tf.nest.flatten(again)):
             self.assertAllEqual(one, two)
         self.assertEqual(end, end2)
@@ -247,6 +249,8 @@ class TestTraining(tf.test.TestCase):
         with self.assertRaisesRegex(UsageError, "--quantiles is for DQN"):
             pqn.check_pqn(NetworkConfig(quantiles=8), CFG)
         pqn.check_pqn(NetworkConfig(quantiles=1), CFG)
+        with self.assertRaisesRegex(UsageError, "1 quantiles"):
+            train(network=dataclasses.replace(DENSE, quantiles=8))
         with self.assertRaisesRegex(UsageError, "--context"):
             pqn.check_pqn(NetworkConfig(context=0), CFG)
 

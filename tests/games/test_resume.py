@@ -40,7 +40,9 @@ class TestResume(InFolder):
         self.assertEqual(log_without_time(whole), log_without_time(broken))
 
     def test_cartpole_survives_sigkill(self):
-        self.compare("run_dqn", "--name=CartPole-v1", "--learning-starts=256")
+        # A dense network is compiled soonest.
+        dense = ["--network=dense", "--hidden", "16"]
+        self.compare("run_dqn", "--name=CartPole-v1", "--learning-starts=256", *dense)
 
     @slow("45 s: three processes play Breakout")
     def test_breakout_survives_sigkill(self):

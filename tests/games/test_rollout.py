@@ -28,7 +28,7 @@ class TestCollect(tf.test.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.net = flatten_q(build_q(INFO, NETWORK))
+        cls.net = flatten_q(build_q(INFO, NETWORK), INFO)
         stepper = make_stepper(Corridor, INFO, NETWORK.context, 4, seed=0)
         rng = np.random.default_rng(0)
         cls.asked = []

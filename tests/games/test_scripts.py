@@ -116,8 +116,7 @@ class TestScripts(unittest.TestCase):
         refused(self, "whole number of updates", "run_dqn", "--updates-per-step=0.3")
         refused(self, "--log-lines must be at least 1", "run_pqn", "--log-lines=0")
         refused(self, "--workers must be 0 or more", "run_ppo", "--workers=-1")
-        run = self.tmp / "policy"
-        refused(self, "--quantiles", "run_ppo", "--quantiles=8", f"--run-dir={run}")
+        refused(self, "--quantiles", "run_ppo", "--quantiles=8")
         refused(self, "--quantiles is for DQN", "run_pqn", "--quantiles=8")
         refused(self, "does not divide", "run_ppo", "--batch-size=100")
         refused(self, "does not divide", "run_pqn", "--batch-size=100")
@@ -125,7 +124,13 @@ class TestScripts(unittest.TestCase):
         refused(self, "can't be written", "run_dqn", f"--run-dir={self.tmp / 'file' / 'run'}")
         refused(self, "already holds a run", "run_dqn", f"--run-dir={self.run_dir}")
         refused(self, "There is no run", "run_dqn", "--resume=nowhere")
-        refused(self, "leave out --layers", "run_dqn", f"--resume={self.run_dir}", "--layers=3")
+        resume = f"--resume={self.run_dir}"
+        refused(self, "leave out --layers", "run_dqn", resume, "--layers=3")
+        refused(self, "no more than the 1024 that", "run_dqn", resume, "--total-steps=1000")
+        refused(self, "--workers must be 0 or more", "run_dqn", resume, "--workers=-1")
+        refused(self, "give --resume=RUN too", "run_dqn", "--checkpoint=some")
+        refused(self, "is not one of", "evaluate", self.run_dir, f"--checkpoint={self.tmp}")
+        refused(self, "--max-steps must be at least 1", "evaluate", self.run_dir, "--max-steps=0")
         refused(self, "There is no run", "evaluate", "nowhere")
         refused(self, "There is no run", "plot", "nowhere")
         refused(self, "exists already", "export", self.run_dir, self.tmp)
@@ -133,7 +138,9 @@ class TestScripts(unittest.TestCase):
     def test_a_process_ends_with_that_sentence(self):
         done = script("run_dqn", "--context=0", cwd=self.tmp)
         self.assertEqual((done.returncode, done.stdout), (2, ""))
-        self.assertEqual(done.stderr, "error: --context must be greater than 0, not 0.\n")
+        self.assertEqual(
+            done.stderr, "error: --context must be greater than 0 and finite, not 0.\n"
+        )
 
     def test_a_changed_network_is_refused_on_resume(self):
         config = self.run_dir / "config.json"

@@ -18,6 +18,7 @@ from tfdqt.games.flat import flatten_q
 BOX = EnvInfo("Box", (3,), "float32", (), 2)
 RAM = EnvInfo("Ram", (6,), "uint8", (), 4)
 CELLS = EnvInfo("Cells", (1,), "int32", (7,), 3)
+NUMBER = EnvInfo("Number", (1,), "float32", (), 2)
 PAIR = EnvInfo("Pair", (2,), "int32", (3, 5), 3)
 SMALL = dict(context=4, layers=1, heads=2, width=8, hidden=(16, 8))
 
@@ -49,7 +50,7 @@ def linear_net(context, slopes):
     )
     start = keras.initializers.Constant([slopes])
     q = keras.layers.Dense(2, use_bias=False, kernel_initializer=start)(inputs["obs"])
-    return flatten_q(keras.Model(inputs, keras.layers.Reshape((context, 2, 1))(q)))
+    return flatten_q(keras.Model(inputs, keras.layers.Reshape((context, 2, 1))(q)), NUMBER)
 
 
 def without_xla():

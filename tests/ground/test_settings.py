@@ -113,7 +113,7 @@ class Checks(unittest.TestCase):
 
     def test_numbers_out_of_bounds_name_their_flag(self):
         for check, good, bad in (
-            (settings.check_positive, (1, 0.1, 1e9), (0, -1, float("nan"))),
+            (settings.check_positive, (1, 0.1, 1e9), (0, -1, float("nan"), float("inf"))),
             (settings.check_not_negative, (0, 0.5), (-1, -1e-9, float("nan"))),
             (settings.check_fractions, (0, 0.5, 1), (-0.1, 1.1, float("nan"))),
             (settings.check_at_least_one, (1, 7, None), (0, -1)),

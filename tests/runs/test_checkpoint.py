@@ -210,8 +210,9 @@ class Checkpoints(InFolder):
 
     def test_path_that_is_no_checkpoint(self):
         run, (good,) = self.saved(1)
-        self.refused(run, f"--checkpoint={good}", path=self.tmp / "nowhere")
-        self.refused(run, f"--checkpoint={good}", path=run / "config.json")
+        self.refused(run, f"--checkpoint={good}", path=run / "checkpoints" / "nowhere")
+        for path in (self.tmp / "nowhere", run / "config.json"):
+            self.refused(run, f"{path} is not one of {run}", path=path)
 
     def test_full_disk_leaves_the_others_whole(self):
         run, (_, good) = self.saved(1, 2)

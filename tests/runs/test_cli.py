@@ -51,6 +51,17 @@ class Scripts(unittest.TestCase):
         self.assertEqual(self.ended(lambda: 130), (130, ""))
         self.assertEqual(self.ended(lambda: 0), (0, ""))
 
+    def test_a_failing_environment_is_one_line_and_ctrl_c_a_word(self):
+        def fail():
+            raise EnvFailure("the robot fell over\nTraceback: here")
+
+        self.assertEqual(self.ended(fail), (2, "error: the robot fell over\n"))
+
+        def interrupt():
+            raise KeyboardInterrupt
+
+        self.assertEqual(self.ended(interrupt), (130, "Stopped.\n"))
+
     def test_other_errors_are_not_hidden(self):
         with self.assertRaises(ZeroDivisionError):
             run_main(lambda: 1 / 0)
@@ -70,8 +81,15 @@ class CommandLine(unittest.TestCase):
     def test_flags_beside_resume(self):
         cli.check_resume_flags(["resume", "checkpoint", "total-steps", "actors"], {"total-steps"})
         cli.check_resume_flags(["seed", "layers"], set())  # a new run
+        with self.assertRaisesRegex(UsageError, "--checkpoint says where --resume goes on"):
+            cli.check_resume_flags(["checkpoint"], set())
         with self.assertRaisesRegex(UsageError, "leave out --seed"):
             cli.check_resume_flags(["resume", "seed"], {"total-steps"})
+
+    def test_a_run_that_goes_on_has_more_to_do(self):
+        cli.check_goes_on(10, 11, "--total-steps")
+        with self.assertRaisesRegex(UsageError, "--total-steps=10 is no more than the 10"):
+            cli.check_goes_on(10, 10, "--total-steps")
 
     def test_settings_are_shown_and_a_scale_that_says_something(self):
         said = io.StringIO()
@@ -139,7 +157,8 @@ class Sessions(InFolder):
 
     def test_one_that_fails_before_anything_is_learned_gives_the_folder_back(self):
         run, session = self.session()
-        with self.assertRaises(UsageError), session:
+        again = "^the robot did not stand up; nothing was learned yet, start again"
+        with self.assertRaisesRegex(UsageError, again), session:
             raise EnvFailure("the robot did not stand up")
         self.assertFalse((run / "config.json").exists())
 

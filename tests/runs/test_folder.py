@@ -40,6 +40,9 @@ class Starting(InFolder):
     def test_existing_run_is_left_alone(self):
         run = self.started()
         before = (run / "config.json").read_bytes()
+        with self.assertRaisesRegex(UsageError, "no checkpoint yet; delete the folder"):
+            start_run(run, name="Breakout-ram-v0", seed=1)
+        save_checkpoint(run, 1, dict(step=1))
         with self.assertRaisesRegex(UsageError, f"--resume={re.escape(str(run))}"):
             start_run(run, name="Breakout-ram-v0", seed=1)
         self.assertEqual((run / "config.json").read_bytes(), before)
@@ -63,9 +66,10 @@ class Freed(InFolder):
 
     def test_a_folder_in_which_nothing_was_learned_can_be_used_again(self):
         run = self.started()
-        with self.assertRaises(UsageError), freed_if_nothing_is_learned(run):
-            raise UsageError("That can't be.")
-        self.assertEqual(self.started(), run)
+        for fault in (UsageError("That can't be."), KeyboardInterrupt()):
+            with self.assertRaises(type(fault)), freed_if_nothing_is_learned(run):
+                raise fault
+            self.assertEqual(self.started(), run)
 
     def test_one_with_a_checkpoint_is_kept(self):
         run = self.started()

@@ -169,6 +169,13 @@ class Tables(InFolder):
         write_rows(path, [dict(a=1, b=1 / 3), dict(a=2, c="x")])
         self.assertEqual(path.read_text(), "a,b,c\n1,0.333333,\n2,,x\n")
 
+    def test_a_column_that_came_later_is_empty_before(self):
+        path = self.tmp / "rows.csv"
+        path.write_text("a,b\n1,\n2,3\n")
+        table = read_csv(path)
+        np.testing.assert_array_equal(table["a"], [1, 2])
+        np.testing.assert_array_equal(table["b"], [np.nan, 3])
+
     def test_what_can_not_be_read(self):
         with self.assertRaisesRegex(UsageError, "can't be read"):
             read_csv(self.tmp / "nothing.csv")

@@ -79,7 +79,7 @@ def toy():
     info = env_info(Corridor())
     tf.keras.utils.set_random_seed(0)
     network = NetworkConfig(network="dense", context=3, hidden=(8,), every_step=True)
-    net = flatten_q(build_q(info, network))
+    net = flatten_q(build_q(info, network), info)
     rng = np.random.default_rng(0)
     shape = (5, 8, net.context + CFG.n_step)
     steps = Steps(
