@@ -297,7 +297,7 @@ class States(unittest.TestCase):
                 self.assertEqual(first.out["length"].tolist(), [before] * 2)
                 second.restore(first.states())
                 expected = follow(first, actions)
-        restored = follow(second, actions)
+                restored = follow(second, actions)
                 self.assertTrue(name != "MountainCar-v0" or expected["ended"][110].all())
                 for key, value in expected.items():
                     np.testing.assert_array_equal(restored[key], value, err_msg=key)
