@@ -8,8 +8,8 @@ from pathlib import Path
 import compare
 import comparison_plot
 import numpy as np
-import pytest
 
+from tests.helpers import slow
 from tfdqt.errors import UsageError
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import EnvInfo, env_info, make_env
@@ -145,7 +145,7 @@ class TestReport(unittest.TestCase):
                     call(compare, out, *flags)
 
 
-@pytest.mark.slow
+@slow("2 minutes: three trainings")
 class TestCommand(unittest.TestCase):
     """Three trainings and their evaluations, about two minutes."""
 

@@ -9,8 +9,8 @@ import gymnasium
 import numpy as np
 import probe
 import probe_plots
-import pytest
 
+from tests.helpers import slow
 from tfdqt.backend import keras
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import EnvInfo, env_info
@@ -183,7 +183,7 @@ class TestPictures(unittest.TestCase):
         np.testing.assert_array_equal(table, [[2, 5], [12, 15]])
 
 
-@pytest.mark.slow
+@slow("2 minutes: three trainings, two probes")
 class TestCommand(unittest.TestCase):
     """Three trainings and two probes, about two minutes."""
 

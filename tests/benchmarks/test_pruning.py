@@ -5,8 +5,8 @@ import unittest
 from pathlib import Path
 
 import plot_pruning
-import pytest
 
+from tests.helpers import slow
 from tfdqt.errors import UsageError
 
 from . import call, script
@@ -49,7 +49,7 @@ class TestFigures(unittest.TestCase):
         with self.assertRaisesRegex(UsageError, "this script wrote"):
             call(plot_pruning, self.table, f"--out={self.tmp}/picture.png")
 
-    @pytest.mark.slow
+    @slow("30 s: a training")
     def test_a_run_is_played_again(self):
         """A training and a call, about half a minute."""
         run_dir = self.tmp / "maze"

@@ -73,7 +73,7 @@ class TestFlatModel(tf.test.TestCase):
 
     def test_networks_of_other_shapes_are_refused(self):
         def model(*shape, context=2):
-            inputs = dict(obs=keras.Input((context, 1)))
+            inputs = dict(obs=keras.Input((context, 1), name="obs"))
             size = int(np.prod(shape))
             x = keras.layers.Dense(size)(keras.layers.Flatten()(inputs["obs"]))
             return keras.Model(inputs, keras.layers.Reshape(shape)(x))
