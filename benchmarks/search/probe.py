@@ -165,7 +165,7 @@ def lenses(model, info, cfg):
     from tfdqt.games.networks import build_lens  # loads Keras
 
     models = [build_lens(model, info, cfg, depth) for depth in range(cfg.layers + 1)]
-    nets = [flatten_q(each) for each in models]
+    nets = [flatten_q(each, info) for each in models]
     return [(net, net.start) for net in nets]
 
 

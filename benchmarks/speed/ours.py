@@ -89,7 +89,7 @@ def serve_updates(settings, network, cfg, ready, rate, calls=4):
 
     keras.utils.set_random_seed(0)
     info = info_of(functools.partial(make_env, settings["env"]))
-    net = flatten_q(build_q(info, network))
+    net = flatten_q(build_q(info, network), info)
     state = dqn.first_state(net)
     update = dqn.make_update(net, cfg)
     per_call = settings["updates_per_call"]

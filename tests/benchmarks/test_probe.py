@@ -59,7 +59,7 @@ class TestLookAhead(unittest.TestCase):
         env = Corridor()
         info = env_info(env, "Corridor")
         keras.utils.set_random_seed(0)
-        net = flatten_q(build_q(info, NETWORK))
+        net = flatten_q(build_q(info, NETWORK), info)
         roots = probe.roots_of(env, info, net, net.start, count, epsilon=epsilon, every=2)
         return probe.grow(env, info, roots, depth)
 
@@ -104,7 +104,7 @@ class TestReading(unittest.TestCase):
             variable.assign(np.zeros(variable.shape) if silent else weights)
         lenses = probe.lenses(model, BOX, NETWORK)
         none, one, both = (probe.values_at(*lens, windows, batch=3) for lens in lenses)
-        whole = flatten_q(model)
+        whole = flatten_q(model, BOX)
         np.testing.assert_allclose(both, probe.values_at(whole, whole.start, windows), atol=1e-5)
         np.testing.assert_allclose(one, both, atol=1e-5)
         self.assertGreater(abs(none - one).max(), 0.05)
@@ -123,7 +123,7 @@ class TestReading(unittest.TestCase):
         linear = keras.layers.Dense(2, use_bias=False)
         model = keras.Model(dict(obs=obs, first=first), linear(obs)[..., None])
         linear.set_weights([np.array([[1.0, -1.0], [0.0, 0.0], [0.1, -0.1]])])
-        net = flatten_q(model)
+        net = flatten_q(model, BOX)
         windows = windows_of(np.random.default_rng(0).normal(size=(400, 2, 3)))
         shares = probe.importance(net, net.start, windows)
         # The advantages are a x0 + b x2 with b = a / 10: exchanging x0 leaves a correlation near
