@@ -7,6 +7,7 @@ import numpy as np
 
 from tests.games.corridor import Corridor, Failing, Forever, Stateful
 from tests.games.toys import without_xla
+from tests.helpers import slow
 from tfdqt.backend import tf
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games import ppo, rollout
@@ -91,6 +92,7 @@ class TestPPO(tf.test.TestCase):
         self.assertNotAllEqual(states[0].weights, states[2].weights)
         self.assertLess(logs[0][0].approx_kl, 0.1)
 
+    @slow("15 s: test_algorithms has it by scripts")
     def test_resume_equals_an_unbroken_run(self):
         cfg, kept = dataclasses.replace(CFG, total_steps=1_024), {}
         network = dataclasses.replace(NETWORK, standardize=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from tests.games.corridor import Corridor, Failing, Forever, Stateful
 from tests.games.toys import NUMBER, linear_net, without_xla
+from tests.helpers import slow
 from tfdqt.backend import keras, tf
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games import pqn, rollout
@@ -201,6 +202,7 @@ class TestTraining(tf.test.TestCase):
         np.testing.assert_equal(logs[0], logs[1])
         self.assertNotAllEqual(states[0].weights, states[2].weights)
 
+    @slow("15 s: test_algorithms has it by scripts")
     def test_resume_equals_an_unbroken_run(self):
         cfg = dataclasses.replace(CFG, total_steps=1_024)
         network = dataclasses.replace(NETWORK, standardize=True)

@@ -147,6 +147,7 @@ class TestShared(unittest.TestCase):
     def test_two_devices_learn_what_one_learns(self):
         run_all(self, [(compare_two_devices, ())])
 
+    @slow("20 s: two processes")
     def test_two_processes_learn_what_one_learns(self):
         ports = free_ports(2)
         run_all(self, [(compare_one_of_two, (ports, index)) for index in range(2)])

@@ -106,6 +106,7 @@ class TestPool(unittest.TestCase):
                 chunks.append(chunk)
         return chunks
 
+    @slow("20 s: starts Ray")
     def test_chunks_come_from_all_and_who_dies_is_replaced(self):
         pool = ray_pool.make_pool(make_echo, ["a", "b"], [0, 1])
         self.addCleanup(pool.close)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.helpers import slow
 from tests.text.helpers import NETWORK, eager, without_xla
 from tfdqt.backend import tf
 from tfdqt.errors import EnvFailure, UsageError
@@ -217,6 +218,7 @@ class TestUpdate(Eager):
             self.assertGreater(norm, 0.5)
 
 
+@slow("15 s: the same as TestTraining, compiled")
 class TestCompiledTraining(tf.test.TestCase):
     """As runs have it, compiled by XLA."""
 
@@ -255,6 +257,7 @@ class TestTraining(tf.test.TestCase):
         policy = scores(tf.constant([[2, 3]]), tf.constant([0]))
         self.assertGreater(policy[0, 1], np.log(0.9))
 
+    @slow("15 s: two trainings")
     def test_the_advantage_weights_what_is_cloned(self):
         """Half of the data's moves go left, away from the reward.
 

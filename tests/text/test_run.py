@@ -61,6 +61,7 @@ class TestTraining(unittest.TestCase):
             self.assertNotIn(noise, done.stderr + done.stdout)
         self.assertRegex(done.stdout, r"mean return -?[\d.]+ over 8 .* distinct1 [\d.]+")
 
+    @slow("15 s: a training")
     def test_the_log_counts_samples(self):
         run_dir = maze_run()
         with open(run_dir / "log.csv", newline="") as file:
