@@ -18,6 +18,7 @@ with quiet():
     from safetensors import SafetensorError
     from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl
     from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
+    from transformers.modeling_tf_utils import TFConv1D
 
     transformers.logging.set_verbosity_error()
 
@@ -37,6 +38,7 @@ def load_encoder(source, *, causal=None):
     """
     overrides = {} if causal is None else dict(is_decoder=causal)
     if isinstance(source, transformers.PretrainedConfig):
+        _check_reads_texts(type(source).__name__, source)
         return _build(type(source).from_dict({**source.to_dict(), **overrides}))
     folder = Path(source)
     if folder.is_dir() and not (folder / "config.json").is_file():
@@ -49,6 +51,7 @@ def load_encoder(source, *, causal=None):
         TypeError,  # of a config.json that holds no object
     ):
         config = transformers.AutoConfig.from_pretrained(source, **overrides)
+    _check_reads_texts(source, config)
     weights = _safetensors_of(source)
     if weights.is_file() and _safetensors_format(weights) == "pt":
         return _build(config, weights)
@@ -60,6 +63,21 @@ def load_encoder(source, *, causal=None):
         TypeError,  # of PyTorch weights in several files (transformers issue 40028)
     ):
         return transformers.TFAutoModel.from_pretrained(source, config=config)
+
+
+def _check_reads_texts(source, config):
+    """Raise UsageError unless a model of this config makes one state of every token of a text."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise UsageError(
+            f"{source} is an encoder with a decoder ({config.model_type}), which reads two texts; "
+            "give an encoder alone, such as a BERT, or a decoder alone, such as a GPT-2."
+        )
+    sizes = (getattr(config, name, None) for name in ("vocab_size", "hidden_size"))
+    if not all(isinstance(size, int) for size in sizes):
+        raise UsageError(
+            f"{source} ({config.model_type}) does not read texts of tokens; give a BERT-like "
+            "encoder."
+        )
 
 
 def _safetensors_of(source):
@@ -113,16 +131,21 @@ def _build(config, torch_weights=None):
 
 
 def dense_kernels(model):
-    """The kernels of every Dense layer in `model`, in the order of its layers."""
+    """The kernels of every Dense layer in `model`, in the order of its layers.
+
+    So are GPT-2's, which transformers calls Conv1D: a matrix [inputs, outputs] as Dense has it.
+    """
     kernels = {}
     for layer in model.submodules:
         if isinstance(layer, tf_keras.layers.Dense):
             kernels.setdefault(layer.kernel.ref(), layer.kernel)
+        elif isinstance(layer, TFConv1D):
+            kernels.setdefault(layer.weight.ref(), layer.weight)
     return list(kernels.values())
 
 
 def sparsity(model):
-    """Which part of the weights in a model's Dense kernels is exactly zero, from 0 to 1."""
+    """Which part of the weights in a model's `dense_kernels` is exactly zero, from 0 to 1."""
     kernels = dense_kernels(model)
     zeros = sum(int(tf.math.count_nonzero(kernel == 0)) for kernel in kernels)
     return zeros / max(1, sum(kernel.shape.num_elements() for kernel in kernels))
@@ -144,7 +167,7 @@ class PrunedTransformerModel(tf_keras.Model):
 
     Call: input_ids [B, T] int32, attention_mask [B, T] (by default 1 where the id is not the
     padding) -> [B, T, D]. `prune_step()` belongs behind every step of the optimizer. Raises
-    UsageError for what can't be.
+    UsageError for what can't be. `vocabulary` token ids and `context` tokens at a time can be read.
 
     >>> encoder = PrunedTransformerModel(BertConfig(num_hidden_layers=2), pruning_amount=0.5)
     >>> encoder(tf.constant([[2, 5, 6, 0]])).shape  # [1, 4, 768]
@@ -167,6 +190,8 @@ class PrunedTransformerModel(tf_keras.Model):
         super().__init__(name="pruned_transformer")
         _check_pruning(pruning_amount, schedule, pattern)
         self.bert = load_encoder(source, causal=causal)
+        self.vocabulary = self.bert.config.vocab_size
+        self.context = self._longest_text()
         self.causal = bool(getattr(self.bert.config, "is_decoder", False))
         if self.causal and self._looks_ahead():
             raise UsageError(
@@ -185,9 +210,19 @@ class PrunedTransformerModel(tf_keras.Model):
         self._make_pruner(plan, pattern, block_size)
         if schedule == "constant" and begin_step == 0:
             self._prune()
+            if not sparsity(self.bert):
+                raise UsageError(
+                    f"pruning_amount={pruning_amount} sets no weight to zero, for the kernels of "
+                    "this encoder are small; give more, or 0."
+                )
 
     def _make_pruner(self, plan, pattern, block_size):
         kernels = dense_kernels(self.bert)
+        if not kernels:
+            raise UsageError(
+                f"{type(self.bert).__name__} has no Dense or Conv1D layer that could be pruned; "
+                "give a pruning_amount of 0."
+            )
         self.masks = [
             tf.Variable(tf.ones_like(kernel), trainable=False, name=f"mask{i}")
             for i, kernel in enumerate(kernels)
@@ -233,11 +268,43 @@ class PrunedTransformerModel(tf_keras.Model):
             self._prune()
 
     def call(self, input_ids, attention_mask=None):
+        if attention_mask is None and self.causal and self.bert.config.pad_token_id is None:
+            # GPT-2 has no padding; nothing before it sees what stands at the end instead.
+            attention_mask = tf.ones_like(input_ids)
         if attention_mask is None:
             pad = self.bert.config.pad_token_id or 0
             attention_mask = tf.cast(input_ids != pad, tf.int32)
         outputs = self.bert(input_ids=input_ids, attention_mask=attention_mask, training=False)
         return outputs.last_hidden_state
+
+    def _longest_text(self):
+        """How many tokens the encoder can read at a time; infinite if positions have no table."""
+        rows = getattr(self.bert.config, "max_position_embeddings", None)
+        if not isinstance(rows, int) or rows < 1:
+            return math.inf
+        # RoBERTa and its like count positions from behind that of the padding.
+        taken = [
+            layer.padding_idx + 1
+            for layer in self.bert.submodules
+            if hasattr(layer, "create_position_ids_from_input_ids")
+        ]
+        return rows - max(taken, default=0)
+
+    def check_reads(self, length, ids=0):
+        """Raise UsageError unless texts of so many tokens and token ids can be read.
+
+        XLA would not: behind the end of a table it reads numbers from elsewhere.
+        """
+        if length > self.context:
+            raise UsageError(
+                f"The encoder reads {self.context} tokens, not {length}; shorten the text "
+                f"(--window={self.context - 1} at most), or give an encoder of a longer context."
+            )
+        if ids > self.vocabulary:
+            raise UsageError(
+                f"The encoder has vectors for {self.vocabulary:,} token ids, not for {ids:,}; give "
+                "the tokenizer and the encoder of one model."
+            )
 
     def strip(self):
         """The pruned transformers model itself, zeros in place, free of masks."""

@@ -133,9 +133,7 @@ def build_text_networks(cfg, *, vocabulary, length, num_actions, causal, feature
         pattern=cfg.pruning_pattern,
         causal=causal,
     )
-    longest = transformer.bert.config.max_position_embeddings
-    if longest < length:
-        raise UsageError(f"The encoder reads {longest} tokens, not {length}; shorten the text.")
+    transformer.check_reads(length, vocabulary)
     head = DeepQLearningModel(
         transformer.bert.config.hidden_size,
         num_actions,
@@ -153,7 +151,7 @@ def build_task_networks(task, cfg, seed):
     -> (transformer, head).
     """
     tf.keras.utils.set_random_seed(seed)
-    return build_text_networks(
+    transformer, head = build_text_networks(
         cfg,
         vocabulary=len(task.tokenizer),
         length=task.length,
@@ -161,3 +159,10 @@ def build_task_networks(task, cfg, seed):
         causal=task.causal,
         features=task.features,
     )
+    pads = (task.tokenizer.pad_token_id, transformer.bert.config.pad_token_id)
+    if None not in pads and pads[0] != pads[1]:
+        raise UsageError(
+            f"The tokenizer fills texts up with the token id {pads[0]}, the encoder expects "
+            f"{pads[1]}; give the tokenizer and the encoder of one model."
+        )
+    return transformer, head
