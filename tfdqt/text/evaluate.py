@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ from tfdqt.text.generation import generate, make_run_scores
 from tfdqt.text.head import DeepQLearningModel, build_task_networks
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
-from tfdqt.text.tokenizers import load_tokenizer, pad_rows, token_rows, words_of
+from tfdqt.text.tokenizers import load_tokenizer, pad_rows, token_rows
+from tfdqt.text.words import words_of
 
 
 class TextRun(NamedTuple):
@@ -116,10 +118,11 @@ class Writer:
 
         A prompt is read as the run's texts were: in lower case, marks apart. how: method,
         temperature, top_k, top_p, beams, allowed and seed, as for `generation.generate`; equal
-        calls give equal texts. Raises UsageError for a run that learned a game.
+        calls give equal texts. Warns of words of a prompt that the run does not know. Raises
+        UsageError for a run that learned a game.
         """
         self._check_writes()
-        prompts = [" ".join(words_of(prompt)) for prompt in prompts]
+        prompts = [" ".join(words_of(prompt, self.task.rule)) for prompt in prompts]
         length = self.task.length
         return generate(
             self.scores, self.task.tokenizer, prompts, words=words, length=length, **how
@@ -189,6 +192,8 @@ def load_writer(run_dir, checkpoint=None, *, beta=None, temperature=None, seed=0
 
     Raises UsageError if there is no such run, or it did not learn what is asked for.
     """
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise UsageError(f"temperature must be 0 or more and finite, not {temperature}.")
     run = load_text_run(run_dir, checkpoint)
     cfg = run.settings["text"]
     scores = make_run_scores(run.transformer, run.head, cfg, beta=beta)

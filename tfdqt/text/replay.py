@@ -21,7 +21,8 @@ from tfdqt.replay import (
     restore_replay,
     steps_stored,
 )
-from tfdqt.text.tokenizers import encode
+from tfdqt.text.reward import Reward
+from tfdqt.text.tokenizers import pad_rows, token_rows
 
 
 class Transition(NamedTuple):
@@ -143,11 +144,15 @@ def episodes(tokenizer, texts, length, reward_fn):
 
     A word's reward is what it adds to `reward_fn` (text -> float), so that rewards sum to the worth
     of the whole text. Words that the tokenizer does not know are read, but nothing is learned about
-    writing them. Raises UsageError for a reward that is not finite.
+    writing them. Raises RewardFailure, a UsageError, for a reward that fails or gives no finite
+    number.
     """
-    ids = encode(tokenizer, texts, length)
-    pad = tokenizer.pad_token_id or 0
-    written = (ids[:, 1:] != pad).astype(np.float32)
+    if not isinstance(reward_fn, Reward):
+        reward_fn = Reward(reward_fn)
+    rows = token_rows(tokenizer, texts)
+    ids = pad_rows(rows, length, tokenizer.pad_token_id or 0)
+    tokens = np.array([min(len(row), length) for row in rows], int).reshape(-1, 1)
+    written = (np.arange(1, length) < tokens).astype(np.float32)
     known = written * (ids[:, 1:] != tokenizer.unk_token_id)
     worth = np.zeros(ids.shape, np.float32)  # of each text up to each token
     for row, line in enumerate(ids):
@@ -155,11 +160,6 @@ def episodes(tokenizer, texts, length, reward_fn):
         for i in range(1, 1 + int(written[row].sum())):
             worth[row, i] = reward_fn(tokenizer.decode(line[: i + 1], skip_special_tokens=True))
         worth[row, i + 1 :] = worth[row, i]
-    if not np.isfinite(worth).all():
-        raise UsageError(
-            "reward_fn gave a value that is not finite; it must give a finite number for every "
-            "text."
-        )
     discount = np.ones_like(written)
     last = np.maximum(written.sum(axis=1).astype(int) - 1, 0)
     discount[np.arange(len(ids)), last] = 0.0

@@ -1,7 +1,6 @@
-"""Texts as numbers: tokenizers, the words of a text, and rows of token ids."""
+"""Texts as numbers: tokenizers, and rows of token ids."""
 
 import contextlib
-import re
 
 import numpy as np
 
@@ -56,14 +55,18 @@ def loading(sentence, *errors):
             raise UsageError(sentence % line) from None
 
 
-def words_of(text):
-    """A text in lower case as words and marks: "Go, Joe!" -> ["go", ",", "joe", "!"]."""
-    return re.findall(r"\w+(?:['’]\w+)*|[^\w\s]", text.lower())
+def start_of(tokenizer):
+    """What every text begins with, a list: the id of [CLS], else that of a text's beginning.
+
+    Empty if the tokenizer has neither.
+    """
+    ids = (tokenizer.cls_token_id, tokenizer.bos_token_id)
+    return [i for i in ids if i is not None][:1]
 
 
 def token_rows(tokenizer, texts):
-    """Token ids of each text, as lists, behind a [CLS] if the tokenizer has one."""
-    start = [] if tokenizer.cls_token_id is None else [tokenizer.cls_token_id]
+    """Token ids of each text, as lists, behind what `start_of` gives."""
+    start = start_of(tokenizer)
     return [start + ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 

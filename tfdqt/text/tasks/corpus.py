@@ -7,8 +7,6 @@ import functools
 import importlib.util
 import itertools
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +15,14 @@ import numpy as np
 
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
+from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.text.config import IMITATING
 from tfdqt.text.generation import diversity, generate
 from tfdqt.text.replay import episodes
+from tfdqt.text.reward import make_reward
 from tfdqt.text.tasks.play import Data, TaskRecipe, prepare, to_go
-from tfdqt.text.tokenizers import encode, load_tokenizer, make_tokenizer, words_of
+from tfdqt.text.tokenizers import encode, load_tokenizer, make_tokenizer, start_of
+from tfdqt.text.words import describe_rule, take_words
 
 BLOCK = 1 << 20  # bytes of a file read at a time
 HELD_OUT = 20  # one window of so many is not learned from
@@ -31,62 +32,118 @@ SHOWN = 10  # texts that an evaluation prints
 # Folders of texts, streamed
 
 
-def read_texts(folder):
+def read_texts(folder, rule="unicode"):
     """Stream the words of all *.txt files under a folder (or of one file), a piece at a time.
 
     In the order of their names. Yields (path, words); memory does not grow with a file's size.
-    Raises UsageError for a folder without text and, with file and offset, for bytes that are not
-    UTF-8.
+    rule: see `words`. Raises UsageError for a folder without text, for a file that can't be read
+    and, with file and offset, for bytes that are not text in UTF-8.
     """
+    for path in _text_files(folder):
+        for words, _ in _read_words(path, rule):
+            if words:
+                yield path, words
+
+
+def _text_files(folder):
     folder = Path(folder)
-    paths = [folder] if folder.is_file() else sorted(folder.rglob("*.txt"))
+    found = sorted(folder.rglob("*.txt")) if folder.is_dir() else [folder]
+    paths = [path for path in found if not path.is_dir()]
     if not paths:
         raise UsageError(f"There are no .txt files under {folder}; give a folder with texts.")
-    for path in paths:
-        for words in _read_words(path):
-            yield path, words
+    return paths
 
 
-def _read_words(path):
+def _read_words(path, rule):
+    """Yields (words, characters read) a block of a file."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    rest = ""  # the beginning of a word that goes on in the next block
+    rest = ""  # the end of a block, which may belong to a word that goes on in the next one
     offset = 0
-    with open(path, "rb") as file:
-        while True:
-            block = file.read(BLOCK)
-            held = len(decoder.getstate()[0])
-            try:
-                rest += decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raise UsageError(
-                    f"{path} is not UTF-8 at byte {offset - held + error.start}; convert it, for "
-                    "example by iconv -t utf-8, or take it out."
-                ) from None
-            offset += len(block)
-            # The last word may go on in the next block, unless it is longer than any word.
-            cut = len(rest) if not block else 1 + max(rest.rfind(space) for space in " \n\t")
-            if cut == 0 and len(rest) > BLOCK:
-                cut = len(rest)
-            words = words_of(rest[:cut])
-            rest = rest[cut:]
-            if words:
-                yield words
-            if not block:
-                break
+    try:
+        with open(path, "rb") as file:
+            while True:
+                block = file.read(BLOCK)
+                text = _decode(decoder, block, path, offset)
+                if "\0" in text and rule != "plain":  # which takes it for a word
+                    raise UsageError(
+                        f"{path} is not text: it has a NUL at byte {offset + block.find(0)}; "
+                        "convert it to UTF-8, or take it out."
+                    )
+                offset += len(block)
+                words, rest = take_words(rest + text, rule, last=not block)
+                yield words, len(text)
+                if not block:
+                    break
+    except OSError as error:
+        raise UsageError(
+            f"{path} can't be read ({error.strerror or error}); mend that, or take it out."
+        ) from None
 
 
-def common_words(folder, count):
+def _decode(decoder, block, path, offset):
+    held = len(decoder.getstate()[0])
+    try:
+        return decoder.decode(block, final=not block)
+    except UnicodeDecodeError as error:
+        wide = offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if wide else "latin1"
+        raise UsageError(
+            f"{path} is not UTF-8 at byte {offset - held + error.start}; convert it, for "
+            f"example by iconv -f {encoding} -t utf-8, or take it out."
+        ) from None
+
+
+def common_words(folder, count, rule="unicode"):
     """The `count` most frequent words of the texts in a folder, most frequent first."""
     counts = collections.Counter()
-    for _, words in read_texts(folder):
+    for _, words in read_texts(folder, rule):
         counts.update(words)
     return [word for word, _ in counts.most_common(count)]
 
 
-def text_windows(folder, length, heldout=None):
+class Survey(NamedTuple):
+    """What a folder of texts holds."""
+
+    files: int
+    characters: int
+    counts: collections.Counter  # of its words
+    windows: int  # of so many words, those held out included
+
+
+def survey(folder, length, rule="unicode"):
+    """Read all texts of a folder once: -> Survey; windows are of `length` words."""
+    paths = _text_files(folder)
+    counts = collections.Counter()
+    characters = 0
+    windows = 0
+    for path in paths:
+        total = 0
+        for words, read in _read_words(path, rule):
+            counts.update(words)
+            characters += read
+            total += len(words)
+        windows += total // length
+    return Survey(len(paths), characters, counts, windows)
+
+
+def known_part(tokenizer, counts):
+    """Which part of the words in a Counter a tokenizer knows, from 0 to 1."""
+    unknown = tokenizer.unk_token_id
+    words = list(counts)
+    known = 0
+    for begin in range(0, len(words), 10_000):
+        some = words[begin : begin + 10_000]
+        for word, ids in zip(some, tokenizer(some, add_special_tokens=False)["input_ids"]):
+            if ids and unknown not in ids:
+                known += counts[word]
+    return known / max(1, counts.total())
+
+
+def text_windows(folder, length, heldout=None, rule="unicode"):
     """The strings of `text_loader`, one by one."""
     number = 0
-    for _, pieces in itertools.groupby(read_texts(folder), key=lambda piece: piece[0]):
+    pieces_of_all = read_texts(folder, rule)
+    for _, pieces in itertools.groupby(pieces_of_all, key=lambda piece: piece[0]):
         left = []
         for _, words in pieces:
             words = left + words
@@ -98,7 +155,7 @@ def text_windows(folder, length, heldout=None):
             left = words[whole:]
 
 
-def text_loader(folder, length, batch_size, *, heldout=None):
+def text_loader(folder, length, batch_size, *, heldout=None, rule="unicode"):
     """A tf.data.Dataset over a folder: batches of strings, each `length` words of one file.
 
     The texts are streamed in a fixed order; what is left of a file behind its last whole window is
@@ -106,7 +163,7 @@ def text_loader(folder, length, batch_size, *, heldout=None):
     others.
     """
     windows = tf.data.Dataset.from_generator(
-        lambda: text_windows(folder, length, heldout),
+        lambda: text_windows(folder, length, heldout, rule),
         output_signature=tf.TensorSpec((), tf.string),
     )
     return windows.batch(batch_size).prefetch(2)
@@ -125,43 +182,16 @@ def write_king_james(folder):
     for line in verses.read_text(encoding="utf-8").splitlines():
         verse = json.loads(line)
         books.setdefault(verse["book"], []).append(verse["text"])
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{folder}.writing")  # so that a corpus is whole, or not there
+    temporary.mkdir(parents=True, exist_ok=True)
     for number, (book, lines) in enumerate(books.items(), 1):
-        file = Path(folder, f"{number:02d}-{book}.txt")
+        file = Path(temporary, f"{number:02d}-{book}.txt")
         file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    temporary.rename(folder)
 
 
 # -------------------------------------------------------------------------------------------------
 # The task
-
-
-def make_reward(name):
-    """The function text -> float called `name`.
-
-    "sentiment" (VADER's, -1 to 1; Hutto and Gilbert, 2014) or module:function, looked for in the
-    working directory too. Raises UsageError if it can't be found.
-    """
-    if name == "sentiment":
-        try:
-            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-        except ModuleNotFoundError:
-            raise UsageError(
-                "--reward=sentiment needs the package vaderSentiment; pip install it, or give "
-                "module:function."
-            ) from None
-        analyzer = SentimentIntensityAnalyzer()
-        return lambda text: analyzer.polarity_scores(text)["compound"]
-    module, _, function = name.partition(":")
-    sys.path.append(os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(
-            f"--reward={name} can't be found ({error}); give sentiment, or module:function of a "
-            "function text -> float."
-        ) from None
-    finally:
-        sys.path.pop()
 
 
 class Corpus(NamedTuple):
@@ -172,6 +202,7 @@ class Corpus(NamedTuple):
     length: int
     folder: str
     reward: Callable  # text -> float
+    rule: str = "unicode"  # by which texts are taken apart, see `words`
 
     name = "corpus"
     causal = True
@@ -182,16 +213,27 @@ class Corpus(NamedTuple):
 
     def load_data(self, settings):
         size = settings["new_items"]
-        batches = CorpusBatches(self, size, settings["text"])
         words = self.length - 1
+        found = survey(self.folder, words, self.rule)
+        batches = CorpusBatches(self, size, settings["text"], windows=found.windows)
+        if not found.counts:
+            raise _no_words(self.folder)
         if not len(batches):
             raise UsageError(
                 f"The texts in {self.folder} hold no {words} words in a row; give longer ones, or "
                 "less --window."
             )
+        known = known_part(self.tokenizer, found.counts)
+        if not known:
+            raise UsageError(
+                f"The tokenizer knows none of the words in {self.folder}; give an --encoder of "
+                "their language, or leave it out."
+            )
         return batches, (
-            f"about {len(batches) * size:,} texts of {words} words, {len(self.actions):,} words "
-            "known."
+            f"{found.files:,} file{'s' * (found.files > 1)}, {found.characters:,} characters, "
+            f"{found.counts.total():,} words ({describe_rule(self.rule, found.counts)}), "
+            f"{known:.1%} of them among the {len(self.actions):,} known; about "
+            f"{len(batches) * size:,} texts of {words} words."
         )
 
     def evaluate(self, scores, cfg, *, games, seed, best_of=1):
@@ -219,8 +261,8 @@ class Corpus(NamedTuple):
         )
 
     def samples(self, count):
-        texts = next(iter(text_loader(self.folder, self.length - 1, count))).numpy()
-        return encode(self.tokenizer, [text.decode() for text in texts], self.length)
+        windows = text_windows(self.folder, self.length - 1, rule=self.rule)
+        return encode(self.tokenizer, list(itertools.islice(windows, count)), self.length)
 
     def compare(self, texts):
         """How varied the texts are."""
@@ -242,14 +284,28 @@ class Corpus(NamedTuple):
         return lines + [f"{worth:8.3f}  {text}" for worth, text in zip(returns, texts)][:SHOWN]
 
 
-def make_corpus(folder, reward, *, tokenizer=None, vocabulary=2_000, length=33):
+def make_corpus(folder, reward, *, tokenizer=None, vocabulary=2_000, length=33, rule="unicode"):
     """A Corpus over the *.txt files of a folder, worth what `make_reward` makes of `reward`.
 
-    Without a tokenizer its `vocabulary` most frequent words are known.
+    Without a tokenizer its `vocabulary` most frequent words are known. rule: see `words`.
     """
-    tokenizer = tokenizer or make_tokenizer(common_words(folder, vocabulary))
+    reward = make_reward(reward)  # first, for the texts may take long to read
+    if tokenizer is None:
+        known = common_words(folder, vocabulary, rule)
+        if not known:
+            raise _no_words(folder)
+        tokenizer = make_tokenizer(known)
+    if not start_of(tokenizer):
+        raise UsageError(
+            "The encoder's tokenizer has no token for the beginning of a text, neither [CLS] nor "
+            "BOS, so nothing can be written with it; choose another --encoder."
+        )
     actions = tuple(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
-    return Corpus(tokenizer, actions, length, str(folder), make_reward(reward))
+    return Corpus(tokenizer, actions, length, str(folder), reward, rule)
+
+
+def _no_words(folder):
+    return UsageError(f"The texts in {folder} hold no words; give texts to learn from.")
 
 
 def make_run_corpus(tokenizer, run_dir, settings):
@@ -258,10 +314,11 @@ def make_run_corpus(tokenizer, run_dir, settings):
     Its tokenizer is kept in the run's folder, so that the run can write where the corpus is not.
     """
     kept = Path(run_dir, "tokenizer")
+    goes_on = kept.exists() and bool(checkpoints(run_dir))  # else it is of a run that failed
     folder = settings["corpus"] or Path(run_dir, "corpus")
     if settings["corpus"] is None and not folder.exists():
         write_king_james(folder)
-    if kept.exists():
+    if goes_on:
         tokenizer = load_tokenizer(kept)
     corpus = make_corpus(
         folder,
@@ -269,8 +326,9 @@ def make_run_corpus(tokenizer, run_dir, settings):
         tokenizer=tokenizer,
         vocabulary=settings["vocabulary"],
         length=settings["window"] + 1,
+        rule=settings.get("words", "plain"),
     )
-    if not kept.exists():
+    if not goes_on:
         corpus.tokenizer.save_pretrained(kept)
     return corpus
 
@@ -281,26 +339,31 @@ class CorpusBatches:
     Every pass gives the same ones.
     """
 
-    def __init__(self, corpus, size, cfg, *, heldout=False):
+    def __init__(self, corpus, size, cfg, *, heldout=False, windows=None):
+        """windows: in the whole corpus, by `survey`, if they have been counted."""
         self.corpus = corpus
         self.size = size
         self.cfg = cfg
         self.heldout = heldout
-        self.loader = text_loader(corpus.folder, corpus.length - 1, size, heldout=heldout)
+        self.windows = windows
 
     @functools.cached_property
     def count(self):
         """How many batches a pass has; counting them reads the whole corpus."""
-        windows = text_windows(self.corpus.folder, self.corpus.length - 1, self.heldout)
-        return -(-sum(1 for _ in windows) // self.size)
+        corpus = self.corpus
+        windows = self.windows
+        if windows is None:
+            windows = survey(corpus.folder, corpus.length - 1, corpus.rule).windows
+        heldout = windows // HELD_OUT
+        return -(-(heldout if self.heldout else windows - heldout) // self.size)
 
     def __len__(self):
         return self.count
 
     def __iter__(self):
         corpus = self.corpus
-        for texts in self.loader:
-            texts = [text.decode() for text in texts.numpy()]
+        windows = text_windows(corpus.folder, corpus.length - 1, self.heldout, corpus.rule)
+        while texts := list(itertools.islice(windows, self.size)):
             items = episodes(corpus.tokenizer, texts, corpus.length, corpus.reward)
             returns = items.reward.sum(axis=1)
             left = to_go(items.reward * items.mask, self.cfg.gamma)

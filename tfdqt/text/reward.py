@@ -1,0 +1,159 @@
+"""What a text is worth: rewards found by their names, and held to give one finite number."""
+
+import importlib
+import math
+import numbers
+import os
+import sys
+import traceback
+from decimal import Decimal
+
+import numpy as np
+
+from tfdqt.errors import EnvFailure, UsageError
+
+LARGEST = 1e7  # either way; float32, which learning is done in, has no halves beyond 1.6e7
+SHOWN = 40  # characters of a text that an error shows
+
+
+class RewardFailure(EnvFailure, UsageError):
+    """A reward raised, or gave something else than one finite number.
+
+    Like an environment that fails: what was learned before is saved.
+    """
+
+
+class Reward:
+    """A function text -> float that raises RewardFailure for whatever else `function` does.
+
+    >>> Reward(len)("the sun")  # 7.0
+    """
+
+    def __init__(self, function, name=None):
+        """name: what to call it in errors, by default the function's own."""
+        self.function = function
+        self.name = name or f"reward_fn {getattr(function, '__name__', function)}"
+
+    def __call__(self, text):
+        try:
+            value = self.function(text)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit in a reward must not lose what was learned
+            said = " ".join(str(error).split())
+            raise RewardFailure(
+                f"{self.name} fails on the text {_begin(text)} "
+                f"({type(error).__name__}{': ' if said else ''}{said})\n{traceback.format_exc()}"
+            ) from error
+        number = _number(value)
+        if number is None:
+            raise RewardFailure(
+                f"{self.name} must give one number, not {_describe(value)} as on the text "
+                f"{_begin(text)}"
+            )
+        if not math.isfinite(number):
+            raise RewardFailure(
+                f"{self.name} must give finite numbers; {number} on the text {_begin(text)} is not "
+                "finite"
+            )
+        if abs(number) > LARGEST:
+            raise RewardFailure(
+                f"{self.name} must give numbers of at most {LARGEST:,.0f} either way, not "
+                f"{number:g} as on the text {_begin(text)}; divide it"
+            )
+        return number
+
+    def __reduce__(self):
+        # Actors find it again by its name; a module of the working directory is not pickled.
+        if self.name.startswith("--reward="):
+            return make_reward, (self.name.removeprefix("--reward="),)
+        return Reward, (self.function, self.name)
+
+
+def _begin(text):
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
+
+
+def _number(value):
+    """A number, or an array of one, as a float; None if it is neither."""
+    try:
+        array = np.asarray(value)
+        if array.size != 1:
+            return None
+        item = array.reshape(-1)[0]
+        if array.dtype.kind in "biuf" or isinstance(item, (numbers.Real, Decimal)):
+            return float(item)
+    except OverflowError:  # of an int that no float reaches
+        return math.inf
+    except Exception:  # whatever a foreign object does when it is asked
+        return None
+    return None
+
+
+def _describe(value):
+    if value is None:
+        return "None (does it return what it computes?)"
+    if isinstance(value, (str, bytes)):
+        return f"the text {_begin(value)}" if isinstance(value, str) else "bytes"
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
+
+
+def make_reward(name):
+    """The function text -> float called `name`, a Reward.
+
+    "sentiment" (VADER's, -1 to 1; Hutto and Gilbert, 2014) or module:function, looked for in the
+    working directory first. Raises UsageError if it can't be found, imported or called.
+    """
+    if name == "sentiment":
+        try:
+            from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+        except ModuleNotFoundError:
+            raise UsageError(
+                "--reward=sentiment needs the package vaderSentiment; pip install it, or give "
+                "module:function."
+            ) from None
+        analyzer = SentimentIntensityAnalyzer()
+        return Reward(lambda text: analyzer.polarity_scores(text)["compound"], f"--reward={name}")
+    module, _, function = name.partition(":")
+    if not (module and function):
+        raise UsageError(
+            f"--reward={name} can't be found; give sentiment, or module:function of a function "
+            "text -> float."
+        )
+    found = getattr(_import(module, name), function, None)
+    if found is None:
+        raise UsageError(
+            f"--reward={name} can't be found (the module {module} has no {function}); give "
+            "module:function of a function text -> float."
+        )
+    if not callable(found):
+        raise UsageError(
+            f"--reward={name} is a {type(found).__name__}, not a function; give module:function of "
+            "a function text -> float."
+        )
+    return Reward(found, f"--reward={name}")
+
+
+def _import(module, name):
+    # First, for a script's own folder, such as scripts/, holds modules of common names.
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a module may raise anything, sys.exit included
+        said = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            advice = f"run from the folder that holds {error.name}.py, or give sentiment"
+        else:
+            advice = "mend the module"
+        raise UsageError(
+            f"--reward={name} can't be found: importing {module} fails ({type(error).__name__}: "
+            f"{said}); {advice}; it takes module:function of a function text -> float."
+        ) from None
+    finally:
+        sys.path.remove(here)
+        if here not in sys.path:
+            sys.path.append(here)  # for what the module imports when it is called
