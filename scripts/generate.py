@@ -4,6 +4,8 @@ python scripts/generate.py RUN --prompt "and the" --words=40
 """
 
 import dataclasses
+import sys
+import warnings
 from typing import Literal
 
 import tyro
@@ -51,16 +53,21 @@ def main(argv=None):
     if args.count < 1 or args.seed < 0:
         raise UsageError("--count must be at least 1 and --seed 0 or more.")
     writer = load_writer(args.run, args.checkpoint, beta=args.beta)
-    texts = writer(
-        [args.prompt] * args.count,
-        words=args.words,
-        method=args.method,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        beams=args.beams,
-        seed=args.seed,
-    )
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always", UserWarning)
+        texts = writer(
+            [args.prompt] * args.count,
+            words=args.words,
+            method=args.method,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            top_p=args.top_p,
+            beams=args.beams,
+            seed=args.seed,
+        )
+    for notice in notices:
+        if notice.category is UserWarning:
+            print(f"Note: {notice.message}.", file=sys.stderr)
     for text in texts:
         print(f"{writer.reward(text):8.3f}  {text}")
 

@@ -4,11 +4,18 @@ What a task changes in the defaults stands with the task, see `tasks.table`.
 """
 
 import dataclasses
+import math
 import typing
 from typing import Literal
 
 from tfdqt.errors import UsageError
-from tfdqt.settings import check_fractions, check_heads, check_not_negative, check_positive
+from tfdqt.settings import (
+    check_fractions,
+    check_heads,
+    check_not_negative,
+    check_positive,
+    flag_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +130,8 @@ def with_method(cfg, method):
 def check_text_network(cfg):
     """Raise UsageError for an encoder and head that can't be built."""
     check_positive(cfg, "layers", "heads", "width", "pruning_end")
+    if any(size < 1 for size in cfg.hidden):
+        raise UsageError(f"--hidden must be sizes of at least 1, not {cfg.hidden}.")
     if cfg.encoder is None:
         check_heads(cfg)
     if not 0 <= cfg.pruning_amount < 1:
@@ -147,7 +156,11 @@ def check_text(cfg):
     check_fractions(
         cfg, "gamma", "target_tau", "expectile", "keep_best", "advantage_learning", "plausible"
     )
-    check_not_negative(cfg, "conservative", "cloning", "advantage_weighting")
+    weights = ("conservative", "cloning", "advantage_weighting")
+    check_not_negative(cfg, *weights)
+    for field in weights:
+        if not math.isfinite(getattr(cfg, field)):
+            raise UsageError(f"{flag_of(field)} must be finite, not {getattr(cfg, field)}.")
     if cfg.advantage_learning and cfg.method != "q":
         raise UsageError(
             "--advantage-learning changes the targets of Q-learning; it needs --method=q."
@@ -167,6 +180,8 @@ def check_text(cfg):
             "--advantage-weighting weighs what is cloned by implicit values; it needs "
             "--method=implicit and --cloning."
         )
+    if cfg.beta is not None and not 0 <= cfg.beta < math.inf:
+        raise UsageError(f"--beta must be 0 or more and finite, not {cfg.beta}.")
     if cfg.beta is not None and not cfg.cloning and cfg.method not in IMITATING:
         raise UsageError(
             "--beta steers a cloned policy, which is only learned with --cloning greater than 0; "

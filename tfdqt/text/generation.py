@@ -2,6 +2,7 @@
 
 import collections
 import math
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -29,7 +30,7 @@ def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0
     """
 
     @tf.function(jit_compile=JIT)
-    def scores(text, at):
+    def compiled(text, at):
         x = hidden_at(transformer, text, at[:, None])[:, 0]
         if not clone and beta is None:
             return losses.mask_implausible(head(x), head.prior(x), plausible)
@@ -39,6 +40,11 @@ def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0
         q = head(x)
         return policy + beta * (q - tf.reduce_sum(tf.exp(policy) * q, axis=-1, keepdims=True))
 
+    def scores(text, at):
+        # XLA would read numbers from behind the tables' ends.
+        transformer.check_reads(text.shape[-1])
+        return compiled(text, at)
+
     return scores
 
 
@@ -46,9 +52,11 @@ def make_run_scores(transformer, head, cfg, *, beta=None) -> Callable:
     """`make_word_scores` as a TextConfig has it, or with another `beta`.
 
     beta: 0 for the cloned policy alone, infinite for Q alone, None for the config's. Raises
-    UsageError for one that the config's method did not learn.
+    UsageError for one that is no such number, or that the config's method did not learn.
     """
     imitates = cfg.method in IMITATING
+    if beta is not None and not beta >= 0:
+        raise UsageError(f"beta must be 0 or more, or inf, not {beta}.")
     if imitates and beta:
         raise UsageError(f"A {cfg.method} run has no values to steer by; leave out --beta.")
     if beta is None:
@@ -92,22 +100,26 @@ def generate(
         texts).
       allowed: called as allowed(text) -> bool [A], which next words may be written.
 
-    Raises UsageError for settings that can't be.
+    Raises UsageError for settings that can't be. Warns of words of a prompt that the tokenizer does
+    not know, which are read as such and left out of what is returned, and of a prompt that is
+    longer than what is seen.
 
     >>> generate(make_word_scores(encoder, head), tokenizer, ["the red"], words=2)
     """
     if (
         method not in ("greedy", "sample", "beam")
         or min(words, beams) < 1
-        or temperature <= 0
+        or not 0 < temperature < math.inf
         or not 0 < top_p <= 1
         or top_k < 0
     ):
         raise UsageError(
             "generate needs method greedy, sample or beam, words and beams of at least 1, a "
-            "temperature above 0, top_p in (0, 1] and top_k of at least 0."
+            "finite temperature above 0, top_p in (0, 1] and top_k of at least 0."
         )
     rows = token_rows(tokenizer, prompts)
+    if notice := _unread(tokenizer, prompts, rows, length):
+        warnings.warn(notice, stacklevel=2)
     if min(map(len, rows), default=1) == 0:
         raise UsageError(
             "An empty prompt needs a tokenizer with a [CLS] token; give at least one word."
@@ -134,6 +146,23 @@ def generate(
         for row, word in zip(rows, chosen):
             row.append(int(word))
     return [tokenizer.decode(row, skip_special_tokens=True) for row in rows[::per_prompt]]
+
+
+def _unread(tokenizer, prompts, rows, length):
+    """What of prompts is not read as it stands there, in a sentence; "" if all is."""
+    unknown = [
+        word
+        for prompt in dict.fromkeys(prompts)
+        for word in prompt.split()
+        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+    ]
+    said = []
+    if unknown:
+        names = ", ".join(dict.fromkeys(unknown))
+        said.append(f"of the prompt these words are not known, and left out: {names}")
+    if (longest := max(map(len, rows), default=0)) > length:
+        said.append(f"of {longest} tokens of the prompt only the last {length} are read")
+    return "; ".join(said)
 
 
 def _next_words(scores, tokenizer, rows, length, allowed):
