@@ -15,7 +15,7 @@ import numpy as np
 
 from tfdqt import losses
 from tfdqt.backend import tf
-from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.errors import UsageError
 from tfdqt.scale.distribute import (
     check_even,
     check_same,
@@ -410,14 +410,18 @@ def train_model(
       saved: such a tree, to go on from.
       should_stop: asked behind each batch.
 
-    Raises UsageError for what can't be trained on. An exception of the loader, the reward or the
-    evaluation is not swallowed; before an EnvFailure of the loader, what was learned is saved.
+    Raises UsageError for what can't be trained on. No exception of the loader, the reward, the
+    evaluation or the log is swallowed, but what was learned is saved before it goes on: an
+    evaluation that fails does so behind the batch that it came in, and the last one behind the last
+    checkpoint.
 
     >>> train_model(encoder, head, None, 2, tokenizer, [["a text"]], ExperienceReplay(10_000),
     ...             cfg=TextConfig(batch_size=32), reward_fn=len)
     """
     cfg = cfg or TextConfig()
     check_text(cfg)
+    if tokenizer is not None and reward_fn is not None:  # which strings need
+        transformer.check_reads(length, len(tokenizer))
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, not {epochs}.")
     group = make_group(strategy)
@@ -445,6 +449,16 @@ def train_model(
             seeds = tf.stack([tf.constant(seed, tf.int64), step])
             return update(replay_buffer.draw(cfg.batch_size, seeds))
 
+        failures = []  # of evaluations, raised when the batch is whole and saved
+
+        def measure():
+            try:
+                progress.mean_return = float(evaluate())
+            except KeyboardInterrupt:
+                raise
+            except BaseException as failure:  # sys.exit in a reward included
+                failures.append(failure)
+
         def learn():
             """One update, and what belongs to it."""
             with lost_learner_ends_run(group.size):
@@ -452,8 +466,8 @@ def train_model(
                 diagnostics = {name: value.numpy() for name, value in diagnostics.items()}
             transformer.prune_step()
             progress.step += 1
-            if evaluate and progress.step % evaluate_every == 0:
-                progress.mean_return = float(evaluate())
+            if evaluate and progress.step % evaluate_every == 0 and not failures:
+                measure()
             return diagnostics
 
         def save_now(last=True):
@@ -461,25 +475,40 @@ def train_model(
                 save(progress.step, snapshot, last=last)
 
         while progress.epoch < epochs:
+            decisions = progress.batch  # those of a resumed pass are not counted again
             for items in _batches_left(data_loader, progress, save_now):
-                items = _as_items(items, tokenizer, length, reward_fn)
+                with _saved_first(save_now):
+                    items = _as_items(items, tokenizer, length, reward_fn)
+                    check_items(items, transformer, dq_learning_model)
+                decisions += np.sum(getattr(items, "mask", len(items.action)))
+                if len(items.action) == 0 and not len(replay_buffer):
+                    progress.batch += 1
+                    continue  # there is nothing to draw from yet
                 replay_buffer.extend(items)
                 for _ in range(cfg.updates_per_batch):
                     diagnostics = learn()
                 progress.finish_batch(len(items.action), diagnostics)
-                if log:
-                    log(progress.metrics())
+                with _saved_first(save_now):
+                    if log:
+                        log(progress.metrics())
+                    if failures:
+                        raise failures[0]
                 stop = should_stop is not None and should_stop()
                 stop = bool(group.all_sum([float(stop)])[0])  # a signal to one learner stops all
                 save_now(last=stop)
                 if stop:
                     return progress.metrics()
             progress.finish_epoch()
+            if not decisions:
+                raise UsageError(
+                    "Nothing was learned, for the tokenizer knows no word of the texts; give texts "
+                    "and a tokenizer of one language."
+                )
+        save_now()  # before the last evaluation, which may fail
         if evaluate:
             progress.mean_return = float(evaluate())
             if log:
                 log(progress.metrics(), last=True)
-        save_now()
     return progress.metrics()
 
 
@@ -509,9 +538,10 @@ class Progress:
         self.diagnostics = diagnostics
 
     def finish_epoch(self):
-        if self.batch == 0:
+        if self.batch == 0 or self.step == 0:
             raise UsageError(
-                "The data loader gave nothing to learn from; give it texts of at least one window."
+                "The run ended before its first update, for the data loader gave nothing to learn "
+                "from; give it texts of at least one window."
             )
         self.epoch += 1
         self.batch = 0
@@ -556,13 +586,46 @@ def _device_scope(device, strategy):
     return tf.device(name)
 
 
-def _batches_left(data_loader, progress, save_now):
-    """The batches of this pass that were not learned from; saves before an EnvFailure goes on."""
+@contextlib.contextmanager
+def _saved_first(save_now):
+    """What was learned is saved before a failure of the block goes on."""
     try:
-        yield from itertools.islice(data_loader, progress.batch, None)
-    except EnvFailure:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):  # whoever stops twice wants it at once
+        raise
+    except BaseException:
         save_now()
         raise
+
+
+def _batches_left(data_loader, progress, save_now):
+    """The batches of this pass that were not learned from; saves before a failure goes on."""
+    with _saved_first(save_now):
+        yield from itertools.islice(data_loader, progress.batch, None)
+
+
+def check_items(items, transformer, head):
+    """Raise UsageError unless the networks have numbers for all that a batch holds.
+
+    XLA would not: behind the end of a table it reads numbers from elsewhere.
+    """
+    texts = [items.text] if isinstance(items, Episode) else [items.state, items.next_state]
+    for ids in map(np.asarray, texts):
+        if ids.size:
+            transformer.check_reads(ids.shape[-1], int(ids.max()) + 1)
+            _check_range("token ids", ids, transformer.vocabulary)
+    _check_range("actions", items.action, head.action_dim)
+    if isinstance(items, Episode):
+        _check_range("places of decisions", items.at, np.shape(items.text)[-1])
+
+
+def _check_range(what, numbers, end):
+    numbers = np.asarray(numbers)
+    if numbers.size and not 0 <= numbers.min() <= numbers.max() < end:
+        raise UsageError(
+            f"The batch has {what} from {numbers.min()} to {numbers.max()}; they must lie between "
+            f"0 and {end - 1}."
+        )
 
 
 def _as_items(items, tokenizer, length, reward_fn):

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from tfdqt.policy import epsilon_ladder
 from tfdqt.runs.cli import (
     check_goes_on,
     check_resume_flags,
+    first_line,
     given_flags,
     given_value,
     new_run,
@@ -29,6 +31,7 @@ from tfdqt.runs.cli import (
     stopped,
 )
 from tfdqt.runs.folder import freed_if_nothing_is_learned
+from tfdqt.runs.log import read_log
 from tfdqt.scale.config import ScaleConfig, check_scale
 from tfdqt.scale.ray_pool import make_pool
 from tfdqt.settings import check_at_least_one, check_not_negative, save_config
@@ -147,6 +150,8 @@ def check(args):
         "window",
     )
     check_not_negative(args, "seed", "episodes")
+    if args.seed >= 1 << 32:
+        raise UsageError(f"--seed must be less than {1 << 32}, not {args.seed}.")
     if args.corpus is not None and not Path(args.corpus).exists():
         raise UsageError(f"--corpus={args.corpus} does not exist; give a folder of .txt files.")
 
@@ -164,6 +169,7 @@ def start(args):
         algorithm="text",
         network=args.network,
         text=args.text,
+        words="unicode",  # the rule by which texts are taken apart; runs of before have none
         **{name: getattr(args, name) for name in KEPT},
     )
 
@@ -219,6 +225,7 @@ def train(run, device):
     from tfdqt.text.evaluate import load_text_checkpoint, make_networks
     from tfdqt.text.generation import make_run_scores
     from tfdqt.text.replay import ExperienceReplay
+    from tfdqt.text.reward import RewardFailure
 
     settings = run.settings
     cfg = settings["text"]
@@ -241,6 +248,12 @@ def train(run, device):
 
     updates = settings["epochs"] * len(batches) * cfg.updates_per_batch
     step = run.saved["place"]["step"] if run.saved else None
+    finished = run.saved is not None and run.saved["place"]["epoch"] >= settings["epochs"]
+    if finished:
+        print(
+            f"Nothing is left to learn, for all {settings['epochs']} epochs are done; give more by "
+            "--epochs. What was learned is evaluated."
+        )
     metrics = actors.ActedMetrics if run.scale.actors else learn.TextMetrics
     lines = min(LOG_LINES, updates)
     every = settings["checkpoint_every"]
@@ -260,7 +273,7 @@ def train(run, device):
                 strategy=run.strategy,
                 evaluate=evaluate,
                 evaluate_every=settings["evaluate_every"],
-                log=log,
+                log=None if finished and _evaluation_is_logged(run.folder, step) else log,
                 save=save,
                 saved=run.saved,
                 should_stop=stop,
@@ -273,13 +286,29 @@ def train(run, device):
         print("Stopped.", end=" ")
         return stopped("run_text", run.folder, stop)
     games = settings["games"]
-    returns, texts = task.evaluate(scores, cfg, games=games, seed=seed + 1)
+    try:
+        returns, texts = task.evaluate(scores, cfg, games=games, seed=seed + 1)
+    except RewardFailure as error:
+        raise UsageError(
+            f"{first_line(error)}; what was learned is saved in {run.folder}, evaluate it once "
+            "that is mended."
+        ) from error
     print(
         f"{task.name}, {cfg.method}: mean return {returns.mean():.2f} over {games} "
         f"({sparsity(transformer):.0%} of the encoder's kernels zero). {task.compare(texts)}"
     )
-    print(f"Evaluate with: python scripts/evaluate.py {run.folder}")
+    print(f"Evaluate with: python scripts/evaluate.py {shlex.quote(str(run.folder))}")
     return 0
+
+
+def _evaluation_is_logged(run_dir, step):
+    """Whether the log of a run that ended at `step` has the row of its last evaluation.
+
+    It comes behind that of the last update, and behind the last checkpoint: a run that was killed
+    between them lacks it.
+    """
+    rows = read_log(run_dir)["step"] if (run_dir / "log.csv").exists() else []
+    return sum(row == step for row in rows) > 1
 
 
 @contextlib.contextmanager
