@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import unittest
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from tests.helpers import ROOT
 from tfdqt.errors import UsageError
@@ -16,6 +16,9 @@ from tfdqt.text.config import (
     check_text_network,
 )
 from tfdqt.text.tasks.table import TASKS, default_text_config
+
+NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
+FLOATS = [field for field in fields(TextConfig) if isinstance(field.default, float)]
 
 
 class TestDefaults(unittest.TestCase):
@@ -51,6 +54,10 @@ class TestChecks(unittest.TestCase):
             (dict(plausible=0.5, cloning=1.0, advantage_learning=0.5), "leave out one"),
             (dict(advantage_weighting=1.0), "--method=implicit"),
             (dict(beta=1.0), "--cloning"),
+            (dict(beta=float("nan"), cloning=1.0), "--beta"),
+            (dict(beta=float("inf"), cloning=1.0), "--beta"),
+            (dict(beta=-1.0, cloning=1.0), "--beta"),
+            *((dict([(field.name, value)]), "--") for field in FLOATS for value in NOT_FINITE),
         )
         for fault, flag in faults:
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag) as caught:
@@ -63,6 +70,8 @@ class TestChecks(unittest.TestCase):
             (dict(width=30), "--width"),
             (dict(pruning_amount=1.0), "--pruning-amount"),
             (dict(pruning_end=0), "--pruning-end"),
+            (dict(pruning_amount=float("nan")), "--pruning-amount"),
+            (dict(hidden=(16, 0)), "--hidden"),
         )
         for fault, flag in faults:
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):

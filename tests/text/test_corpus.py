@@ -9,6 +9,7 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.text.config import TextConfig
 from tfdqt.text.tasks import corpus
+from tfdqt.text.tokenizers import make_tokenizer
 
 
 class TestTexts(tf.test.TestCase):
@@ -43,6 +44,51 @@ class TestTexts(tf.test.TestCase):
         self.assertEqual(everything[20], "b0 b1 b2 b3 b4")
         self.assertLen(windows(heldout=True), 2)
         self.assertLen(windows(heldout=False), 38)
+
+    def test_every_kind_of_line_and_a_byte_order_mark(self):
+        for text in ("the sun\r\nthe moon", "the sun\rthe moon", "the sun\u2028the\u00a0moon"):
+            Path(self.tmp, "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+            for block in (3, corpus.BLOCK):
+                with mock.patch.object(corpus, "BLOCK", block):
+                    words = [word for _, words in corpus.read_texts(self.tmp) for word in words]
+                self.assertEqual(words, ["the", "sun", "the", "moon"])
+
+    def test_a_file_of_one_word_is_read_a_block_at_a_time(self):
+        Path(self.tmp, "a.txt").write_text("abcdefgh" * 40_000, encoding="utf-8")
+        with mock.patch.object(corpus, "BLOCK", 4_096):
+            pieces = [words for _, words in corpus.read_texts(self.tmp)]
+        self.assertGreater(len(pieces), 70)
+        self.assertLessEqual(max(map(len, pieces)), 20)
+        self.assertEqual(sum(len(word) for words in pieces for word in words), 320_000)
+
+    def test_a_survey_counts_what_the_loader_gives(self):
+        words = " ".join(["sun", "moon"] * 101 + ["odd"])
+        for name in "ab":
+            Path(self.tmp, f"{name}.txt").write_text(words, encoding="utf-8")
+        found = corpus.survey(self.tmp, 5)
+        self.assertEqual((found.files, found.characters), (2, 2 * len(words)))
+        self.assertEqual(found.counts, {"sun": 202, "moon": 202, "odd": 2})
+        self.assertEqual(found.windows, len(list(corpus.text_windows(self.tmp, 5))))
+        tokenizer = make_tokenizer(["sun", "moon"])
+        self.assertAlmostEqual(corpus.known_part(tokenizer, found.counts), 404 / 406)
+
+    def test_what_is_no_text_is_said(self):
+        faults = {
+            b"the sun\x00 is red": "NUL at byte 7",
+            "the sun".encode("utf-16"): "iconv -f utf-16",
+            "für".encode("latin1"): "not UTF-8 at byte 1.*iconv",
+        }
+        for content, message in faults.items():
+            Path(self.tmp, "a.txt").write_bytes(content)
+            with self.assertRaisesRegex(UsageError, f"a.txt .*{message}"):
+                list(corpus.read_texts(self.tmp))
+        Path(self.tmp, "a.txt").unlink()
+        Path(self.tmp, "folder.txt").mkdir()
+        with self.assertRaisesRegex(UsageError, "no .txt files"):
+            list(corpus.read_texts(self.tmp))
+        Path(self.tmp, "gone.txt").symlink_to(self.tmp / "nowhere")
+        with self.assertRaisesRegex(UsageError, "gone.txt can't be read"):
+            list(corpus.read_texts(self.tmp))
 
     def test_bad_bytes_are_named_with_file_and_offset(self):
         Path(self.tmp, "bad.txt").write_bytes("sunny día ".encode() + b"\xff more")
@@ -80,9 +126,50 @@ class TestCorpus(tf.test.TestCase):
         self.assertGreater(reward("a good and joyful heart"), 0.5)
         self.assertLess(reward("wrath and destruction"), -0.5)
 
-    def test_an_unknown_reward_is_said(self):
-        with self.assertRaisesRegex(UsageError, "module:function"):
-            corpus.make_reward("nowhere:nothing")
+    def test_texts_that_nothing_can_be_learned_from(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "a.txt")
+            for text in ("", " \n\t ", "\ufeff\u200b\r\n"):
+                file.write_text(text, encoding="utf-8")
+                with self.assertRaisesRegex(UsageError, "hold no words"):
+                    corpus.make_corpus(folder, "sentiment")
+            settings = dict(new_items=4, text=TextConfig())
+            file.write_text("the sun", encoding="utf-8")
+            with self.assertRaisesRegex(UsageError, "no 8 words in a row"):
+                corpus.make_corpus(folder, "sentiment", length=9).load_data(settings)
+            tokenizer = make_tokenizer(["天"])
+            with self.assertRaisesRegex(UsageError, "knows none of the words"):
+                corpus.make_corpus(folder, "sentiment", tokenizer=tokenizer, length=3).load_data(
+                    settings
+                )
+
+    def test_what_was_done_to_it_is_said(self):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "a.txt").write_text("Für für FÜR ดี " * 9, encoding="utf-8")
+            task = corpus.make_corpus(folder, "sentiment", vocabulary=1, length=5)
+            _, about = task.load_data(dict(new_items=4, text=TextConfig()))
+        self.assertRegex(
+            about,
+            r"^1 file, 135 characters, 36 words \(.*UAX 29.*NFC.*Thai.*cluster\), 75.0% .* the 1 "
+            "known; about 12 texts of 4 words.$",
+        )
+
+    def test_a_folder_where_nothing_was_learned_gives_no_words(self):
+        with tempfile.TemporaryDirectory() as folder:
+            run_dir = Path(folder, "run")
+            file = Path(folder, "a.txt")
+            settings = dict(
+                corpus=folder, reward="sentiment", vocabulary=9, window=1, words="unicode"
+            )
+            for word in ("sun", "moon"):
+                file.write_text(word, encoding="utf-8")
+                task = corpus.make_run_corpus(None, run_dir, settings)
+                self.assertIn(word, task.actions)
+            (run_dir / "checkpoints" / "step-1").mkdir(parents=True)
+            file.write_text("mars", encoding="utf-8")
+            self.assertEqual(corpus.make_run_corpus(None, run_dir, settings).actions, task.actions)
+            del settings["words"]  # as runs of before have it
+            self.assertEqual(corpus.make_run_corpus(None, run_dir, settings).rule, "plain")
 
 
 if __name__ == "__main__":

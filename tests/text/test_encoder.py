@@ -12,7 +12,10 @@ import numpy as np
 from tests.helpers import slow
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
+from tfdqt.text import encoder
+from tfdqt.text.config import TextNetworkConfig
 from tfdqt.text.encoder import PrunedTransformerModel, dense_kernels, load_encoder, sparsity
+from tfdqt.text.head import build_text_networks
 from tfdqt.text.tokenizers import load_tokenizer
 
 import transformers  # isort: skip  (behind tfdqt, which sets the Keras it uses)
@@ -24,6 +27,9 @@ CONFIG = transformers.BertConfig(
     num_attention_heads=2,
     intermediate_size=64,
     max_position_embeddings=16,
+)
+GPT2 = transformers.GPT2Config(
+    vocab_size=40, n_embd=32, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
 )
 TEXT = tf.constant([[2, 5, 6, 7, 0, 0], [2, 9, 8, 7, 6, 5]])
 
@@ -161,6 +167,73 @@ class TestPrunedTransformerModel(tf.test.TestCase):
         self.assertAlmostEqual(sparsity(model), 0.5, delta=0.001)
         with self.assertRaisesRegex(UsageError, "no TensorFlow encoder"):
             load_encoder(transformers.MambaConfig())
+
+    def test_gpt2_is_pruned_and_learns_with_its_zeros(self):
+        for pattern in ("unstructured", "block", "2:4"):
+            model = PrunedTransformerModel(GPT2, 0.5, pattern=pattern, causal=True)
+            self.assertLen(dense_kernels(model.bert), 4)  # two of attention, two of the MLP
+            self.assertAlmostEqual(sparsity(model), 0.5, delta=0.01)
+        zeros = [kernel.numpy() == 0 for kernel in dense_kernels(model.bert)]
+        train_step(model, tf.keras.optimizers.Adam(1e-2))
+        for kernel, zero in zip(dense_kernels(model.bert), zeros):
+            self.assertAllEqual(kernel.numpy()[zero], np.zeros(zero.sum()))
+        # It has no padding: its first word, of id 0, is read like any other.
+        text = tf.constant([[0, 5, 0, 6]])
+        plain = model.bert(input_ids=text, attention_mask=tf.ones_like(text)).last_hidden_state
+        self.assertAllClose(model(text), plain, atol=1e-6)
+
+    def test_pruning_that_prunes_nothing_is_refused(self):
+        with self.assertRaisesRegex(UsageError, "sets no weight to zero"):
+            PrunedTransformerModel(CONFIG, 1e-6)
+        with mock.patch.object(encoder, "dense_kernels", lambda model: []):
+            with self.assertRaisesRegex(UsageError, "no Dense or Conv1D layer"):
+                PrunedTransformerModel(CONFIG, 0.5)
+
+    def test_what_does_not_read_texts_is_refused(self):
+        for config in (transformers.T5Config(), transformers.BartConfig()):
+            with self.assertRaisesRegex(UsageError, "an encoder with a decoder"):
+                PrunedTransformerModel(config, 0.0)
+        for config in (transformers.ViTConfig(), transformers.CLIPConfig()):
+            with self.assertRaisesRegex(UsageError, "does not read texts"):
+                PrunedTransformerModel(config, 0.0)
+        with tempfile.TemporaryDirectory() as folder:
+            transformers.T5Config().save_pretrained(folder)
+            with self.assertRaisesRegex(UsageError, "an encoder with a decoder"):
+                PrunedTransformerModel(folder, 0.0)
+
+    def test_what_the_tables_hold_is_known(self):
+        """The last position is read, and the one behind it raises, without XLA on a CPU."""
+        small = dict(
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=10,
+        )
+        for config, context in (
+            (transformers.BertConfig(**small), 10),
+            (transformers.RobertaConfig(**small), 8),  # behind those of the padding
+            (GPT2, 16),
+        ):
+            model = PrunedTransformerModel(config, 0.0)
+            self.assertEqual((model.vocabulary, model.context), (40, context))
+            model.check_reads(context, 40)
+            model(tf.fill([1, context], 39))
+            with self.assertRaises(tf.errors.InvalidArgumentError):
+                model(tf.fill([1, context + 1], 39))
+            with self.assertRaisesRegex(UsageError, f"reads {context} tokens, not {context + 1}"):
+                model.check_reads(context + 1)
+            with self.assertRaisesRegex(UsageError, "40 token ids, not for 41"):
+                model.check_reads(context, 41)
+        with tempfile.TemporaryDirectory() as folder:
+            load_encoder(transformers.RobertaConfig(**small)).save_pretrained(folder)
+            network = TextNetworkConfig(encoder=folder)
+            sizes = dict(num_actions=4, causal=True)
+            with self.assertRaisesRegex(UsageError, "reads 8 tokens, not 9"):
+                build_text_networks(network, vocabulary=40, length=9, **sizes)
+            with self.assertRaisesRegex(UsageError, "40 token ids, not for 50"):
+                build_text_networks(network, vocabulary=50, length=8, **sizes)
 
     def test_what_can_not_be_loaded_or_pruned_is_said_in_a_sentence(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -1,13 +1,16 @@
 """Writing: how the next word is chosen, what steers it, and how a collapse is named."""
 
+import math
 import unittest
+import warnings
 
 import numpy as np
 
 from tests.text.helpers import NETWORK, without_xla
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
-from tfdqt.text.generation import diversity, generate, make_word_scores
+from tfdqt.text.config import TextConfig
+from tfdqt.text.generation import diversity, generate, make_run_scores, make_word_scores
 from tfdqt.text.head import build_text_networks
 from tfdqt.text.tokenizers import make_tokenizer
 
@@ -65,10 +68,26 @@ class TestGenerate(tf.test.TestCase):
             ["blue sun sun sun"],
         )
         self.assertEqual(write(["moon"], words=9, length=4, method="greedy"), ["moon" + " red" * 9])
+        for fault in (dict(temperature=math.nan), dict(temperature=math.inf), dict(top_p=math.nan)):
+            with self.assertRaisesRegex(UsageError, "generate needs"):
+                write(["blue"], **fault)
         with self.assertRaisesRegex(UsageError, "forbids"):
             write(["blue"], allowed=lambda text: np.zeros(self.size, bool))
         with self.assertRaises(UsageError):
             write(["blue"], temperature=0)
+
+    def test_what_is_not_read_of_a_prompt_is_said(self):
+        scores = self.chain({word: {"red": 0.9} for word in ["[CLS]", "[UNK]", *WORDS]})
+
+        def said(*prompts):
+            with warnings.catch_warnings(record=True) as notices:
+                warnings.simplefilter("always")
+                generate(scores, self.tokenizer, prompts, words=1, length=4)
+            return " ".join(str(notice.message) for notice in notices)
+
+        self.assertEqual(said("", "red sun", "blue"), "")
+        self.assertRegex(said("red Mars", "red pluto Mars"), "left out: Mars, pluto$")
+        self.assertRegex(said("red sun moon blue"), "of 5 tokens .* only the last 4 are read")
 
 
 class TestWordScores(tf.test.TestCase):
@@ -98,6 +117,16 @@ class TestWordScores(tf.test.TestCase):
         self.assertAllClose(self.scores(clone=True), self.policy, atol=1e-5)
         advantage = self.q - (np.exp(self.policy) * self.q).sum()
         self.assertAllClose(self.scores(beta=3.0), self.policy + 3 * advantage, atol=1e-5)
+
+    def test_a_text_beyond_the_context_is_refused(self):
+        scores = make_word_scores(*self.networks)
+        with self.assertRaisesRegex(UsageError, "reads 6 tokens, not 7"):
+            scores(tf.zeros([1, 7], tf.int32), self.at)
+
+    def test_a_beta_that_is_no_number_is_refused(self):
+        for beta in (math.nan, -1.0, -math.inf):
+            with self.assertRaisesRegex(UsageError, "beta must be 0 or more"):
+                make_run_scores(*self.networks, TextConfig(cloning=1.0), beta=beta)
 
     def test_only_plausible_words_are_chosen_by_their_values(self):
         q = self.q[0]

@@ -18,6 +18,7 @@ from tfdqt.text.encoder import dense_kernels
 from tfdqt.text.generation import make_word_scores
 from tfdqt.text.head import build_text_networks
 from tfdqt.text.replay import Episode, ExperienceReplay, Transition
+from tfdqt.text.tokenizers import make_tokenizer
 
 
 class TestCustomLoss(tf.test.TestCase):
@@ -117,12 +118,12 @@ def networks(*, length=2, actions=2, causal=False, vocabulary=8, seed=0):
     )
 
 
-def train(pair, epochs, loader, *, cfg, optimizer="adam", **options):
+def train(pair, epochs, loader, *, cfg, optimizer="adam", tokenizer=None, **options):
     if optimizer == "adam":
         optimizer = tf.keras.optimizers.Adam(3e-3)
     replay = ExperienceReplay(1_000)
     return learn.train_model(
-        *pair, optimizer, epochs, None, loader, replay, "cpu", cfg=cfg, **options
+        *pair, optimizer, epochs, tokenizer, loader, replay, "cpu", cfg=cfg, **options
     )
 
 
@@ -363,9 +364,71 @@ class TestTrainModel(Eager):
             train(pair, 1, [["red sun"]], cfg=self.cfg)
         with self.assertRaisesRegex(UsageError, "no device"):
             learn.train_model(*pair, None, 1, None, [[]], ExperienceReplay(9), "/zpu", cfg=self.cfg)
+        for empty in ([[]], [[], []]):
+            with self.assertRaisesRegex(UsageError, "ended before its first update"):
+                how = dict(tokenizer=make_tokenizer("a"), reward_fn=len, length=2)
+                train(pair, 1, empty, cfg=self.cfg, **how)
         poisoned = corridor()._replace(reward=np.full(300, np.inf))
         with self.assertRaisesRegex(UsageError, "loss is"):
             train(pair, 1, Batches(poisoned, 150), cfg=self.cfg)
+
+    def test_numbers_beyond_the_tables_are_refused(self):
+        """Compiled by XLA they would be learned from in silence."""
+        faults = (
+            (dict(state=np.full([300, 2], 8)), "8 token ids, not for 9"),
+            (dict(next_state=np.full([300, 2], -1)), "token ids from -1"),
+            (dict(state=np.zeros([300, 3], int)), "reads 2 tokens, not 3"),
+            (dict(action=np.full(300, 2)), "actions from 2 to 2"),
+        )
+        pair = networks()
+        for fault, message in faults:
+            with self.assertRaisesRegex(UsageError, message):
+                train(pair, 1, Batches(corridor()._replace(**fault), 150), cfg=self.cfg)
+        tokenizer = make_tokenizer(["red", "sun"])
+        with self.assertRaisesRegex(UsageError, "reads 2 tokens, not 64"):
+            train(pair, 1, [["red sun"]], cfg=self.cfg, tokenizer=tokenizer, reward_fn=len)
+
+    def test_texts_of_unknown_words_teach_nothing(self):
+        pair = networks(length=4, actions=4, causal=True)
+        tokenizer = make_tokenizer(["red"])
+        how = dict(cfg=self.cfg, tokenizer=tokenizer, reward_fn=len, length=4)
+        with self.assertRaisesRegex(UsageError, "knows no word"):
+            train(pair, 1, [["blue moon", "green"]], **how)
+        train(pair, 1, [["blue moon"], ["red"]], **how)
+
+    def failing(self, pair, loader, at, **options):
+        """What is saved of a training whose evaluation number `at` calls sys.exit."""
+        asked = []
+
+        def evaluate():
+            asked.append(0)
+            if len(asked) == at:
+                raise SystemExit(3)
+            return 1.0
+
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "checkpoints").mkdir()
+            save = make_saver(Path(folder), 10_000)
+            how = dict(optimizer=None, evaluate=evaluate, save=save)
+            with self.assertRaises(SystemExit):
+                train(pair, 1, loader, **how, **options)
+            return load_checkpoint(folder)[0]
+
+    def test_a_failing_evaluation_within_a_batch_loses_nothing(self):
+        """The checkpoint is one to go on from bit for bit."""
+        cfg = TextConfig(batch_size=16, updates_per_batch=2)
+        loader = Batches(corridor(), 150)  # 2 batches
+        whole = networks()
+        again = networks(seed=5)
+        train(whole, 1, loader, cfg=cfg, optimizer=None)
+        saved = self.failing(networks(), loader, 1, cfg=cfg, evaluate_every=1)
+        self.assertEqual((saved["place"]["step"], saved["place"]["batch"]), (2, 1))
+        train(again, 1, loader, cfg=cfg, optimizer=None, saved=saved)
+        self.assertSameNetworks(whole, again)
+
+    def test_a_failing_last_evaluation_loses_nothing(self):
+        saved = self.failing(networks(), Batches(corridor(), 300), 1, cfg=self.cfg)
+        self.assertEqual((saved["place"]["step"], saved["place"]["epoch"]), (1, 1))
 
     def test_what_was_learned_is_saved_before_an_environment_fails(self):
         class Failing(Batches):

@@ -78,8 +78,9 @@ class TestEpisodes(tf.test.TestCase):
         self.assertAllEqual(items.discount, [[1, 1, 0, 1], [1, 1, 0, 1]])
         written = tokenizer.convert_ids_to_tokens(items.action[0, :3].tolist())
         self.assertAllEqual(written, ["red", "sun", "blue"])
-        with self.assertRaisesRegex(UsageError, "not finite"):
+        with self.assertRaisesRegex(UsageError, "reward_fn .* on the text 'red' is not finite"):
             episodes(tokenizer, ["red"], 5, lambda text: float("nan"))
+        self.assertAllEqual(episodes(tokenizer, [], 5, reward).text.shape, [0, 5])
 
 
 if __name__ == "__main__":

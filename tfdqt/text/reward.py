@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 
@@ -93,10 +94,11 @@ def _number(value):
 def _describe(value):
     if value is None:
         return "None (does it return what it computes?)"
-    if isinstance(value, (str, bytes)):
-        return f"the text {_begin(value)}" if isinstance(value, str) else "bytes"
+    if isinstance(value, str):
+        return f"the string {_begin(value)}"
     shape = getattr(value, "shape", None)
-    return f"a {type(value).__name__}" + ("" if shape is None else f" of shape {tuple(shape)}")
+    kind = f"something of type {type(value).__name__}"
+    return kind if shape is None else f"{kind} and shape {tuple(shape)}"
 
 
 def make_reward(name):
@@ -116,6 +118,11 @@ def make_reward(name):
         analyzer = SentimentIntensityAnalyzer()
         return Reward(lambda text: analyzer.polarity_scores(text)["compound"], f"--reward={name}")
     module, _, function = name.partition(":")
+    if module.endswith(".py") or os.sep in module or module.startswith("."):
+        raise UsageError(
+            f"--reward={name} names a file; give a module of the folder you are in, such as "
+            f"{Path(module).stem or 'rewards'}:{function or 'function'}."
+        )
     if not (module and function):
         raise UsageError(
             f"--reward={name} can't be found; give sentiment, or module:function of a function "
@@ -129,8 +136,8 @@ def make_reward(name):
         )
     if not callable(found):
         raise UsageError(
-            f"--reward={name} is a {type(found).__name__}, not a function; give module:function of "
-            "a function text -> float."
+            f"--reward={name} is of type {type(found).__name__}, not a function; give "
+            "module:function of a function text -> float."
         )
     return Reward(found, f"--reward={name}")
 

@@ -240,13 +240,19 @@ def train(run, device):
     )
     print(f"Run folder: {run.folder}", flush=True)
 
+    updates = settings["epochs"] * len(batches) * cfg.updates_per_batch
+    network = settings["network"]
+    if network.pruning_schedule == "polynomial" and updates < network.pruning_end:
+        print(
+            f"Note: --pruning-end={network.pruning_end} lies behind the last of {updates} updates, "
+            f"so less than {network.pruning_amount:.0%} will be pruned."
+        )
     scores = make_run_scores(transformer, head, cfg)
 
     def evaluate():
         games = min(settings["games"], task.quick_games)
         return task.evaluate(scores, cfg, games=games, seed=seed)[0].mean()
 
-    updates = settings["epochs"] * len(batches) * cfg.updates_per_batch
     step = run.saved["place"]["step"] if run.saved else None
     finished = run.saved is not None and run.saved["place"]["epoch"] >= settings["epochs"]
     if finished:

@@ -67,6 +67,8 @@ def start_of(tokenizer):
 def token_rows(tokenizer, texts):
     """Token ids of each text, as lists, behind what `start_of` gives."""
     start = start_of(tokenizer)
+    if not len(texts):  # which a tokenizer takes for a mistake
+        return []
     return [start + ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
 
 

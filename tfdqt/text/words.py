@@ -11,7 +11,7 @@ import unicodedata
 
 import regex
 
-LONGEST = 255  # characters in a word; a longer one is cut, or a file without spaces would be one
+LONGEST = 256  # characters in a word; a longer one is cut, or a file without spaces would be one
 HELD = 2  # words at the end of a block that what comes next may still join: "a", "." and "b"
 
 # At the beginning of a word regex joins an apostrophe to a vowel, a mark to a letter and half a
@@ -20,7 +20,7 @@ _ALONE = r"['’.:,;\p{M}\U0001f3fb-\U0001f3ff]\p{M}*|\p{RI}{1,2}\p{M}*"
 _BEGIN = r"[^\s\p{Cc}\u200c\u200d]"
 _END = r"\b(?![\u0e33\u0eb3])"
 _WORD = regex.compile(
-    f"{_ALONE}|{_BEGIN}(?:.{{0,{LONGEST - 1}}}?{_END}|.{{{LONGEST}}})",
+    f"{_ALONE}|{_BEGIN}(?:.{{0,{LONGEST - 1}}}?{_END}|.{{{LONGEST - 1}}})",
     regex.WORD | regex.VERSION1 | regex.DOTALL,
 )
 # Byte order marks, soft hyphens and marks of direction: the same word with and without them.
