@@ -4,10 +4,13 @@ Its script is called in a process of its own where that proves something, otherw
 """
 
 import csv
+import importlib
 import json
+import os
 import re
 import shutil
 import signal
+import sys
 import time
 import types
 import unittest
@@ -128,6 +131,19 @@ class TestResume(WithoutXLA):
         self.assertEqual((progress["epoch"], progress["games"]), (1, _maze_samples(run_dir)))
         self.assertEqual(json.loads((run_dir / "config.json").read_text())["epochs"], 1)
 
+    def test_a_finished_run_says_so_and_its_log_stays(self):
+        """Unless it was killed before its last evaluation, which is then made up for."""
+        whole = maze_run()
+        for name, missing in (("finished", 0), ("unevaluated", 1)):
+            again = folder() / name
+            shutil.copytree(whole, again)
+            lines = (again / "log.csv").read_text().splitlines(keepends=True)
+            (again / "log.csv").write_text("".join(lines[: len(lines) - missing]))
+            done = call("run_text", f"--resume={again}")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("Nothing is left to learn, for all 2 epochs are done", done.stdout)
+            self.assertEqual(log_without_time(whole), log_without_time(again))
+
     @slow("40 s: three processes")
     def test_killed_and_resumed_equals_unbroken(self):
         whole = folder() / "whole"
@@ -146,6 +162,50 @@ class TestResume(WithoutXLA):
         self.assertEqual(log_without_time(whole), log_without_time(broken))
 
 
+class TestReward(WithoutXLA, InFolder):
+    def test_sys_exit_in_a_reward_loses_nothing(self):
+        self.addCleanup(os.chdir, os.getcwd())
+        self.addCleanup(sys.path.__setitem__, slice(None), list(sys.path))
+        self.addCleanup(sys.modules.pop, "reward_that_ends", None)
+        os.chdir(self.tmp)
+        module = self.tmp / "reward_that_ends.py"
+        module.write_text(
+            "import sys\nasked = []\n"
+            "def score(text):\n"
+            "    asked.append(text)\n"
+            "    return sys.exit(7) if len(asked) > 200 else 1.0\n"
+        )
+        run_dir = self.tmp / "a run"
+        flags = [
+            "--task=corpus",
+            f"--corpus={texts()}",
+            "--reward=reward_that_ends:score",
+            "--vocabulary=30",
+            "--window=6",
+            "--new-items=32",
+            "--games=4",
+            "--epochs=1",
+            "--updates-per-batch=1",
+            *TINY,
+        ]
+        done = call("run_text", *flags, f"--run-dir={run_dir}")
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertNotIn("Traceback", done.stderr)
+        self.assertRegex(
+            done.stderr.strip().splitlines()[-1],
+            r"^error: --reward=reward_that_ends:score fails on the text '.*' \(SystemExit: 7\); "
+            "what was learned is saved",
+        )
+        self.assertEqual(load_checkpoint(run_dir)[0]["place"]["batch"], 1)
+        module.write_text("def score(text):\n    return 1.0\n")
+        del sys.modules["reward_that_ends"]
+        importlib.invalidate_caches()
+        shutil.rmtree(self.tmp / "__pycache__", ignore_errors=True)  # of the same second
+        done = call("run_text", f"--resume={run_dir}")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(f"scripts/evaluate.py '{run_dir}'", done.stdout)
+
+
 class TestWriter(WithoutXLA):
     def test_a_corpus_run_writes_in_three_lines(self):
         run_dir, done = corpus_run()
@@ -159,6 +219,20 @@ class TestWriter(WithoutXLA):
         self.assertGreater(writer.reward("a good and joyful heart"), 0.5)
         with self.assertRaisesRegex(UsageError, "learned to write"):
             writer.act(["the lord"])
+        with self.assertRaisesRegex(UsageError, "temperature must be"):
+            tfdqt.load_writer(run_dir, temperature=float("nan"))
+
+    def test_a_run_of_before_keeps_its_words(self):
+        run_dir, _ = corpus_run()
+        old = folder() / "old_words"
+        shutil.copytree(run_dir, old)
+        config = json.loads((old / "config.json").read_text())
+        self.assertEqual(config.pop("words"), "unicode")
+        (old / "config.json").write_text(json.dumps(config))
+        writer = tfdqt.load_writer(old)
+        self.assertEqual(writer.task.rule, "plain")
+        expected = tfdqt.load_writer(run_dir)(["The lord"], words=5)
+        self.assertEqual(writer(["The lord"], words=5), expected)
 
     def test_a_maze_run_moves_as_it_is_evaluated(self):
         player = tfdqt.load_writer(maze_run())
@@ -189,7 +263,17 @@ class TestWriter(WithoutXLA):
         self.assertEqual([len(line.split()) for line in lines[:2]], [1 + 2 + 5] * 2)
         self.assertEqual(lines[0].split()[1:3], ["the", "lord"])
         self.assertRegex(lines[2], r"distinct1 [\d.]+, distinct2")
+        self.assertNotIn("Note", succeeds(self, "generate", run_dir, *flags).stderr)
+        flags[0] = "--prompt=the Zyx lord \ufeffQqq"
+        said = succeeds(self, "generate", run_dir, *flags).stderr
+        self.assertIn(
+            "Note: of the prompt these words are not known, and left out: zyx, qqq.", said
+        )
         refused(self, "temperature above 0", "generate", run_dir, "--temperature=0")
+        for flag in ("--temperature=nan", "--temperature=inf", "--top-p=nan"):
+            refused(self, "generate needs", "generate", run_dir, flag)
+        for beta in ("nan", "-1", "-inf"):
+            refused(self, "beta must be", "generate", run_dir, f"--beta={beta}")
         refused(self, "There is no run", "generate", "nowhere")
         refused(self, "not to write", "generate", maze_run())
 
@@ -197,6 +281,7 @@ class TestWriter(WithoutXLA):
 class TestEvaluate(WithoutXLA):
     def test_evaluate(self):
         run_dir, _ = corpus_run()
+        refused(self, "beta must be", "evaluate", run_dir, "--beta=nan")
         done = succeeds(self, "evaluate", run_dir, "--episodes=4", "--best-of=2", "--beta=0")
         self.assertRegex(done.stdout, r"4 texts: mean [-\d.]+, std")
         said = re.search(r"perplexity of the cloned policy: ([\d.]+)", done.stdout)
@@ -254,6 +339,9 @@ class TestBadInput(unittest.TestCase):
         self.refused("--method=q or implicit", "--method=clone", "--actors=2")
         self.refused("TF_CONFIG", "--strategy=multiworker")
         self.refused("--seed must be 0 or more", "--seed=-1")
+        self.refused("--seed must be less", "--seed=5000000000")
+        self.refused("--beta must be", "--beta=nan", "--cloning=1")
+        self.refused("--cloning must be finite", "--cloning=inf")
 
     def test_texts_and_encoders_that_are_not_there(self):
         corpus = ["--task=corpus", f"--corpus={texts()}"]

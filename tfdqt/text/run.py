@@ -254,7 +254,7 @@ def train(run, device):
         return task.evaluate(scores, cfg, games=games, seed=seed)[0].mean()
 
     step = run.saved["place"]["step"] if run.saved else None
-    finished = run.saved is not None and run.saved["place"]["epoch"] >= settings["epochs"]
+    finished = step is not None and step >= updates
     if finished:
         print(
             f"Nothing is left to learn, for all {settings['epochs']} epochs are done; give more by "
