@@ -7,6 +7,10 @@ import math
 
 from tfdqt.backend import tf
 
+# The value, or the logit, of an action that is not legal: so low that it is never chosen, and
+# finite, so that nothing multiplied by 0 or a probability of 0 becomes NaN.
+ILLEGAL = -1e30
+
 # -------------------------------------------------------------------------------------------------
 # Values of states and actions
 
@@ -68,15 +72,21 @@ def action_gap(q, actions, part):
     return part * tf.minimum(tf.reduce_max(q, axis=-1) - select_actions(q, actions), 1.0)
 
 
-def exploration_cost(q, epsilon, advantage_learning=0.0):
+def exploration_cost(q, epsilon, advantage_learning=0.0, *, masked=False):
     """What acting at random with probability `epsilon` costs: [..., A] -> [...].
 
     At least 0. The best value less this is the value of acting epsilon-greedily (expected Sarsa,
     van Seijen et al., 2009). Gaps that advantage learning has widened, by at most that much of 1,
-    first count as what they stand for.
+    first count as what they stand for. masked: whether illegal actions, whose value is ILLEGAL,
+    are left out.
     """
     gap = tf.reduce_max(q, axis=-1, keepdims=True) - q
-    return epsilon * tf.reduce_mean(gap - advantage_learning * tf.minimum(gap, 1.0), axis=-1)
+    cost = gap - advantage_learning * tf.minimum(gap, 1.0)
+    if not masked:
+        return epsilon * tf.reduce_mean(cost, axis=-1)
+    legal = q > ILLEGAL / 2
+    count = tf.reduce_sum(tf.cast(legal, q.dtype), axis=-1)
+    return epsilon * tf.reduce_sum(tf.where(legal, cost, 0.0), axis=-1) / tf.maximum(count, 1.0)
 
 
 # -------------------------------------------------------------------------------------------------

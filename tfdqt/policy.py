@@ -22,13 +22,17 @@ def epsilon_ladder(count, base=0.4, steepness=7.0):
     return base ** (1 + steepness * np.arange(count) / max(1, count - 1))
 
 
-def epsilon_greedy(rng, greedy, num_actions, epsilon):
+def epsilon_greedy(rng, greedy, num_actions, epsilon, legal=None):
     """Each of `greedy` [N], or with probability `epsilon` a uniformly random action: [N].
 
-    Drawn from the numpy Generator `rng`.
+    Drawn from the numpy Generator `rng`. legal: bool [N, A], what may be drawn; None: everything.
     """
     explore = rng.random(len(greedy)) < epsilon
-    return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
+    if legal is None:
+        return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
+    counts = np.cumsum(legal, axis=-1)
+    drawn = rng.integers(counts[:, -1])  # which of the legal ones
+    return np.where(explore, (counts <= drawn[:, None]).sum(axis=-1), greedy)
 
 
 def narrow(logits, *, temperature=1.0, top_k=0, top_p=1.0):

@@ -10,8 +10,9 @@ import numpy as np
 
 from tfdqt.backend import keras
 from tfdqt.errors import UsageError
-from tfdqt.games.envs import env_state, restore_env
 from tfdqt.games.flat import flatten_q, make_act, make_scores
+from tfdqt.games.spaces import make_action, make_reader
+from tfdqt.games.state import NoState, env_state, restore_env
 from tfdqt.games.window import Window, make_window, network_inputs, push
 
 
@@ -43,13 +44,17 @@ def roots_of(env, info, net, weights, count, *, epsilon=0.1, every=5, seed=0):
     act = make_act(net)
     rng = np.random.default_rng([seed, 7])
     obs, details = env.reset(seed=seed)
-    if env_state(env) is None:
+    try:
+        env_state(env)
+    except NoState as error:
         raise UsageError(
-            f"The state of {info.name} can't be copied, so there is no look-ahead; give it "
-            "get_state() and set_state()."
-        )
+            f"The state of {info.name} can't be copied ({error}), so there is no look-ahead; give "
+            "it get_state() and set_state()."
+        ) from None
+    action_of = make_action(info.action_space)
+    row = make_row(info)
     window = make_window(info, 1, net.context)
-    push(window, _row(info, obs), np.ones(1), -1)
+    push(window, row(obs), np.ones(1), -1)
     roots = []
     steps = 0
     while len(roots) < count:
@@ -60,19 +65,20 @@ def roots_of(env, info, net, weights, count, *, epsilon=0.1, every=5, seed=0):
             action = int(rng.integers(info.num_actions))
         else:
             action = int(act(weights, network_inputs(window))[0])
-        obs, _, terminated, truncated, details = env.step(action + info.action_start)
+        obs, _, terminated, truncated, details = env.step(action_of(action))
         steps += 1
         over = terminated or truncated
         if over:
             obs, details = env.reset()
             window = make_window(info, 1, net.context)
-        push(window, _row(info, obs), np.full(1, over), np.array([action]))
+        push(window, row(obs), np.full(1, over), np.array([action]))
     return roots
 
 
-def _row(info, obs):
-    """An observation as a row of a window, [1, F]; a Discrete one counts from 0."""
-    return np.reshape(obs, (1, -1)) - np.asarray(info.obs_start)
+def make_row(info):
+    """`row(obs)`: an observation as a row of a window, [1, F]."""
+    read = make_reader(info).read
+    return lambda obs: read(obs)[None]
 
 
 def grow(env, info, roots, depth, *, life_loss_ends=False):
@@ -85,6 +91,8 @@ def grow(env, info, roots, depth, *, life_loss_ends=False):
       depth: length of the sequences.
       life_loss_ends: whether a lost life ends the return.
     """
+    row = make_row(info)
+    action_of = make_action(info.action_space)
     windows = []
     rewards = []
     overs = []
@@ -104,11 +112,11 @@ def grow(env, info, roots, depth, *, life_loss_ends=False):
         """Take an action from a copy of a node's environment: -> the number of the new node."""
         state, lives = states[node]
         restore_env(env, state, reset=False)
-        obs, reward, terminated, _, details = env.step(action + info.action_start)
+        obs, reward, terminated, _, details = env.step(action_of(action))
         left = details.get("lives", 0)
         over = bool(terminated or (life_loss_ends and left < lives))
         window = Window(*(part.copy() for part in windows[node]))
-        push(window, _row(info, obs), np.zeros(1, bool), np.array([action]))
+        push(window, row(obs), np.zeros(1, bool), np.array([action]))
         return add(window, float(reward), over, None if over else env_state(env), left)
 
     level = [add(window, 0.0, False, state, lives) for window, state, lives in roots]

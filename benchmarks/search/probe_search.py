@@ -33,8 +33,9 @@ from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.dqn import DQNConfig
-from tfdqt.games.envs import EnvInfo, make_env
+from tfdqt.games.envs import make_env
 from tfdqt.games.evaluate import Policy, load_run, play_episodes
+from tfdqt.games.spaces import EnvInfo
 from tfdqt.games.window import Window
 from tfdqt.runs.cli import read_settings, run_main
 from tfdqt.runs.folder import find_run

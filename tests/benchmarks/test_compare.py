@@ -12,8 +12,9 @@ import numpy as np
 from tests.helpers import slow
 from tfdqt.errors import UsageError
 from tfdqt.games.config import NetworkConfig
-from tfdqt.games.envs import EnvInfo, env_info, make_env
+from tfdqt.games.envs import env_info, make_env
 from tfdqt.games.networks import build_q
+from tfdqt.games.spaces import EnvInfo
 from tfdqt.settings import load_config
 from tfdqt.stats import confidence, improvement, interquartile_mean
 

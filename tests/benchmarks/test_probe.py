@@ -13,9 +13,10 @@ import probe_plots
 from tests.helpers import slow
 from tfdqt.backend import keras
 from tfdqt.games.config import NetworkConfig
-from tfdqt.games.envs import EnvInfo, env_info
+from tfdqt.games.envs import env_info
 from tfdqt.games.flat import flatten_q
 from tfdqt.games.networks import build_q
+from tfdqt.games.spaces import EnvInfo
 from tfdqt.games.window import Window
 
 from . import script

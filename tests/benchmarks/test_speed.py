@@ -9,7 +9,7 @@ import numpy as np
 import rows
 
 from tfdqt.errors import UsageError
-from tfdqt.games.envs import EnvInfo
+from tfdqt.games.spaces import EnvInfo
 
 from . import BENCHMARKS, ROOT, call
 

@@ -1,15 +1,19 @@
-"""Environments: their names, and what a network is told of them."""
+"""Environments: their names, wrappers and options."""
 
+import functools
+import os
 import re
+import sys
+import tempfile
 import unittest
+from pathlib import Path
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 
-from tests.games.scripted import Spaces
-from tfdqt.errors import UsageError
-from tfdqt.games.envs import env_info, make_env
+from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.games.config import EnvConfig
+from tfdqt.games.envs import env_info, info_of, make_env
 
 GAMES = sorted(
     match[1]
@@ -58,7 +62,7 @@ class Names(unittest.TestCase):
         env = make_env("Breakout-ram-v0")
         self.addCleanup(env.close)
         info = env_info(env)
-        self.assertEqual(info, ("Breakout-ram-v0", (128,), "uint8", (), 4, 0, 0))
+        self.assertEqual(info[:6], ("Breakout-ram-v0", (128,), "uint8", (), 4, None))
         self.assertEqual([env.reset()[0].shape, env.reset()[0].dtype], [(128,), np.uint8])
 
     def test_unknown_name_tells_the_nearest(self):
@@ -78,51 +82,76 @@ class Names(unittest.TestCase):
             make_env("CartPole-v1", nonsense=1)
 
 
-class Info(unittest.TestCase):
-    def test_what_a_network_is_told(self):
-        for env, expected in (
-            (make_env("CartPole-v1"), ("CartPole-v1", (4,), "float32", (), 2, 0, 0)),
-            (make_env("FrozenLake-v1"), ("FrozenLake-v1", (1,), "int32", (16,), 4, 0, 0)),
-            (
-                Spaces(spaces.MultiDiscrete([3, 5]), spaces.Discrete(7)),
-                ("Spaces", (2,), "int32", (3, 5), 7, (0, 0), 0),
-            ),
-            (
-                Spaces(spaces.Discrete(9, start=-4), spaces.Discrete(3, start=1)),
-                ("Spaces", (1,), "int32", (9,), 3, -4, 1),
-            ),
-            (
-                Spaces(spaces.Box(0, 9, (3,), np.int64), spaces.Discrete(2)),
-                ("Spaces", (3,), "float32", (), 2, 0, 0),
-            ),
-            (
-                Spaces(spaces.Box(0, 255, (3,), np.uint8), spaces.Discrete(2)),
-                ("Spaces", (3,), "uint8", (), 2, 0, 0),
-            ),
-        ):
-            with self.subTest(expected=expected):
-                info = env_info(env)
-                self.assertEqual(info, expected)
-                self.assertEqual({type(n) for n in (*info.nvec, info.num_actions)}, {int})
+class Here(unittest.TestCase):
+    """Modules in the current folder, options and wrappers, as a command line names them."""
 
-    def test_name_can_be_given(self):
-        self.assertEqual(env_info(make_env("CartPole-v1"), "mine").name, "mine")
+    MODULE = """
+import gymnasium, numpy as np
+class Level(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    def __init__(self, size=1):
+        self.size = size
+    def reset(self, *, seed=None, options=None):
+        return np.full(2, options["level"], "f"), {}
+    def step(self, action):
+        return np.zeros(2, "f"), 0.0, True, False, {}
+gymnasium.register("Level-v0", Level)
+def twice(env, by=2):
+    return gymnasium.wrappers.TransformReward(env, lambda reward: by * reward)
+def nothing(env):
+    pass
+def leaves(env):
+    raise SystemExit("gone")
+"""
 
-    def test_what_does_not_fit(self):
-        vector, two = spaces.Box(0, 1, (3,), np.float32), spaces.Discrete(2)
-        for env, words in (
-            (make_env("Breakout-v0"), "images.*`-ram`"),
-            (make_env("Breakout-v4", obs_type="grayscale"), "images"),
-            (make_env("Pendulum-v1"), "Discrete actions"),
-            (Spaces(vector, spaces.MultiDiscrete([2, 2])), "Discrete actions"),
-            (Spaces(spaces.Dict(a=vector), two), "FlattenObservation"),
-            (Spaces(spaces.Tuple([two, two]), two), "Flatten"),
-            (Spaces(spaces.MultiDiscrete([[2, 3], [4, 5]]), two), "Flatten"),
-            (Spaces(spaces.MultiBinary(3), two), "Flatten"),
-            (Spaces(spaces.Text(3), two), "Flatten"),
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        Path(folder.name, "mine_at_hand.py").write_text(self.MODULE, encoding="utf-8")
+        before = os.getcwd(), list(sys.path)
+        self.addCleanup(os.chdir, before[0])
+        self.addCleanup(sys.path.__setitem__, slice(None), before[1])
+        self.addCleanup(sys.modules.pop, "mine_at_hand", None)
+        self.addCleanup(gymnasium.registry.pop, "Level-v0", None)
+        os.chdir(folder.name)
+
+    def test_a_module_in_the_current_folder(self):
+        cfg = EnvConfig(env_options='{"size": 3}', reset_options='{"level": 7}')
+        env = make_env("mine_at_hand:Level-v0", cfg)
+        self.assertEqual(env.unwrapped.size, 3)
+        self.assertEqual(env.reset()[0].tolist(), [7, 7])
+        self.assertEqual(env.reset(options=dict(level=2))[0].tolist(), [2, 2])
+
+    def test_wrappers(self):
+        wrappers = ("mine_at_hand:twice(by=5)", "gymnasium.wrappers:TimeLimit(max_episode_steps=1)")
+        env = make_env("CartPole-v1", EnvConfig(wrappers=wrappers))
+        self.addCleanup(env.close)
+        env.reset(seed=0)
+        self.assertEqual(env.step(0)[1:4], (5.0, False, True))
+
+    def test_what_cannot_be_used_is_one_sentence(self):
+        for wrapper, words in (
+            ("twice", "MODULE:FUNCTION"),
+            ("mine_at_hand:twice(", "MODULE:FUNCTION"),
+            ("mine_at_hand:twice(by=open)", "MODULE:FUNCTION"),
+            ("mine_at_hand:none", "AttributeError"),
+            ("no_such_module:x", "ModuleNotFoundError"),
+            ("mine_at_hand:leaves", "gone"),
+            ("mine_at_hand:nothing", "no environment"),
+            ("gymnasium.wrappers:NormalizeObservation", "--standardize"),
+            ("gymnasium.wrappers:NormalizeReward", "statistics"),
         ):
-            with self.subTest(words=words), self.assertRaisesRegex(UsageError, words):
-                env_info(env)
+            with self.subTest(wrapper=wrapper), self.assertRaisesRegex(UsageError, words) as caught:
+                make_env("CartPole-v1", EnvConfig(wrappers=(wrapper,)))
+            self.assertNotIn("\n", str(caught.exception))
+        for options in ("{", "[1]", "3"):
+            with self.subTest(options=options), self.assertRaisesRegex(UsageError, "JSON"):
+                make_env("CartPole-v1", EnvConfig(reset_options=options))
+
+    def test_an_environment_that_cannot_be_reset(self):
+        with self.assertRaisesRegex(EnvFailure, "first reset: .*subscriptable"):
+            info_of(functools.partial(make_env, "mine_at_hand:Level-v0"))
 
 
 if __name__ == "__main__":

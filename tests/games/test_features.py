@@ -9,8 +9,8 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.games import features, networks
 from tfdqt.games.config import NetworkConfig
-from tfdqt.games.envs import EnvInfo
 from tfdqt.games.flat import adapt, flatten_model
+from tfdqt.games.spaces import EnvInfo
 
 
 class Features(tf.test.TestCase):

@@ -24,9 +24,9 @@ from tfdqt.backend import keras, tf
 from tfdqt.games import dqn
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.dqn import DQNConfig
-from tfdqt.games.envs import EnvInfo
 from tfdqt.games.flat import flatten_q, mean_q
 from tfdqt.games.networks import build_q
+from tfdqt.games.spaces import EnvInfo
 from tfdqt.replay import Steps
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None

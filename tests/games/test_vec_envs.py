@@ -1,12 +1,14 @@
 """Many environments: the stream they give, worker processes, failures, and their states."""
 
 import functools
+import io
 import multiprocessing
 import os
 import signal
 import tempfile
 import threading
 import unittest
+from contextlib import redirect_stderr
 
 import gymnasium
 import numpy as np
@@ -24,7 +26,8 @@ from tests.games.scripted import (
     vec_of,
 )
 from tfdqt.errors import EnvFailure
-from tfdqt.games.envs import env_info, env_state, info_of, make_env
+from tfdqt.games.envs import env_info, info_of, make_env
+from tfdqt.games.state import NoState, env_state
 from tfdqt.games.vec_envs import REST, make_vec_env
 from tfdqt.runs.checkpoint import load_checkpoint, save_checkpoint
 
@@ -169,10 +172,12 @@ class Failures(unittest.TestCase):
                 make_vec_env(FailingReset, env_info(FailingReset()), 1, 0, workers=workers)
         self.assertEqual(len(multiprocessing.active_children()), len(before))
 
-    def test_state_that_fails(self):
+    def test_state_that_fails_is_none_and_told_once(self):
         for workers in (0, 1):
-            with self.subTest(workers=workers), self.assertRaisesRegex(EnvFailure, "no memory"):
-                vec_of(self, FailingState, workers=workers).states()
+            with self.subTest(workers=workers), redirect_stderr(io.StringIO()) as told:
+                vec = vec_of(self, FailingState, workers=workers)
+                self.assertEqual([vec.states(), vec.states()], [[None], [None]])
+                self.assertEqual(told.getvalue().count("no memory"), 1)
 
     def test_killed_worker_is_no_hang(self):
         before = {process.pid for process in multiprocessing.active_children()}
@@ -271,7 +276,8 @@ class States(unittest.TestCase):
         env = gymnasium.make("Breakout-ram-v0")
         self.addCleanup(env.close)
         env.reset(seed=0)
-        self.assertIsNone(env_state(env))
+        with self.assertRaisesRegex(NoState, "sticky"):
+            env_state(env)
 
     def test_state_of_ones_own(self):
         self.check(Remembering, 2, before=7, behind=20, num_envs=1)
@@ -305,7 +311,6 @@ class States(unittest.TestCase):
     def test_no_state_is_a_fresh_episode(self):
         vec = vec_of(self, Scripted, workers=0)
         follow(vec, np.zeros((5, 1), int))
-        self.assertEqual(vec.states(), [None])
         vec.restore([None])  # the second episode had ended; the third begins
         self.assertEqual(
             {key: value.reshape(-1).tolist() for key, value in looks(vec).items()},
@@ -317,11 +322,6 @@ class States(unittest.TestCase):
         self.assertEqual(
             [vec.out["obs"][0, 0], vec.out["first"][0], vec.out["length"][0]], [21, False, 1]
         )
-
-    def test_unknown_wrapper_has_no_state(self):
-        env = make_env("CartPole-v1")
-        self.addCleanup(env.close)
-        self.assertIsNone(env_state(gymnasium.wrappers.RecordEpisodeStatistics(env)))
 
 
 if __name__ == "__main__":

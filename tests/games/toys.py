@@ -9,8 +9,8 @@ from tfdqt import backend
 from tfdqt.backend import keras, tf
 from tfdqt.games import networks
 from tfdqt.games.config import NetworkConfig
-from tfdqt.games.envs import EnvInfo
 from tfdqt.games.flat import flatten_q
+from tfdqt.games.spaces import EnvInfo
 
 # -------------------------------------------------------------------------------------------------
 # Networks

@@ -5,7 +5,7 @@ import unittest
 import numpy as np
 
 from tfdqt.backend import tf
-from tfdqt.games.envs import EnvInfo
+from tfdqt.games.spaces import EnvInfo
 from tfdqt.replay import (
     Steps,
     make_add,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tfdqt.errors import UsageError
 from tfdqt.games import apex, dqn, ppo, pqn
-from tfdqt.games.config import NetworkConfig, environment_kind
+from tfdqt.games.config import EnvConfig, NetworkConfig, environment_kind
 from tfdqt.games.flat import mean_q, policy_logits
 
 
@@ -89,6 +89,12 @@ ALGORITHMS = {
         acting="weights",
     ),
 }
+
+
+def settings_classes(name, plain):
+    """The dataclasses in the config.json of a run, read as `plain`: for `read_settings`."""
+    env = {"env": EnvConfig} if "env" in plain else {}  # since 0.2
+    return {**env, "network": NetworkConfig, name: ALGORITHMS[name].settings}
 
 
 def is_game_run(settings):

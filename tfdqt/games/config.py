@@ -8,6 +8,19 @@ from tfdqt.settings import check_fractions, check_heads, check_not_negative, che
 
 
 @dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """How an environment is made, besides its name."""
+
+    wrappers: tuple[str, ...] = ()
+    """Wrappers put around the environment, the first one innermost: MODULE:FUNCTION, or
+    'MODULE:FUNCTION(key=value)'; the module may lie in the current folder."""
+    env_options: str = ""
+    """Keyword arguments that it is made with, as JSON: '{"is_slippery": false}'."""
+    reset_options: str = ""
+    """Options that every reset is given, as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
 class NetworkConfig:
     """The network: what it sees and how large it is."""
 

@@ -21,7 +21,7 @@ from tfdqt import losses
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games.config import check_network
-from tfdqt.games.envs import EnvInfo, info_of
+from tfdqt.games.envs import info_of
 from tfdqt.games.flat import (
     FlatModel,
     adapt,
@@ -42,6 +42,7 @@ from tfdqt.games.loop import (
     stepping,
     train_loop,
 )
+from tfdqt.games.spaces import EnvInfo, legal_actions
 from tfdqt.games.window import network_inputs, push
 from tfdqt.policy import epsilon_at, epsilon_greedy
 from tfdqt.replay import (
@@ -342,7 +343,9 @@ def q_targets(net, cfg, online, target, steps, last):
     q_online = net.apply(online, ahead) if cfg.double else None
     values = losses.bootstrap_quantiles(q_target, q_online)  # [B, P, N]
     if cfg.target_epsilon:
-        cost = losses.exploration_cost(mean_q(q_target), cfg.target_epsilon, cfg.advantage_learning)
+        cost = losses.exploration_cost(
+            mean_q(q_target), cfg.target_epsilon, cfg.advantage_learning, masked=net.masked
+        )
         values -= cost[..., None]
 
     rewards = tf.sign(steps.reward) if cfg.reward_transform == "sign" else steps.reward
@@ -476,7 +479,8 @@ def make_collect(act, stepper, info, cfg, epsilon_end=None) -> Callable:
             chunk.first[i] = out["first"]
             best = act(weights, network_inputs(window)).numpy()
             epsilon = epsilon_at(step + i * cfg.num_envs, cfg, epsilon_end)
-            action = epsilon_greedy(rng, best, info.num_actions, epsilon)
+            legal = legal_actions(info, out["obs"])
+            action = epsilon_greedy(rng, best, info.num_actions, epsilon, legal)
             vec.step(action)
             chunk.action[i] = action
             chunk.reward[i] = out["reward"]

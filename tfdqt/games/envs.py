@@ -1,13 +1,19 @@
 """Environments: names, what they look like to a network, and their states."""
 
+import ast
 import difflib
+import importlib
+import json
+import os
 import re
+import sys
+import traceback
 import warnings
-from typing import NamedTuple
+from pathlib import Path
 
-import numpy as np
-
-from tfdqt.errors import UsageError
+from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.games.config import EnvConfig
+from tfdqt.games.spaces import MASK_KEY, describe
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -47,8 +53,6 @@ _register_ram_names()
 class Positions(gymnasium.ObservationWrapper):
     """CartPole without velocities: [position, angle], so that only who remembers can balance."""
 
-    stateless = True  # for `env_state`: all there is to save is in the environment below
-
     def __init__(self, env):
         super().__init__(env)
         space = env.observation_space
@@ -69,18 +73,6 @@ def _cartpole_positions(**kwargs):
 gymnasium.register(
     "CartPolePositions-v1", _cartpole_positions, max_episode_steps=500, reward_threshold=475
 )
-
-
-class EnvInfo(NamedTuple):
-    """What a network must know of an environment."""
-
-    name: str
-    obs_shape: tuple  # of one observation, one axis
-    obs_dtype: str  # how the replay buffer keeps it: uint8, int32 or float32
-    nvec: tuple  # number of values of each entry of a (Multi)Discrete observation; () otherwise
-    num_actions: int
-    obs_start: int | tuple = 0  # the least (Multi)Discrete observation; kept ones count from 0
-    action_start: int = 0  # the least action; a network's count from 0
 
 
 class StickyActions:
@@ -113,23 +105,39 @@ class StickyActions:
         return getattr(self.ale, name)
 
 
-def make_env(name, **kwargs):
-    """Make one gymnasium environment by name.
+DEFAULT = EnvConfig()
 
-    RAM is chosen for `ALE/<Game>-v5`. Raises UsageError for a name that gymnasium does not know,
-    with the nearest ones, and for one that can't be made.
+
+class ResetOptions(gymnasium.Wrapper):
+    """Gives the environment the same options at every reset."""
+
+    def __init__(self, env, options):
+        super().__init__(env)
+        self.options = options
+
+    def reset(self, *, seed=None, options=None):
+        return self.env.reset(seed=seed, options=dict(self.options, **(options or {})))
+
+
+def make_env(name, cfg=DEFAULT, **kwargs):
+    """Make one gymnasium environment by name, as an EnvConfig and keyword arguments say.
+
+    RAM is chosen for `ALE/<Game>-v5`. Of `module:Name` the module may lie in the current folder.
+    Raises UsageError for a name that gymnasium does not know, with the nearest ones, and for what
+    can't be made.
 
     >>> env = make_env("Breakout-ram-v0")
     """
+    kwargs = {**options_of(cfg.env_options, "--env-options"), **kwargs}
+    reset_options = options_of(cfg.reset_options, "--reset-options")
+    if name.startswith("ALE/"):
+        kwargs.setdefault("obs_type", "ram")
+    if ":" in name:
+        find_here(name.partition(":")[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            if name.startswith("ALE/"):
-                kwargs.setdefault("obs_type", "ram")
             env = gymnasium.make(name, disable_env_checker=True, **kwargs)
-            if isinstance(env.unwrapped, ale_py.env.AtariEnv):
-                StickyActions(env.unwrapped)
-            return env
         except (
             gymnasium.error.NameNotFound,
             gymnasium.error.VersionNotFound,
@@ -148,9 +156,90 @@ def make_env(name, **kwargs):
             ) from None
         except UsageError:
             raise
-        except Exception as error:  # whatever its constructor raises
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UsageError(f"The environment {name!r} can't be made: {first}") from None
+        except (Exception, SystemExit) as error:  # whatever its constructor raises
+            raise UsageError(
+                f"The environment {name!r} can't be made: {sentence_of(error)}"
+            ) from None
+    if isinstance(env.unwrapped, ale_py.env.AtariEnv):
+        StickyActions(env.unwrapped)
+    for wrapper in cfg.wrappers:
+        env = wrap(env, wrapper)
+    check_learns_nothing(env)
+    return ResetOptions(env, reset_options) if reset_options else env
+
+
+def sentence_of(error):
+    """An error of someone else's code in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def find_here(module):
+    """Let a module in the current folder be imported."""
+    top = module.partition(".")[0]
+    here = os.getcwd()
+    if here not in sys.path and (Path(here, f"{top}.py").exists() or Path(here, top).is_dir()):
+        sys.path.insert(0, here)
+
+
+def options_of(text, flag):
+    """Keyword arguments written as JSON; "" are none. Raises UsageError if it is no object."""
+    try:
+        options = json.loads(text) if text else {}
+    except ValueError as error:
+        raise UsageError(f"{flag}={text!r} is no JSON ({error}).") from None
+    if not isinstance(options, dict):
+        raise UsageError(f'{flag} takes a JSON object such as {{"level": 3}}, not {text!r}.')
+    return options
+
+
+# -------------------------------------------------------------------------------------------------
+# Wrappers
+
+
+def wrap(env, wrapper):
+    """Put a wrapper, MODULE:FUNCTION or MODULE:FUNCTION(key=value, ...), around `env`.
+
+    Values are Python's literals. Raises UsageError if it can't be found or called.
+
+    >>> wrap(env, "gymnasium.wrappers:TimeLimit(max_episode_steps=100)")
+    """
+    module, colon, call = wrapper.partition(":")
+    name, parenthesis, _ = call.partition("(")
+    try:
+        keywords = ast.parse(call, mode="eval").body.keywords if parenthesis else []
+        arguments = {each.arg: ast.literal_eval(each.value) for each in keywords}
+    except (SyntaxError, ValueError, AttributeError):
+        colon = ""
+    if not (colon and module and name.isidentifier()):
+        raise UsageError(
+            f"--wrappers takes MODULE:FUNCTION or 'MODULE:FUNCTION(key=value)', not {wrapper!r}."
+        )
+    find_here(module)
+    try:
+        wrapped = getattr(importlib.import_module(module), name)(env, **arguments)
+    except (Exception, SystemExit) as error:  # whatever is raised in it
+        raise UsageError(f"The wrapper {wrapper!r} can't be used: {sentence_of(error)}") from None
+    if not isinstance(wrapped, gymnasium.Env):
+        raise UsageError(f"The wrapper {wrapper!r} gave {type(wrapped).__name__}, no environment.")
+    return wrapped
+
+
+def check_learns_nothing(env):
+    """Raise UsageError if a wrapper normalises by statistics of its own.
+
+    Each copy of an environment would have others, and an evaluation none.
+    """
+    while isinstance(env, gymnasium.Wrapper):
+        for value in vars(env).values():
+            if type(value).__name__ == "RunningMeanStd":
+                raise UsageError(
+                    f"{type(env).__name__} learns statistics that each copy of the environment has "
+                    "to itself, so the network would be evaluated on other numbers than it learned "
+                    "from; leave it out, and use --standardize for observations, and "
+                    "--reward-transform=sign or gymnasium.wrappers:TransformReward for rewards."
+                )
+        env = env.env
 
 
 def nearest_names(name, count=4):
@@ -161,120 +250,40 @@ def nearest_names(name, count=4):
 
 
 def info_of(env_fn, name=None):
-    """What a network must know of the environments that `env_fn()` makes; see `env_info`."""
+    """What a network must know of the environments that `env_fn()` makes: -> EnvInfo.
+
+    One is made, reset to see whether it says which actions are legal, and closed. Raises UsageError
+    for spaces that can't be read, and for an environment that can't be reset.
+    """
     env = env_fn()
     try:
-        return env_info(env, name)
+        answer = env.reset()
+        details = answer[1] if type(answer) is tuple and len(answer) == 2 else None
+        return env_info(env, name, details)
+    except (UsageError, EnvFailure):
+        raise
+    except Exception as error:
+        raise EnvFailure(
+            f"An environment of {name_of(env, name)} failed at its first reset: "
+            f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+        ) from error
     finally:
         env.close()
 
 
-def env_info(env, name=None):
-    """What a network must know of `env`.
+def name_of(env, name=None):
+    """What an environment is called, if it was given no name."""
+    return name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
 
-    Raises UsageError unless actions are Discrete and observations a vector Box, Discrete or
-    MultiDiscrete.
+
+def env_info(env, name=None, details=None):
+    """What a network must know of `env`: -> EnvInfo. details: the info dict of a reset.
+
+    Raises UsageError for spaces that can't be read.
     """
-    name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
-    actions = env.action_space
-    obs = env.observation_space
-    if not isinstance(actions, spaces.Discrete):
-        raise UsageError(
-            f"{name} has the action space {actions}, but tfdqt chooses among Discrete actions; "
-            "wrap the environment so that its actions are Discrete."
-        )
-    num_actions = int(actions.n)
-    action_start = int(actions.start)
-    if isinstance(obs, spaces.Discrete):
-        nvec = (int(obs.n),)
-        return EnvInfo(name, (1,), "int32", nvec, num_actions, int(obs.start), action_start)
-    if isinstance(obs, spaces.MultiDiscrete) and obs.nvec.ndim == 1:
-        nvec = tuple(int(n) for n in obs.nvec)
-        start = tuple(int(n) for n in obs.start)
-        return EnvInfo(name, obs.shape, "int32", nvec, num_actions, start, action_start)
-    if isinstance(obs, spaces.Box) and len(obs.shape) == 1:
-        dtype = "uint8" if obs.dtype == np.uint8 else "float32"
-        return EnvInfo(name, obs.shape, dtype, (), num_actions, 0, action_start)
-    if isinstance(obs, spaces.Box) and len(obs.shape) in (2, 3):
-        raise UsageError(
-            f"{name} shows images or tables of shape {obs.shape}, but tfdqt reads vectors; choose "
-            "an environment with a vector observation, such as an Atari game's `-ram` name."
-        )
-    raise UsageError(
-        f"{name} has the observation space {obs}, but tfdqt reads a vector Box, Discrete or "
-        "MultiDiscrete; wrap the environment with gymnasium.wrappers.FlattenObservation."
-    )
-
-
-# By the module of an environment: what makes up its state, besides its random generator.
-_PLAIN_ATTRIBUTES = {
-    "gymnasium.envs.classic_control.": ("state", "steps_beyond_terminated", "last_u"),
-    "gymnasium.envs.toy_text.": (
-        "s",
-        "lastaction",
-        "player",
-        "dealer",
-        "dealer_top_card_suit",
-        "dealer_top_card_value_str",
-    ),
-}
-
-
-STATELESS = ("OrderEnforcing", "PassiveEnvChecker")  # gymnasium's wrappers without a state
-
-
-def env_state(env):
-    """The state of `env` as plain values and arrays, or None if it offers none.
-
-    Known are ALE games (of `make_env`), gymnasium's classic control and toy text, and any
-    environment with the methods `get_state() -> dict of arrays and plain values` and
-    `set_state(dict)`.
-    """
-    wrappers = {}
-    inner = env
-    while isinstance(inner, gymnasium.Wrapper):
-        kind = type(inner).__name__
-        if kind == "TimeLimit":
-            wrappers[kind] = int(inner._elapsed_steps)
-        elif kind not in STATELESS and not getattr(inner, "stateless", False):
-            return None
-        inner = inner.env
-    if isinstance(inner, ale_py.env.AtariEnv):
-        if not isinstance(inner.ale, StickyActions):
-            return None
-        state = dict(
-            sticky=int(inner.ale.last.value),
-            ale=np.frombuffer(inner.clone_state(include_rng=True).serialize(), np.uint8),
-        )
-    elif hasattr(inner, "get_state") and hasattr(inner, "set_state"):
-        state = dict(own=inner.get_state())
-    else:
-        module = type(inner).__module__
-        names = [each for prefix, each in _PLAIN_ATTRIBUTES.items() if module.startswith(prefix)]
-        if not names:
-            return None
-        state = dict(plain={key: getattr(inner, key) for key in names[0] if hasattr(inner, key)})
-    return dict(state, wrappers=wrappers, rng=inner.np_random.bit_generator.state)
-
-
-def restore_env(env, state, *, reset=True):
-    """Put `env` into a `state` that `env_state` gave.
-
-    reset=False saves time for an env that has been reset before.
-    """
-    if reset:
-        env.reset()
-    inner = env
-    while isinstance(inner, gymnasium.Wrapper):
-        if type(inner).__name__ in state["wrappers"]:
-            inner._elapsed_steps = state["wrappers"][type(inner).__name__]
-        inner = inner.env
-    if "ale" in state:
-        inner.restore_state(ale_py.ALEState(state["ale"].tobytes()))
-        inner.ale.last = ale_py.Action(state["sticky"])
-    elif "own" in state:
-        inner.set_state(state["own"])
-    else:
-        for key, value in state["plain"].items():
-            setattr(inner, key, value)
-    inner.np_random.bit_generator.state = state["rng"]
+    mask = None
+    if isinstance(details, dict) and MASK_KEY in details:
+        mask = "info"
+    elif env.has_wrapper_attr("action_masks"):
+        mask = "method"
+    return describe(env.observation_space, env.action_space, name_of(env, name), mask)

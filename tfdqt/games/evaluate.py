@@ -9,11 +9,26 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt.backend import tf
-from tfdqt.errors import UsageError
-from tfdqt.games.algorithms import ALGORITHMS, Algorithm, is_game_run, lockstep_parallel
-from tfdqt.games.config import NetworkConfig
-from tfdqt.games.envs import EnvInfo, info_of, make_env
+from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.games.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    is_game_run,
+    lockstep_parallel,
+    settings_classes,
+)
+from tfdqt.games.config import EnvConfig
+from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.flat import FlatModel, flatten_model, make_act, make_scores, set_weights
+from tfdqt.games.spaces import (
+    MASK_KEY,
+    EnvInfo,
+    info_from_json,
+    legal_actions,
+    make_action,
+    make_reader,
+    read_mask,
+)
 from tfdqt.games.vec_envs import REST, make_vec_env
 from tfdqt.games.window import make_window, network_inputs, push
 from tfdqt.policy import choose_actions, epsilon_greedy
@@ -46,10 +61,13 @@ def load_run(run_dir, checkpoint=None):
         raise UsageError(f"{run_dir} is a text run; load_writer opens it.")
     name = plain["algorithm"]
     algorithm = ALGORITHMS[name]
-    settings = read_settings(folder, **{"network": NetworkConfig, name: algorithm.settings})
+    settings = read_settings(folder, **settings_classes(name, plain))
     saved, _ = load_checkpoint(folder, checkpoint)
-    info = info_of(functools.partial(make_env, settings["name"]), settings["name"])
-    net = flatten_model(algorithm.build(info, settings["network"]))
+    if "spaces" in settings:  # since 0.2
+        info = info_from_json(settings["spaces"], settings["name"])
+    else:
+        info = info_of(make_env_fn(settings), settings["name"])
+    net = flatten_model(algorithm.build(info, settings["network"]), info)
     weights = tf.constant(algorithm.acting_weights(saved))
     if weights.shape != net.start.shape:
         raise UsageError(
@@ -59,6 +77,11 @@ def load_run(run_dir, checkpoint=None):
         )
     set_weights(net, weights)
     return TrainedRun(net, weights, info, algorithm, settings, saved["progress"]["step"])
+
+
+def make_env_fn(settings):
+    """`env_fn(**more)` of the environment of a run's config.json."""
+    return functools.partial(make_env, settings["name"], settings.get("env", EnvConfig()))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -95,6 +118,8 @@ class Policy:
         self.sample = sample
         self._rng = np.random.default_rng([seed, 2])
         scores_of = trained.algorithm.scores
+        self._read = make_reader(trained.info).read
+        self._action_of = make_action(trained.info.action_space)
         self._scores = make_scores(trained.net, scores_of)
         self._best = make_act(trained.net, scores_of)
         self._single = True
@@ -104,30 +129,57 @@ class Policy:
         """Forget the past: all environments start an episode. num_envs: None for a single one."""
         self._single = num_envs is None
         count = 1 if num_envs is None else num_envs
+        if count < 1:
+            raise UsageError(f"num_envs must be at least 1, not {num_envs}.")
         self._window = make_window(self.info, count, self.trained.net.context)
         self._action = np.full(count, -1)
         self._fresh = np.ones(count, bool)
 
-    def __call__(self, obs, first=None):
-        """The action for an observation, or for many [N, ...]: an int, or [N].
+    def __call__(self, obs, first=None, mask=None):
+        """The action for an observation, or for N of them: an int, or [N].
 
-        Observations and actions as the environment has them. first [N]: which rows start an episode
-        with this observation; of a single environment `reset` tells that.
+        Observations and actions as the environment, or gymnasium's vector of N, has them; actions
+        of several parts are arrays.
+
+        Args:
+          first: [N], which rows start an episode with this observation; of a single environment
+            `reset` tells that.
+          mask: [A] or [N, A], the legal actions, where they are not in the observation.
+
+        Raises UsageError for what does not fit the spaces the network was trained on.
         """
-        rows = np.asarray(obs)[None] if self._single else np.asarray(obs)
-        shape = (len(self._fresh), *self.info.obs_shape)
-        if self.info.obs_shape == (1,) and rows.shape == shape[:1]:
-            rows = rows[:, None]  # a Discrete observation is a number
-        if rows.shape != shape:
+        count = len(self._fresh)
+        observations = [obs] if self._single else _apart(obs)
+        if len(observations) != count:
             raise UsageError(
-                f"An observation of {self.info.name} has the shape {self.info.obs_shape}, and "
-                f"{shape[0]} of them are asked for, not {np.shape(obs)}; reset(num_envs=N) makes "
-                "the policy act for N environments at once."
+                f"{count} observations of {self.info.name} are asked for, not {len(observations)}; "
+                "reset(num_envs=N) makes the policy act for N environments at once."
             )
-        if first is not None and np.shape(first) != shape[:1]:
-            raise UsageError(f"first must tell of each of {shape[0]} environments, not {first}.")
-        action = self.act(rows - np.asarray(self.info.obs_start), first) + self.info.action_start
-        return int(action[0]) if self._single else action
+        if first is not None and np.shape(first) != (count,):
+            raise UsageError(f"first must tell of each of {count} environments, not {first}.")
+        masks = [mask] if self._single or mask is None else mask
+        if self.info.mask and len(masks) != count:
+            raise UsageError(
+                f"{self.info.name} says which actions are legal: give mask, one of each of {count} "
+                "environments."
+            )
+        try:
+            rows = [self._row(one, masks[i % len(masks)]) for i, one in enumerate(observations)]
+        except EnvFailure as error:
+            raise UsageError(
+                f"A policy of {self.info.name} was given what its environment never shows: {error}."
+            ) from None
+        actions = [self._action_of(action) for action in self.act(np.stack(rows), first)]
+        return actions[0] if self._single else np.array(actions)
+
+    def _row(self, obs, mask):
+        """An observation as the network is shown it, [F]; raises EnvFailure if it does not fit."""
+        row = self._read(obs)
+        if not self.info.mask:
+            return row
+        if self.info.mask == "observation" and mask is None:
+            mask = obs.get(MASK_KEY)
+        return np.concatenate([row, read_mask(mask, self.info.action_space, "mask")])
 
     def act(self, obs, first=None):
         """As a call, for obs [N, ...] and actions [N] that both count from 0."""
@@ -141,8 +193,21 @@ class Policy:
             self._action = choose_actions(self._rng, scores, greedy=False)
         else:
             best = self._best(weights, inputs).numpy()
-            self._action = epsilon_greedy(self._rng, best, self.info.num_actions, self.epsilon)
+            legal = legal_actions(self.info, self._window.obs[:, -1])
+            self._action = epsilon_greedy(
+                self._rng, best, self.info.num_actions, self.epsilon, legal
+            )
         return self._action
+
+
+def _apart(obs):
+    """Observations of a vector of environments, one by one."""
+    if isinstance(obs, dict):
+        parts = [_apart(part) for part in obs.values()]
+        return [dict(zip(obs, each)) for each in zip(*parts)]
+    if isinstance(obs, tuple):
+        return list(zip(*[_apart(part) for part in obs]))
+    return list(obs)
 
 
 def load_policy(run_dir, checkpoint=None, *, epsilon=0.0, sample=False, seed=0):
@@ -253,7 +318,7 @@ def evaluate_games(run_dir, args):
         # Acting and stepping take turns here, whatever the algorithm did.
         workers = lockstep_parallel(name)["workers"]
     returns, lengths = play_episodes(
-        functools.partial(make_env, name),
+        make_env_fn(trained.settings),
         policy,
         episodes=args.episodes,
         seed=args.seed,
@@ -272,7 +337,7 @@ def evaluate_games(run_dir, args):
     columns = dict(epsilon=args.epsilon, sample=args.sample)
     append_evaluation(run_dir, trained.step, args.seed, columns, returns, lengths)
     if args.video:
-        make_filmed = functools.partial(make_env, name, render_mode="rgb_array")
+        make_filmed = functools.partial(make_env_fn(trained.settings), render_mode="rgb_array")
         policy = Policy(trained, epsilon=args.epsilon, sample=args.sample, seed=args.seed)
         mp4, score = film(
             make_filmed, policy, args.video, seed=args.seed, max_steps=args.video_steps

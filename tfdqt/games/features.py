@@ -98,7 +98,7 @@ def hide_static(obs, info, cfg):
     if not cfg.min_change:
         return obs
     bytes_as_tokens = cfg.ram_bits or cfg.network == "gpt" and cfg.tokens == "features"
-    one_hot = info.obs_dtype == "int32" or info.obs_dtype == "uint8" and bytes_as_tokens
+    one_hot = bool(info.nvec) or info.obs_dtype == "uint8" and bytes_as_tokens
     scale = 0.0 if one_hot else cfg.hidden_scale
     return HideStatic(cfg.min_change, scale, name="hide_static")(obs)
 
@@ -111,9 +111,11 @@ def as_numbers(obs, info, cfg):
 
 def _as_numbers(obs, info, cfg):
     if info.nvec:
-        return ops.concatenate(
-            [ops.one_hot(obs[..., i], n) for i, n in enumerate(info.nvec)], axis=-1
-        )
+        entries = [
+            ops.one_hot(ops.cast(obs[..., i], "int32"), n) if n else obs[..., i : i + 1]
+            for i, n in enumerate(info.nvec)
+        ]
+        return ops.concatenate(entries, axis=-1)
     if info.obs_dtype == "uint8":
         values = ops.cast(obs, "float32") / 128.0 - 1.0
         if not cfg.ram_bits:
@@ -134,5 +136,5 @@ def byte_bits(obs):
 def count_numbers(info, cfg):
     """How many numbers `as_numbers` makes of an observation."""
     if info.nvec:
-        return sum(info.nvec)
-    return info.obs_shape[0] * (9 if info.obs_dtype == "uint8" and cfg.ram_bits else 1)
+        return sum(max(n, 1) for n in info.nvec)
+    return info.features * (9 if info.obs_dtype == "uint8" and cfg.ram_bits else 1)

@@ -10,6 +10,7 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
+from tfdqt.games.spaces import legal_actions
 
 
 class FlatModel(NamedTuple):
@@ -24,10 +25,14 @@ class FlatModel(NamedTuple):
     start: tf.Tensor  # [W], the weights that the model was given
     context: int  # C
     positions: int  # P
+    masked: bool = False  # whether illegal actions get the output losses.ILLEGAL
 
 
-def flatten_model(model):
+def flatten_model(model, info=None):
     """The Keras model as a function of one flat weight vector; fixed weights behind trained ones.
+
+    info: EnvInfo; if the environment says which actions are legal, the outputs of others are set to
+    `losses.ILLEGAL`.
 
     >>> net = flatten_model(build_q(info, NetworkConfig()))
     >>> q = net.apply(net.start, dict(obs=obs, first=first))  # [B, P, A, N]
@@ -37,6 +42,7 @@ def flatten_model(model):
     shapes = [variable.shape for variable in (*trained, *fixed)]
     sizes = [int(np.prod(shape)) for shape in shapes]
     names = list(model.input)
+    masked = info is not None and info.mask is not None
 
     def unflatten(weights):
         parts = [tf.reshape(part, shape) for part, shape in zip(tf.split(weights, sizes), shapes)]
@@ -44,11 +50,22 @@ def flatten_model(model):
 
     def apply(weights, inputs):
         parts = weights if isinstance(weights, tuple) else unflatten(weights)
-        return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
+        outputs = model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
+        return _masked(outputs, legal_actions(info, inputs["obs"])) if masked else outputs
 
     start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
     context = model.input["obs"].shape[1]
-    return FlatModel(model, apply, unflatten, start, context, model.output.shape[1])
+    return FlatModel(model, apply, unflatten, start, context, model.output.shape[1], masked)
+
+
+def _masked(outputs, legal):
+    """Outputs [B, P, A, N], or [B, P, A + 1] with a value behind, with those of illegal actions."""
+    legal = legal[:, -outputs.shape[1] :]  # [B, P, A]
+    if outputs.shape.rank == 4:
+        return tf.where(legal[..., None], outputs, losses.ILLEGAL)
+    return tf.where(
+        tf.pad(legal, [[0, 0], [0, 0], [0, 1]], constant_values=True), outputs, losses.ILLEGAL
+    )
 
 
 def flatten_q(model, info, quantiles=None):
@@ -58,7 +75,7 @@ def flatten_q(model, info, quantiles=None):
     [B, P, A, N], P at most the context.
     """
     wanted = f"[batch, steps, {info.num_actions} actions, {quantiles or 'any number of'} quantiles]"
-    return _flatten_checked(model, (info.num_actions, quantiles), wanted)
+    return _flatten_checked(model, info, (info.num_actions, quantiles), wanted)
 
 
 def flatten_pi_v(model, info):
@@ -67,10 +84,10 @@ def flatten_pi_v(model, info):
     Raises UsageError unless it gives [B, P, A + 1], P at most the context.
     """
     wanted = f"[batch, steps, {info.num_actions} logits and a value]"
-    return _flatten_checked(model, (info.num_actions + 1,), wanted)
+    return _flatten_checked(model, info, (info.num_actions + 1,), wanted)
 
 
-def _flatten_checked(model, last_axes, wanted):
+def _flatten_checked(model, info, last_axes, wanted):
     shape = tuple(model.output.shape)
     context = model.input["obs"].shape[1]
     fits = len(shape) == 2 + len(last_axes) and shape[1] <= context
@@ -79,7 +96,7 @@ def _flatten_checked(model, last_axes, wanted):
             f"The network gives {shape}, but {wanted} is asked for, of at most its {context} "
             "steps; a Q-network without quantiles ends with an axis of size 1."
         )
-    return flatten_model(model)
+    return flatten_model(model, info)
 
 
 def flatten(net, trained, fixed=None):

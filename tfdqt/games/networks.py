@@ -129,25 +129,29 @@ def block(x, visible, cfg, *, name):
 
 def step_tokens(inputs, info, cfg):
     """One token a step: -> tokens [B, C, D], visible [B, C, C]."""
-    numbers = as_numbers(hide_static(inputs["obs"], info, cfg), info, cfg)
+    numbers = as_numbers(hide_static(_features(inputs, info), info, cfg), info, cfg)
     scale = min(0.3, count_numbers(info, cfg) ** -0.5)
     x = linear(numbers, cfg.width, name="embed_obs", scale=scale)
     visible = same_episode(inputs["first"]) * causal(cfg.context)
     x = x + _embedded_time(visible, cfg)
     if cfg.prev_action:
         x = x + _embedded_action(inputs, info, cfg)
+    if info.mask:
+        x = x + _embedded_mask(inputs, info, cfg)
     return x, visible
 
 
 def feature_tokens(inputs, info, cfg):
     """One token per feature of each step: -> tokens [B, C * F, D], visible [B, C * F, C * F]."""
-    features = info.obs_shape[0]
-    x = _feature_vectors(hide_static(inputs["obs"], info, cfg), info, cfg)  # [B, C, F, D]
+    features = info.features
+    x = _feature_vectors(hide_static(_features(inputs, info), info, cfg), info, cfg)  # [B, C, F, D]
     x = AddFeatureVectors(name="embed_feature")(x)
     episode = same_episode(inputs["first"])
     x = x + _embedded_time(episode * causal(cfg.context), cfg)[:, :, None]
     if cfg.prev_action:
         x = x + _embedded_action(inputs, info, cfg)[:, :, None]
+    if info.mask:
+        x = x + _embedded_mask(inputs, info, cfg)[:, :, None]
     tokens = cfg.context * features
     visible = ops.repeat(ops.repeat(episode, features, axis=1), features, axis=2)
     return ops.reshape(x, (-1, tokens, cfg.width)), visible * causal(tokens)
@@ -155,24 +159,38 @@ def feature_tokens(inputs, info, cfg):
 
 def _feature_vectors(obs, info, cfg):
     """A vector for the value of every feature: [B, C, F] -> [B, C, F, D]."""
+    if info.nvec and all(info.nvec):
+        return _embedding(int(np.sum(info.nvec)), cfg)(obs + _offsets(info))
     if info.nvec:
-        offsets = np.concatenate([[0], np.cumsum(info.nvec)[:-1]]).astype("int32")
-        return _embedding(int(np.sum(info.nvec)), cfg)(obs + offsets)
+        discrete = np.array(info.nvec) > 0
+        codes = ops.cast(ops.where(discrete, obs, ops.zeros_like(obs)), "int32") + _offsets(info)
+        vectors = _embedding(int(np.sum(info.nvec)), cfg, name="embed_category")(codes)
+        numbers = ops.where(discrete, ops.zeros_like(obs), obs)
+        return _directions(numbers, cfg) + vectors * discrete[:, None].astype("float32")
     if info.obs_dtype == "uint8":
         return _embedding(256, cfg)(ops.cast(obs, "int32"))
-    # Each feature has a direction of its own, scaled by the feature's value.
+    return _directions(as_numbers(obs, info, cfg), cfg)
+
+
+def _offsets(info):
+    """Where the values of each entry begin among those of all."""
+    return np.concatenate([[0], np.cumsum(info.nvec)[:-1]]).astype("int32")
+
+
+def _directions(numbers, cfg):
+    """Each feature has a direction of its own, scaled by its value: [B, C, F] -> [B, C, F, D]."""
     directions = layers.EinsumDense(
         "bcf,fd->bcfd",
-        (cfg.context, info.obs_shape[0], cfg.width),
+        (cfg.context, numbers.shape[2], cfg.width),
         name="embed_value",
         kernel_initializer=normal(0.3),
     )
-    return directions(as_numbers(obs, info, cfg))
+    return directions(numbers)
 
 
-def _embedding(count, cfg):
+def _embedding(count, cfg, name="embed_value"):
     start = normal(0.02)
-    return layers.Embedding(count, cfg.width, name="embed_value", embeddings_initializer=start)
+    return layers.Embedding(count, cfg.width, name=name, embeddings_initializer=start)
 
 
 def _embedded_time(visible, cfg):
@@ -187,6 +205,11 @@ def _embedded_action(inputs, info, cfg):
     return linear(action, cfg.width, name="embed_action", use_bias=False)
 
 
+def _embedded_mask(inputs, info, cfg):
+    """Learned vectors for the legal actions of each step: [B, C, D]."""
+    return linear(_legal(inputs, info), cfg.width, name="embed_mask", use_bias=False)
+
+
 class AddFeatureVectors(layers.Layer):
     """Adds a learned vector for every feature: [B, C, F, D] -> [B, C, F, D]."""
 
@@ -197,6 +220,20 @@ class AddFeatureVectors(layers.Layer):
 
     def call(self, x):
         return x + self.embeddings
+
+
+# -------------------------------------------------------------------------------------------------
+# Legal actions, which are the last entries of an observation if an environment tells them
+
+
+def _features(inputs, info):
+    """Observations without the mask of legal actions: [B, C, F]."""
+    return inputs["obs"][..., : info.features] if info.mask else inputs["obs"]
+
+
+def _legal(inputs, info):
+    """Which actions are legal: [B, C, A] float32, 1 or 0."""
+    return ops.cast(inputs["obs"][..., info.features :], "float32")
 
 
 # -------------------------------------------------------------------------------------------------
@@ -220,7 +257,7 @@ def gpt_body(inputs, info, cfg, depth=None):
     for layer in range(cfg.layers if depth is None else depth):
         x = block(x, visible, cfg, name=f"block{layer}")
     if cfg.tokens == "features":  # the last feature of a step has seen the whole step
-        x = ops.reshape(x, (-1, cfg.context, info.obs_shape[0], cfg.width))[:, :, -1]
+        x = ops.reshape(x, (-1, cfg.context, info.features, cfg.width))[:, :, -1]
     if cfg.every_step is False:
         x = x[:, -1:]
     return norm(x, name="norm")
@@ -232,9 +269,11 @@ def dense_body(inputs, info, cfg):
     Of the last step, or with `every_step` of each. Steps before the episode's start, or the
     window's, are zeros.
     """
-    steps = [as_numbers(hide_static(inputs["obs"], info, cfg), info, cfg)]
+    steps = [as_numbers(hide_static(_features(inputs, info), info, cfg), info, cfg)]
     if cfg.prev_action:
         steps.append(ops.one_hot(inputs["prev_action"], info.num_actions))
+    if info.mask:
+        steps.append(_legal(inputs, info))
     x = ops.concatenate(steps, axis=-1)  # [B, C, F]
     visible = same_episode(inputs["first"])
     last = cfg.context - 1

@@ -208,6 +208,9 @@ def make_look(net, num_envs) -> Callable:
         log_p = tf.nn.log_softmax(logits)
         reached = tf.cumsum(tf.exp(log_p), axis=1)[:, :-1] <= chance[:, None]
         action = tf.reduce_sum(tf.cast(reached, tf.int32), axis=1)
+        if net.masked:  # rounding must not carry it beyond the last that is legal
+            places = tf.range(logits.shape[1]) * tf.cast(logits > losses.ILLEGAL / 2, tf.int32)
+            action = tf.minimum(action, tf.reduce_max(places, axis=1))
         return tf.stack([tf.cast(action, tf.float32), losses.select_actions(log_p, action), value])
 
     return look.get_concrete_function(

@@ -28,6 +28,7 @@ from tfdqt.games.rollout import (
     minibatches,
     windows_of,
 )
+from tfdqt.games.spaces import legal_actions
 from tfdqt.policy import epsilon_at, epsilon_greedy
 from tfdqt.settings import check_fractions, check_positive
 
@@ -202,7 +203,8 @@ def make_act(net, stepper, info, cfg) -> Callable:
             q = scores(weights, dict(zip(names, inputs))).numpy()
             epsilon = epsilon_at(step + t * cfg.num_envs, cfg)
             best = q.argmax(axis=-1)
-            return epsilon_greedy(stepper.rng, best, info.num_actions, epsilon), q
+            legal = legal_actions(info, stepper.vec.out["obs"])
+            return epsilon_greedy(stepper.rng, best, info.num_actions, epsilon, legal), q
 
         return decide
 
@@ -213,13 +215,18 @@ def make_act(net, stepper, info, cfg) -> Callable:
 # The update
 
 
-def q_targets(rollout, cfg):
-    """The targets of a Rollout of tensors, from the Q-values that it was acted on: [N, T]."""
+def q_targets(rollout, cfg, masked=False):
+    """The targets of a Rollout of tensors, from the Q-values that it was acted on: [N, T].
+
+    masked: whether some actions may be illegal.
+    """
     rewards = tf.sign(rollout.reward) if cfg.reward_transform == "sign" else rollout.reward
     q = rollout.outputs  # [N, T + 1, A]
     values = tf.reduce_max(q, axis=-1)
     if cfg.target_epsilon:
-        values -= losses.exploration_cost(q, cfg.target_epsilon, cfg.advantage_learning)
+        values -= losses.exploration_cost(
+            q, cfg.target_epsilon, cfg.advantage_learning, masked=masked
+        )
     targets = losses.lambda_returns(
         rewards, rollout.discount, values, rollout.last, gamma=cfg.gamma, lam=cfg.q_lambda
     )
@@ -264,7 +271,7 @@ def make_learn(net, cfg) -> Callable:
     def learn(state, rollout, order):
         fields = dict(
             action=rollout.action,
-            target=q_targets(rollout, cfg),
+            target=q_targets(rollout, cfg, net.masked),
             mask=1.0 - tf.cast(rollout.last, tf.float32),
         )
         fields = {name: tf.pad(field, [[0, 0], [before, 0]]) for name, field in fields.items()}

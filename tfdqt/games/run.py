@@ -11,9 +11,17 @@ from typing import Annotated
 
 import tyro
 
-from tfdqt.games.algorithms import ALGORITHMS, default_parallel, default_settings
-from tfdqt.games.config import NetworkConfig
+from tfdqt.games.algorithms import (
+    ALGORITHMS,
+    default_parallel,
+    default_settings,
+    settings_classes,
+)
+from tfdqt.games.config import EnvConfig, NetworkConfig
 from tfdqt.games.envs import info_of, make_env
+from tfdqt.games.exact import state_fault
+from tfdqt.games.spaces import info_from_json, info_to_json
+from tfdqt.games.state import make_unsaved
 from tfdqt.runs.cli import (
     check_goes_on,
     check_resume_flags,
@@ -21,10 +29,12 @@ from tfdqt.runs.cli import (
     given_value,
     new_run,
     old_run,
+    read_settings,
     session,
     show_settings,
     stopped,
 )
+from tfdqt.runs.folder import find_run
 from tfdqt.scale import ray_pool
 from tfdqt.scale.config import ScaleConfig, check_scale
 from tfdqt.settings import check_at_least_one, check_not_negative, save_config
@@ -52,6 +62,7 @@ class GameArgs:
     """Environment steps between two checkpoints; there is always one at the end."""
     log_lines: int = 1_000
     """Parts into which the progress line and log.csv divide the run; the line calls them epochs."""
+    env: Annotated[EnvConfig, tyro.conf.arg(name="")] = EnvConfig()
     workers: int = 1
     """Processes that step the environments (0: none). The result does not depend on it."""
     threads: int = 1
@@ -96,7 +107,7 @@ def start(args, algorithm):
     """Check the arguments and start a new run: -> Run."""
     scale = getattr(args, "scale", ScaleConfig())
     check(algorithm, args.network, args.settings, scale)
-    info_of(functools.partial(make_env, args.name), args.name)
+    info = info_of(functools.partial(make_env, args.name, args.env), args.name)
     plain_name = args.name.replace("/", "-").replace(":", "-")
     default = f"runs/{plain_name}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     return new_run(
@@ -108,6 +119,8 @@ def start(args, algorithm):
         seed=args.seed,
         log_lines=args.log_lines,
         checkpoint_every=args.checkpoint_every,
+        env=args.env,
+        spaces=info_to_json(info),
         network=args.network,
         **{algorithm: args.settings},
     )
@@ -115,7 +128,7 @@ def start(args, algorithm):
 
 def resume(args, flags, algorithm):
     """Go on with the run that --resume names: -> (Run, the arguments it was started with)."""
-    classes = {"network": NetworkConfig, algorithm: ALGORITHMS[algorithm].settings}
+    classes = settings_classes(algorithm, read_settings(find_run(args.resume)))
 
     def check_saved(settings, scale):
         check(algorithm, settings["network"], settings[algorithm], scale)
@@ -138,6 +151,7 @@ def resume(args, flags, algorithm):
         seed=run.settings["seed"],
         log_lines=run.settings.get("log_lines", run.settings.get("epochs")),  # epochs until 0.1
         checkpoint_every=every,
+        env=run.settings.get("env", EnvConfig()),  # of its own since 0.2
         network=run.settings["network"],
         settings=settings,
         **{key: value for key, value in parallel.items() if key not in flags},
@@ -148,6 +162,23 @@ def resume(args, flags, algorithm):
             "differs from an unbroken one."
         )
     return run, args
+
+
+def make_exact(args, settings):
+    """`env_fn()` of a run's environment. If its state can't be saved, says so first."""
+    env_fn = functools.partial(make_env, args.name, args.env)
+    if "spaces" in settings:  # since 0.2
+        info = info_from_json(settings["spaces"], args.name)
+    else:
+        info = info_of(env_fn, args.name)
+    fault = state_fault(env_fn, info)
+    if fault is None:
+        return env_fn
+    print(
+        f"The state of {args.name} can't be saved: {fault}. A run that goes on starts fresh "
+        "episodes, and differs from an unbroken one."
+    )
+    return functools.partial(make_unsaved, env_fn)
 
 
 def trainer(args, algorithm, scale, strategy):
@@ -194,7 +225,7 @@ def main(algorithm, description, argv=None):
     log_settings = (metrics._fields, cfg.total_steps, args.log_lines, args.checkpoint_every)
     with session(run, *log_settings, step) as (log, save, stop):
         _, net, progress = train(
-            functools.partial(make_env, args.name),
+            make_exact(args, run.settings),
             build if run.scale.actors else network_fn,
             cfg,
             seed=args.seed,

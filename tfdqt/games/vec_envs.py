@@ -11,7 +11,9 @@ while others play on (REST).
 """
 
 import contextlib
+import functools
 import multiprocessing
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing import shared_memory
@@ -20,44 +22,103 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt.errors import EnvFailure, UsageError
-from tfdqt.games.envs import env_state, restore_env
+from tfdqt.games.spaces import (
+    GREATEST,
+    MASK_KEY,
+    describe,
+    make_action,
+    make_reader,
+    out_of_range,
+    read_mask,
+)
+from tfdqt.games.state import NoState, env_state, restore_env
 
 REST = -1  # an action that leaves an environment as it is
 
 
 class Slot:
-    """One environment and its stream. `out` holds views into the arrays of the vector."""
+    """One environment and its stream. `out` holds views into the arrays of the vector.
 
-    def __init__(self, env, seed, life_loss_ends, out):
+    It holds the environment to its word: raises EnvFailure for what does not fit its space.
+    """
+
+    def __init__(self, env, info, seed, life_loss_ends, out):
         self.env = env
         self.out = out
+        self.info = info
         self.life_loss_ends = life_loss_ends
-        self.start = getattr(env.action_space, "start", 0)
-        self.obs_start = getattr(env.observation_space, "start", 0)
+        own = describe(env.observation_space, env.action_space, info.name, info.mask)
+        if (own.obs_shape, own.nvec, own.num_actions) != (
+            info.obs_shape,
+            info.nvec,
+            info.num_actions,
+        ):
+            raise EnvFailure(
+                f"it has the spaces {env.observation_space} and {env.action_space}, not "
+                f"{info.observation_space} and {info.action_space} like the others"
+            )
+        self.read = make_reader(own).read
+        self.action_of = make_action(env.action_space)
         self.ended = False
-        self._begin_episode()
-        self._show(env.reset(seed=seed)[0], first=True)
+        self._reset(seed=seed)
 
-    def _begin_episode(self):
+    def _reset(self, **seed):
         self.lives = 0
         self.ret = 0.0
         self.length = 0
+        answer = self.env.reset(**seed)
+        if type(answer) is not tuple or len(answer) != 2:
+            raise EnvFailure(
+                "its reset returned no pair of an observation and an info dict, as gymnasium's do; "
+                "an environment of the old Gym needs a wrapper (--wrappers MODULE:FUNCTION)"
+            )
+        self._show(*answer, first=True)
 
-    def _show(self, obs, *, first, reward=0.0, discount=1.0, ended=False, ret=0.0, length=0):
-        obs = np.asarray(obs) - self.obs_start
-        if obs.dtype.kind == "f" and not np.isfinite(obs).all():
-            raise EnvFailure(f"it returned an observation that is not a number: {obs}")
-        if not np.isfinite(reward):
-            raise EnvFailure(f"it returned a reward that is not a number: {reward}")
+    def _show(
+        self,
+        obs,
+        info,
+        *,
+        first,
+        reward=0.0,
+        discount=1.0,
+        terminated=False,
+        ended=False,
+        ret=0.0,
+        length=0,
+    ):
         self.ended = ended
         out = self.out
-        out["obs"][...] = obs
+        if self.info.mask is None:
+            out["obs"][...] = self.read(obs)
+        else:
+            features = self.info.features
+            out["obs"][:features] = self.read(obs)
+            out["obs"][features:] = self._mask(obs, info, terminated)
         out["first"][...] = first
         out["reward"][...] = reward
         out["discount"][...] = discount
         out["ended"][...] = ended
         out["ret"][...] = ret
         out["length"][...] = length
+
+    def _mask(self, obs, info, terminated):
+        """Which actions are legal now, [A]; all of them where the episode has terminated."""
+        if terminated:
+            return 1
+        source = self.info.mask
+        if source == "observation":
+            mask = obs.get(MASK_KEY)
+        elif source == "info":
+            mask = (info or {}).get(MASK_KEY)
+        else:
+            mask = self.env.get_wrapper_attr("action_masks")()
+        legal = read_mask(mask, self.env.action_space, source)
+        if not legal.any():
+            raise EnvFailure(
+                f"its {MASK_KEY} ({source}) allows no action though the episode has not terminated"
+            )
+        return legal
 
     def step(self, action):
         """Take `action`, or reset if the episode has ended; what comes next goes to `out`.
@@ -67,33 +128,46 @@ class Slot:
         if action == REST:
             return
         if self.ended:
-            self._begin_episode()
-            self._show(self.env.reset()[0], first=True)
+            self._reset()
             return
-        obs, reward, terminated, truncated, info = self.env.step(int(action + self.start))
-        lives = info.get("lives", 0)
+        answer = self.env.step(self.action_of(action))
+        if type(answer) is not tuple or len(answer) != 5:
+            raise EnvFailure(
+                "its step returned no (observation, reward, terminated, truncated, info), as "
+                "gymnasium's do; an environment of the old Gym needs a wrapper "
+                "(--wrappers MODULE:FUNCTION)"
+            )
+        obs, reward, terminated, truncated, info = answer
+        if type(reward) is not float:
+            reward = _number(reward)
+        if not -GREATEST <= reward <= GREATEST:
+            raise EnvFailure(f"it returned a reward that is no number in float32: {reward}")
+        terminated = terminated if type(terminated) is bool else _truth(terminated, "terminated")
+        truncated = truncated if type(truncated) is bool else _truth(truncated, "truncated")
+        lives = info.get("lives", 0) if type(info) is dict else 0
+        lives = lives if isinstance(lives, (int, float, np.number)) else 0
         lost_life = lives < self.lives
         self.lives = lives
         over = terminated or (self.life_loss_ends and lost_life)
-        self.ret += float(reward)
+        self.ret += reward
         self.length += 1
         self._show(
             obs,
+            info,
             first=False,
             reward=reward,
             discount=0.0 if over else 1.0,
-            ended=bool(terminated or truncated),
+            terminated=terminated,
+            ended=terminated or truncated,
             ret=self.ret,
             length=self.length,
         )
 
     def state(self):
-        """Everything that `restore` needs; None if the environment offers no state."""
+        """Everything that `restore` needs. Raises NoState if the environment's can't be saved."""
         env = env_state(self.env)
-        if env is None:
-            return None
         slot = dict(
-            lives=int(self.lives),
+            lives=float(self.lives),
             ret=float(self.ret),
             length=int(self.length),
             ended=bool(self.ended),
@@ -104,14 +178,32 @@ class Slot:
     def restore(self, state):
         """Go on from `state`, or from a fresh episode if it is None."""
         if state is None:
-            self._begin_episode()
-            self._show(self.env.reset()[0], first=True)
+            self._reset()
             return
         restore_env(self.env, state["env"])
         for key, value in state["slot"].items():
             setattr(self, key, value)
         for key, value in state["out"].items():
             self.out[key][...] = value
+
+
+def _number(reward):
+    """A reward as a float. Raises EnvFailure if it is none, or several."""
+    try:
+        array = np.asarray(reward)
+    except ValueError:
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf" or array.size != 1:
+        raise EnvFailure(f"it returned a reward that is no number: {reward!r:.60}")
+    return float(array.reshape(-1)[0])
+
+
+def _truth(value, name):
+    """A flag as a bool. Raises EnvFailure if it is none, or several."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf" or array.size != 1:
+        raise EnvFailure(f"it returned {value!r:.60} as {name}, which is neither true nor false")
+    return bool(array.reshape(-1)[0])
 
 
 class VecEnv(NamedTuple):
@@ -152,30 +244,84 @@ def _arrays(layout, buffer):
     }
 
 
-def _slots(env_fn, seeds, life_loss_ends, arrays, rows):
-    views = [
-        {
-            key: array[row : row + 1].reshape(array.shape[1:])
-            for key, array in arrays.items()
-            if key != "action"
-        }
-        for row in rows
-    ]
-    return [Slot(env_fn(), seed, life_loss_ends, view) for seed, view in zip(seeds, views)]
+class Slots:
+    """The environments of one process, in rows of the vector's arrays."""
+
+    def __init__(self, env_fn, info, seeds, life_loss_ends, arrays, rows):
+        self.envs = []  # as they are made, to be closed whatever happens to the next one
+        self.notices = {}  # what there is to tell once, by what it is about
+        self.actions = arrays["action"][rows[0] : rows[-1] + 1]
+        self.obs = arrays["obs"][rows[0] : rows[-1] + 1, : info.features]
+        self.reader = make_reader(info)
+        # Categories are checked as they are read, and a byte that may be any needs no check.
+        bytes_ = info.obs_dtype == "uint8" and (self.reader.high - self.reader.low == 255).all()
+        self.checked = info.obs_dtype != "int32" and not bytes_
+        self.slots = []
+        for row, seed in zip(rows, seeds):
+            self.envs.append(env_fn())
+            out = {key: array[row : row + 1] for key, array in arrays.items() if key != "action"}
+            out = {key: array.reshape(array.shape[1:]) for key, array in out.items()}
+            self.slots.append(Slot(self.envs[-1], info, seed, life_loss_ends, out))
+        self.check()
+
+    def check(self):
+        """Raise EnvFailure if an observation is not finite; note what leaves its bounds once."""
+        low = self.reader.low
+        high = self.reader.high
+        while self.checked and not ((self.obs >= low) & (self.obs <= high)).all():
+            entry, sentence = out_of_range(self.reader, self.obs)
+            self.notices[entry] = sentence
+            low[entry] = -GREATEST
+            high[entry] = GREATEST
+
+    def serve(self, message, payload=None):
+        """Do what `message` says: -> (answer, notices since the last one)."""
+        answer = None
+        if message == "step":
+            for slot, action in zip(self.slots, self.actions):
+                slot.step(action)
+            self.check()
+        elif message == "states":
+            answer = [self.state(slot) for slot in self.slots]
+        elif message == "restore":
+            for slot, state in zip(self.slots, payload):
+                slot.restore(state)
+            self.check()
+        notices = self.notices
+        self.notices = {}
+        return answer, notices
+
+    def state(self, slot):
+        """The state of a slot, or None and a notice: what can't be saved must not end a run."""
+        try:
+            return slot.state()
+        except NoState as error:
+            self.notices["state"] = f"its state can't be saved: {error}."
+        except Exception as error:
+            self.notices["state"] = f"its state can't be saved: {type(error).__name__}: {error}."
+        return None
+
+    def close(self):
+        for env in self.envs:
+            env.close()
 
 
-def _serve(slots, arrays, rows, message, payload=None):
-    if message == "step":
-        for slot, action in zip(slots, arrays["action"][rows]):
-            slot.step(action)
-    elif message == "states":
-        return [slot.state() for slot in slots]
-    elif message == "restore":
-        for slot, state in zip(slots, payload):
-            slot.restore(state)
+def _tell(info, told, notices):
+    """Print what was not told yet."""
+    for about, sentence in notices.items():
+        if about not in told:
+            told.add(about)
+            print(f"\nnote: {info.name}: {sentence}", file=sys.stderr, flush=True)
 
 
-def _worker(connection, pickled_env_fn, seeds, life_loss_ends, layout, memory_name, rows):
+def _words(error):
+    """What an environment's failure is called: a sentence, and the traceback of one not ours."""
+    if isinstance(error, EnvFailure):
+        return str(error)
+    return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+
+
+def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, memory_name, rows):
     import signal
 
     import cloudpickle
@@ -184,25 +330,26 @@ def _worker(connection, pickled_env_fn, seeds, life_loss_ends, layout, memory_na
         signal.signal(number, signal.SIG_IGN)
     memory = shared_memory.SharedMemory(memory_name)
     arrays = _arrays(layout, memory.buf)
-    slots = []
+    slots = None
     try:
-        slots += _slots(cloudpickle.loads(pickled_env_fn), seeds, life_loss_ends, arrays, rows)
-        connection.send((True, None))
+        env_fn = cloudpickle.loads(pickled_env_fn)
+        slots = Slots(env_fn, info, seeds, life_loss_ends, arrays, rows)
+        connection.send((True, slots.serve("begin")))
         while True:
             message, payload = connection.recv()
             if message == "close":
                 break
-            connection.send((True, _serve(slots, arrays, rows, message, payload)))
+            connection.send((True, slots.serve(message, payload)))
     except EOFError:
         pass  # the learner is gone
     except Exception as error:
         with contextlib.suppress(OSError):
-            connection.send((False, f"{type(error).__name__}: {error}\n{traceback.format_exc()}"))
+            connection.send((False, _words(error)))
     finally:
-        for slot in slots:
-            slot.env.close()
+        if slots is not None:
+            slots.close()
         arrays.clear()
-        slots.clear()
+        del slots
         with contextlib.suppress(BufferError):
             memory.close()
 
@@ -222,7 +369,7 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
     layout, size = _layout(info, num_envs)
     if workers == 0:
         arrays = _arrays(layout, bytearray(size))
-        return _in_process(env_fn, seeds, life_loss_ends, arrays)
+        return _in_process(env_fn, info, seeds, life_loss_ends, arrays)
 
     import cloudpickle
 
@@ -230,6 +377,7 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
     memory = shared_memory.SharedMemory(create=True, size=size)
     arrays = _arrays(layout, memory.buf)
     links = []
+    told = set()
     for rows in np.array_split(np.arange(num_envs), min(workers, num_envs)):
         ours, theirs = context.Pipe()
         process = context.Process(
@@ -238,6 +386,7 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
             args=(
                 theirs,
                 cloudpickle.dumps(env_fn),
+                info,
                 [seeds[row] for row in rows],
                 life_loss_ends,
                 layout,
@@ -263,7 +412,8 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
                     f"An environment of {info.name} failed (one of numbers {rows[0]} to "
                     f"{rows[-1]}): {answer}"
                 )
-            answers.append(answer)
+            answers.append(answer[0])
+            _tell(info, told, answer[1])
         return answers
 
     def send(message, payloads=None):
@@ -305,8 +455,9 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
     return VecEnv(arrays, step, states, restore, close)
 
 
-def _in_process(env_fn, seeds, life_loss_ends, arrays):
+def _in_process(env_fn, info, seeds, life_loss_ends, arrays):
     rows = np.arange(len(seeds))
+    told = set()
 
     @contextlib.contextmanager
     def failures():
@@ -315,28 +466,25 @@ def _in_process(env_fn, seeds, life_loss_ends, arrays):
         except UsageError:
             raise
         except Exception as error:
-            raise EnvFailure(
-                f"An environment failed: {type(error).__name__}: {error}\n{traceback.format_exc()}"
-            ) from error
+            raise EnvFailure(f"An environment of {info.name} failed: {_words(error)}") from error
 
-    with failures():
-        slots = _slots(env_fn, seeds, life_loss_ends, arrays, rows)
+    def serve(message, payload=None):
+        with failures():
+            answer, notices = slots.serve(message, payload)
+        _tell(info, told, notices)
+        return answer
 
     def step(actions):
         arrays["action"][:] = actions
-        with failures():
-            _serve(slots, arrays, rows, "step")
+        serve("step")
 
-    def restore(states):
-        with failures():
-            _serve(slots, arrays, rows, "restore", states)
-
-    def states():
-        with failures():
-            return _serve(slots, arrays, rows, "states")
-
-    def close():
-        for slot in slots:
-            slot.env.close()
-
-    return VecEnv(arrays, step, states, restore, close)
+    with failures():
+        slots = Slots(env_fn, info, seeds, life_loss_ends, arrays, rows)
+    serve("begin")
+    return VecEnv(
+        arrays,
+        step,
+        functools.partial(serve, "states"),
+        functools.partial(serve, "restore"),
+        slots.close,
+    )

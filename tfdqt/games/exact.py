@@ -1,0 +1,68 @@
+"""Whether an environment goes on from a saved state as it would have gone on: by trying it."""
+
+import time
+
+import numpy as np
+
+from tfdqt.games.spaces import legal_actions
+from tfdqt.games.state import NoState, env_state
+from tfdqt.games.vec_envs import make_vec_env
+
+ROUNDS = 4
+STEPS = 16  # in a round
+SECONDS = 5.0  # after which no further round begins
+
+
+def state_fault(env_fn, info, seed=0):
+    """Why runs of these environments can't go on exactly, or None if they can.
+
+    Steps one by legal random actions, puts what is saved of it into another one, steps both alike,
+    and compares all they return, several times over. Raises EnvFailure if the environment fails.
+    """
+    env = env_fn()
+    try:
+        env.reset(seed=seed)
+        env_state(env)
+    except NoState as error:
+        return str(error)
+    finally:
+        env.close()
+    rng = np.random.default_rng(seed)
+    one = make_vec_env(env_fn, info, 1, seed, workers=0)
+    try:
+        other = make_vec_env(env_fn, info, 1, seed + 1, workers=0)
+        try:
+            return _fault(one, other, info, rng)
+        finally:
+            other.close()
+    finally:
+        one.close()
+
+
+def _fault(one, other, info, rng):
+    end = time.monotonic() + SECONDS
+    for _ in range(ROUNDS):
+        for _ in range(STEPS):
+            one.step(_action(one, info, rng))
+        states = one.states()
+        if states == [None]:
+            return "what is saved of it later can't be kept"
+        try:
+            other.restore(states)
+        except NoState as error:
+            return str(error)
+        for _ in range(STEPS):
+            action = _action(one, info, rng)
+            one.step(action)
+            other.step(action)
+            if any((one.out[key] != other.out[key]).any() for key in one.out):
+                return "a copy of it goes on otherwise, so something of its state is elsewhere"
+        if time.monotonic() > end:
+            break
+    return None
+
+
+def _action(vec, info, rng):
+    legal = legal_actions(info, vec.out["obs"])
+    choices = np.arange(info.num_actions) if legal is None else np.flatnonzero(legal[0])
+    return np.array([rng.choice(choices)])

@@ -1,0 +1,354 @@
+"""The state of an environment: saved as plain values and arrays, and put back into another one.
+
+Known by name is only ALE, whose state is inside its emulator. Any other environment is taken apart
+by the attributes of its Python objects, wrappers included, unless it offers `get_state() -> dict`
+and `set_state(dict)` of its own. Whether that is all of its state is not taken on trust: see
+`exact`.
+"""
+
+import collections
+import enum
+import functools
+import inspect
+import logging
+import pathlib
+import random
+import re
+import sys
+import types
+
+import ale_py
+import gymnasium
+import numpy as np
+
+MOST_BYTES = 16 * 2**20  # of the state of one environment
+MOST_OBJECTS = 100_000
+
+_PLAIN = (type(None), bool, int, float, str)
+# What never changes, or is made anew with an environment; it is left as the new one has it.
+_FIXED = (
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    types.MappingProxyType,
+    functools.partial,
+    logging.Logger,
+    pathlib.PurePath,
+    re.Pattern,
+    np.dtype,
+    np.ufunc,
+    gymnasium.envs.registration.EnvSpec,
+)
+
+
+class NoState(Exception):
+    """Why an environment's state can't be saved, or put back."""
+
+
+class Unsaved(gymnasium.Wrapper):
+    """An environment whose state is not to be saved."""
+
+
+def make_unsaved(env_fn):
+    """One of env_fn's environments, whose state is not to be saved."""
+    return Unsaved(env_fn())
+
+
+def env_state(env):
+    """The state of `env` as a tree of plain values and arrays. Raises NoState if it has none."""
+    inner = env
+    while isinstance(inner, gymnasium.Wrapper):
+        if isinstance(inner, Unsaved):
+            raise NoState("it is not to be saved")
+        inner = inner.env
+    try:
+        return _Capture().tree(env, "")
+    except RecursionError:
+        raise NoState("its objects are nested too deeply") from None
+
+
+def restore_env(env, state, *, reset=True):
+    """Put `env` into a state that `env_state` gave. Raises NoState if it does not fit.
+
+    reset=False saves time for an env that has been reset before.
+    """
+    if reset:
+        env.reset()
+    try:
+        _Restore().value(state, env)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise NoState(f"it does not fit ({error})") from None
+
+
+# -------------------------------------------------------------------------------------------------
+# Kinds of objects
+
+
+def _is_python(cls):
+    """Whether the whole state of instances of a class is in their attributes."""
+    for base in cls.__mro__[:-1]:
+        file = getattr(sys.modules.get(base.__module__), "__file__", None) or ""
+        compiled = file.endswith((".so", ".pyd")) or base.__module__ in sys.builtin_module_names
+        if compiled or not base.__flags__ & (1 << 9) or base.__dict__.get("__slots__"):
+            return False  # 1 << 9: Py_TPFLAGS_HEAPTYPE, of classes that Python code made
+    return True
+
+
+def _class_name(cls):
+    return [cls.__module__, cls.__qualname__]
+
+
+def _class_of(name, kind):
+    """The class of a name that `_class_name` gave, of a module that is loaded already."""
+    module, path = name
+    found = sys.modules[module]
+    for part in path.split("."):
+        found = getattr(found, part)
+    if not (isinstance(found, type) and issubclass(found, kind)):  # nothing else is ever called
+        raise ValueError(f"{path} is no {kind.__name__}")
+    return found
+
+
+def _own_state(env):
+    """Whether an object has `get_state()` and `set_state(state)` as we know them."""
+    if not isinstance(env, gymnasium.Env) or isinstance(env, gymnasium.Wrapper):
+        return False
+    try:
+        inspect.signature(env.get_state).bind()
+        inspect.signature(env.set_state).bind({})
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return True
+
+
+# -------------------------------------------------------------------------------------------------
+# Saving
+
+# A tree holds plain values and arrays as they are; anything else is a list that begins with its
+# kind. What can change in place is numbered in the order it is met, so that a second reference to
+# it is the same object again.
+
+
+class _Capture:
+    def __init__(self):
+        self.seen = {}
+        self.bytes = 0
+
+    def tree(self, value, path):
+        cls = type(value)
+        if cls in _PLAIN:
+            return value
+        if isinstance(value, enum.Enum):
+            return ["enum", _class_name(cls), value.name]
+        if isinstance(value, np.generic) and value.dtype.kind in "biufU":
+            return ["number", str(value.dtype), value.item()]
+        if isinstance(value, _FIXED):
+            return ["fixed"]
+        if cls is tuple:
+            return ["tuple", self.items(value, path)]
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return ["named", _class_name(cls), self.items(value, path)]
+        if cls in (bytes, frozenset):
+            return [cls.__name__, self.items(value, path)]
+        if id(value) in self.seen:
+            return ["same", self.seen[id(value)]]
+        self.seen[id(value)] = len(self.seen)
+        if len(self.seen) > MOST_OBJECTS:
+            raise NoState(f"it holds more than {MOST_OBJECTS:,} objects")
+        return self.mutable(value, path)
+
+    def items(self, values, path):
+        return [self.tree(value, f"{path}[{i}]") for i, value in enumerate(values)]
+
+    def mutable(self, value, path):
+        cls = type(value)
+        if cls is np.ndarray:
+            self.bytes += value.nbytes
+            if self.bytes > MOST_BYTES:
+                raise NoState(f"it takes more than {MOST_BYTES >> 20} MiB")
+            if value.dtype.hasobject:
+                return ["objects", self.items(value.reshape(-1).tolist(), path), list(value.shape)]
+            return ["array", value.copy()]
+        if cls in (list, set, bytearray):
+            return [cls.__name__, self.items(value, path)]
+        if cls is collections.deque:
+            return ["deque", self.items(value, path), value.maxlen]
+        if cls in (dict, collections.defaultdict, collections.OrderedDict, collections.Counter):
+            keys = self.items(value, f"{path} key")
+            values = [self.tree(part, f"{path}[{key}]") for key, part in value.items()]
+            return ["dict", keys, values, cls.__name__]
+        if cls is np.random.Generator:
+            generator = value.bit_generator
+            return ["generator", type(generator).__name__, _plain_arrays(generator.state)]
+        if cls is np.random.RandomState:
+            return ["random_state", _plain_arrays(value.get_state(legacy=False))]
+        if cls is random.Random:
+            return ["random", list(value.getstate()[1]), value.getstate()[2]]
+        if isinstance(value, gymnasium.spaces.Space):
+            return ["space", self.tree(value._np_random, f"{path}.np_random")]
+        if isinstance(value, ale_py.env.AtariEnv):
+            return self.atari(value, path)
+        if _own_state(value):
+            rng = self.tree(value.np_random, f"{path}.np_random")
+            return ["own", self.tree(value.get_state(), f"{path}.get_state()"), rng]
+        if hasattr(value, "__dict__") and _is_python(cls):
+            attributes = {
+                name: self.tree(part, f"{path}.{name}") for name, part in vars(value).items()
+            }
+            return ["object", _class_name(cls), attributes]
+        raise NoState(
+            f"its {path.lstrip('.') or 'environment'} is a {cls.__module__}.{cls.__name__}"
+        )
+
+    def atari(self, env, path):
+        if not hasattr(env.ale, "last"):  # of StickyActions
+            raise NoState("its sticky actions are drawn where they can't be saved")
+        emulator = np.frombuffer(env.clone_state(include_rng=True).serialize(), np.uint8)
+        rng = self.tree(env.np_random, f"{path}.np_random")
+        return ["ale", emulator, int(env.ale.last.value), rng]
+
+
+def _plain_arrays(state):
+    """The state of a numpy generator: a dict of dicts, plain values and arrays."""
+    return {
+        key: _plain_arrays(value) if isinstance(value, dict) else value
+        for key, value in state.items()
+    }
+
+
+# -------------------------------------------------------------------------------------------------
+# Putting back
+
+
+class _Restore:
+    def __init__(self):
+        self.made = []
+        self.used = {}  # what of the fresh environment has been changed, by its id
+
+    def value(self, tree, now):
+        """What a tree stands for; `now` is what a fresh environment has there, changed in place."""
+        if type(tree) in _PLAIN:
+            return tree
+        kind = tree[0]
+        if kind == "fixed":
+            return now
+        if kind == "same":
+            return self.made[tree[1]]
+        if kind == "enum":
+            return _class_of(tree[1], enum.Enum)[tree[2]]
+        if kind == "number":
+            return np.dtype(tree[1]).type(tree[2])
+        if kind in ("tuple", "bytes", "frozenset"):
+            make = dict(tuple=tuple, bytes=bytes, frozenset=frozenset)[kind]
+            return make(self.items(tree[1], now))
+        if kind == "named":
+            return _class_of(tree[1], tuple)(*self.items(tree[2], now))
+        if id(now) in self.used:  # what was one object there need not be one here
+            now = None
+        self.used[id(now)] = now
+        return getattr(self, f"_{kind}")(now, *tree[1:])
+
+    def items(self, trees, now):
+        """Of an ordered collection, each beside what the fresh one has at its place."""
+        ordered = isinstance(now, (tuple, list, collections.deque)) and len(now) == len(trees)
+        return [
+            self.value(tree, each)
+            for tree, each in zip(trees, now if ordered else [None] * len(trees))
+        ]
+
+    def put(self, made):
+        self.made.append(made)
+        return made
+
+    def _array(self, now, saved):
+        fits = type(now) is np.ndarray and now.shape == saved.shape and now.dtype == saved.dtype
+        if fits and now.flags.writeable:
+            now[...] = saved
+            return self.put(now)
+        return self.put(saved.copy())
+
+    def _objects(self, now, saved, shape):
+        made = self.put(np.empty(shape, object))
+        made.reshape(-1)[:] = self.items(saved, None)
+        return made
+
+    def _list(self, now, saved):
+        made = self.put(now if type(now) is list else [])
+        made[:] = self.items(saved, list(made))
+        return made
+
+    def _bytearray(self, now, saved):
+        return self.put(bytearray(saved))
+
+    def _set(self, now, saved):
+        made = self.put(set())
+        made.update(self.items(saved, None))
+        return made
+
+    def _deque(self, now, saved, maxlen):
+        made = self.put(collections.deque(maxlen=maxlen))
+        made.extend(self.items(saved, now))
+        return made
+
+    def _dict(self, now, keys, values, kind):
+        if type(now).__name__ != kind:
+            now = dict(dict=dict, OrderedDict=collections.OrderedDict, Counter=collections.Counter)[
+                kind
+            ]()
+        made = self.put(now)
+        before = dict(made)
+        keys = self.items(keys, None)
+        values = [self.value(tree, before.get(key)) for key, tree in zip(keys, values)]
+        made.clear()
+        made.update(zip(keys, values))
+        return made
+
+    def _generator(self, now, kind, state):
+        if type(now) is not np.random.Generator or type(now.bit_generator).__name__ != kind:
+            now = np.random.Generator(getattr(np.random, kind)())
+        now.bit_generator.state = state
+        return self.put(now)
+
+    def _random_state(self, now, state):
+        made = self.put(now if type(now) is np.random.RandomState else np.random.RandomState())
+        made.set_state(state)
+        return made
+
+    def _random(self, now, state, gauss):
+        made = self.put(now if type(now) is random.Random else random.Random())
+        made.setstate((3, tuple(state), gauss))
+        return made
+
+    def _space(self, now, generator):
+        self.put(now)
+        now._np_random = self.value(generator, now._np_random)
+        return now
+
+    def _ale(self, now, emulator, last, rng):
+        self.put(now)
+        now.restore_state(ale_py.ALEState(emulator.tobytes()))
+        now.ale.last = ale_py.Action(last)
+        now.np_random = self.value(rng, now.np_random)
+        return now
+
+    def _own(self, now, state, rng):
+        self.put(now)
+        # In the order in which they were met.
+        now.np_random = self.value(rng, now.np_random)
+        now.set_state(self.value(state, None))
+        return now
+
+    def _object(self, now, name, attributes):
+        cls = _class_of(name, object)
+        if type(now) is not cls:
+            if not _is_python(cls):
+                raise ValueError(f"no {name[1]} can be made")
+            now = object.__new__(cls)
+        self.put(now)
+        for key in set(vars(now)) - set(attributes):
+            del vars(now)[key]
+        for key, tree in attributes.items():
+            vars(now)[key] = self.value(tree, vars(now).get(key))
+        return now
