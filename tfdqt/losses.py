@@ -1,6 +1,11 @@
 """The maths of Q-learning and PPO on tensors. Knows no network, no buffer and no environment.
 
 Shapes: B batch, P steps of a window, A actions, N quantiles of a return (1: its mean alone).
+
+An action of several parts is one number, as `numpy.ravel_multi_index` makes it. With `parts`, the
+number of values of each, A is their sum: a network has an output for every value of every part. The
+value of an action is the sum of those of its parts (Sunehag et al., 2018), and so is the logarithm
+of its probability.
 """
 
 import math
@@ -15,21 +20,69 @@ ILLEGAL = -1e30
 # Values of states and actions
 
 
-def select_actions(q, actions):
+def split_actions(actions, parts):
+    """The value of each part of actions: int [...] -> a list of int [...], one a part."""
+    values = []
+    for count in reversed(parts):
+        values.append(actions % count)
+        actions = actions // count
+    return values[::-1]
+
+
+def join_actions(values, parts):
+    """What `split_actions` took apart."""
+    actions = tf.zeros_like(values[0])
+    for value, count in zip(values, parts):
+        actions = actions * count + value
+    return actions
+
+
+def one_hot(actions, count, parts=(), dtype=tf.float32):
+    """1 at the outputs of the actions taken, else 0: int [...] -> [..., A]; count: A."""
+    if not parts:
+        return tf.one_hot(actions, count, dtype=dtype)
+    values = split_actions(actions, parts)
+    return tf.concat([tf.one_hot(value, n, dtype=dtype) for value, n in zip(values, parts)], -1)
+
+
+def best_actions(q, parts=()):
+    """The actions of the greatest value: [..., A] -> int32 [...]."""
+    if not parts:
+        return tf.argmax(q, axis=-1, output_type=tf.int32)
+    each = [tf.argmax(part, axis=-1, output_type=tf.int32) for part in tf.split(q, parts, axis=-1)]
+    return join_actions(each, parts)
+
+
+def best_values(q, parts=()):
+    """The greatest value of an action: [..., A] -> [...]."""
+    if not parts:
+        return tf.reduce_max(q, axis=-1)
+    return tf.add_n([tf.reduce_max(part, axis=-1) for part in tf.split(q, parts, axis=-1)])
+
+
+def log_probabilities(logits, parts=()):
+    """Logits as logarithms of probabilities, of each part by itself: [..., A] -> [..., A]."""
+    if not parts:
+        return tf.nn.log_softmax(logits)
+    each = [tf.nn.log_softmax(part) for part in tf.split(logits, parts, axis=-1)]
+    return tf.concat(each, axis=-1)
+
+
+def select_actions(q, actions, parts=()):
     """Q of the actions taken: [..., A], [...] -> [...].
 
     >>> select_actions(tf.constant([[1.0, 2.0]]), tf.constant([1]))  # [2.0]
     """
-    return tf.reduce_sum(q * tf.one_hot(actions, q.shape[-1], dtype=q.dtype), axis=-1)
+    return tf.reduce_sum(q * one_hot(actions, q.shape[-1], parts, q.dtype), axis=-1)
 
 
-def select_quantiles(q, actions):
+def select_quantiles(q, actions, parts=()):
     """The quantiles of the actions taken: [..., A, N], [...] -> [..., N]."""
-    taken = tf.one_hot(actions, q.shape[-2], dtype=q.dtype)
+    taken = one_hot(actions, q.shape[-2], parts, q.dtype)
     return tf.reduce_sum(q * taken[..., None], axis=-2)
 
 
-def bootstrap_values(q_target, q_online=None):
+def bootstrap_values(q_target, q_online=None, parts=()):
     """The value of a state: [..., A] -> [...].
 
     With `q_online`, the online network chooses the action and the target network values it
@@ -37,15 +90,15 @@ def bootstrap_values(q_target, q_online=None):
     al., 2015).
     """
     if q_online is None:
-        return tf.reduce_max(q_target, axis=-1)
+        return best_values(q_target, parts)
     q_online.shape.assert_is_compatible_with(q_target.shape)
-    return select_actions(q_target, tf.argmax(q_online, axis=-1, output_type=tf.int32))
+    return select_actions(q_target, best_actions(q_online, parts), parts)
 
 
-def bootstrap_quantiles(q_target, q_online=None):
+def bootstrap_quantiles(q_target, q_online=None, parts=()):
     """As `bootstrap_values`, of quantiles; their means choose: [..., A, N] -> [..., N]."""
     chosen_by = tf.reduce_mean(q_target if q_online is None else q_online, axis=-1)
-    return select_quantiles(q_target, tf.argmax(chosen_by, axis=-1, output_type=tf.int32))
+    return select_quantiles(q_target, best_actions(chosen_by, parts), parts)
 
 
 def mask_implausible(q, logits, part):
@@ -62,17 +115,17 @@ def mask_implausible(q, logits, part):
     return tf.where(logits >= least, q, q.dtype.min)
 
 
-def action_gap(q, actions, part):
+def action_gap(q, actions, part, parts=()):
     """What advantage learning subtracts from an action's target: [..., A], [...] -> [...].
 
     At least 0: that `part` of the gap between the best action's value and its own (Bellemare et
     al., 2016). The gap counts as at most 1, as Munchausen Q-learning clips its own (Vieillard et
     al., 2020).
     """
-    return part * tf.minimum(tf.reduce_max(q, axis=-1) - select_actions(q, actions), 1.0)
+    return part * tf.minimum(best_values(q, parts) - select_actions(q, actions, parts), 1.0)
 
 
-def exploration_cost(q, epsilon, advantage_learning=0.0, *, masked=False):
+def exploration_cost(q, epsilon, advantage_learning=0.0, *, masked=False, parts=()):
     """What acting at random with probability `epsilon` costs: [..., A] -> [...].
 
     At least 0. The best value less this is the value of acting epsilon-greedily (expected Sarsa,
@@ -80,6 +133,10 @@ def exploration_cost(q, epsilon, advantage_learning=0.0, *, masked=False):
     first count as what they stand for. masked: whether illegal actions, whose value is ILLEGAL,
     are left out.
     """
+    if parts:
+        rest = dict(advantage_learning=advantage_learning, masked=masked)
+        each = tf.split(q, parts, axis=-1)
+        return tf.add_n([exploration_cost(part, epsilon, **rest) for part in each])
     gap = tf.reduce_max(q, axis=-1, keepdims=True) - q
     cost = gap - advantage_learning * tf.minimum(gap, 1.0)
     if not masked:
@@ -162,7 +219,7 @@ def huber(error, delta=1.0):
     return tf.where(size <= delta, 0.5 * tf.square(error), delta * (size - 0.5 * delta))
 
 
-def td_loss(q, actions, targets, mask, *, delta=1.0):
+def td_loss(q, actions, targets, mask, *, delta=1.0, parts=()):
     """Temporal-difference loss: [B, P, A, N], [B, P], [B, P, N], [B, P] -> (scalar, diagnostics).
 
     With N = 1 the Huber loss of the mean return, otherwise quantile regression (`quantile_huber`).
@@ -173,11 +230,11 @@ def td_loss(q, actions, targets, mask, *, delta=1.0):
     targets.shape.assert_is_compatible_with([*q.shape[:-2], q.shape[-1]])
     targets = tf.stop_gradient(targets)
     if q.shape[-1] == 1:
-        mean = select_actions(q[..., 0], actions)  # [B, P]
+        mean = select_actions(q[..., 0], actions, parts)  # [B, P]
         error = mean - targets[..., 0]
         each = huber(error, delta)
     else:
-        quantiles = select_quantiles(q, actions)  # [B, P, N]
+        quantiles = select_quantiles(q, actions, parts)  # [B, P, N]
         mean = tf.reduce_mean(quantiles, axis=-1)
         error = mean - tf.reduce_mean(targets, axis=-1)
         each = quantile_huber(quantiles, targets, delta)
@@ -253,6 +310,7 @@ def ppo_losses(
     *,
     clip,
     value_clip=None,
+    parts=(),
 ):
     """The terms of PPO's loss: [B, A], then [B] each -> dict of scalars.
 
@@ -265,8 +323,8 @@ def ppo_losses(
     def mean(x):
         return tf.reduce_sum(mask * x) / tf.maximum(tf.reduce_sum(mask), 1.0)
 
-    log_p = tf.nn.log_softmax(logits)
-    log_ratio = select_actions(log_p, actions) - old_log_p
+    log_p = log_probabilities(logits, parts)
+    log_ratio = select_actions(log_p, actions, parts) - old_log_p
     ratio = tf.exp(log_ratio)
     clipped = tf.clip_by_value(ratio, 1.0 - clip, 1.0 + clip)
     value_error = tf.square(value - returns)

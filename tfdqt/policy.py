@@ -22,17 +22,40 @@ def epsilon_ladder(count, base=0.4, steepness=7.0):
     return base ** (1 + steepness * np.arange(count) / max(1, count - 1))
 
 
-def epsilon_greedy(rng, greedy, num_actions, epsilon, legal=None):
+def epsilon_greedy(rng, greedy, num_actions, epsilon, legal=None, parts=()):
     """Each of `greedy` [N], or with probability `epsilon` a uniformly random action: [N].
 
     Drawn from the numpy Generator `rng`. legal: bool [N, A], what may be drawn; None: everything.
+    parts: as in `losses`; A is their sum then.
     """
     explore = rng.random(len(greedy)) < epsilon
     if legal is None:
         return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
+    drawn = [_draw_legal(rng, part) for part in split_outputs(legal, parts)]
+    return np.where(explore, np.ravel_multi_index(drawn, parts) if parts else drawn[0], greedy)
+
+
+def _draw_legal(rng, legal):
     counts = np.cumsum(legal, axis=-1)
     drawn = rng.integers(counts[:, -1])  # which of the legal ones
-    return np.where(explore, (counts <= drawn[:, None]).sum(axis=-1), greedy)
+    return (counts <= drawn[:, None]).sum(axis=-1)
+
+
+def split_outputs(values, parts):
+    """The outputs [..., A] for each part of an action; all of them if it has no parts."""
+    return np.split(values, np.cumsum(parts)[:-1], axis=-1) if parts else [values]
+
+
+def best_actions(scores, parts=()):
+    """The action of the greatest score: [B, A] -> [B]; parts: as in `losses`."""
+    each = [part.argmax(axis=-1) for part in split_outputs(scores, parts)]
+    return np.ravel_multi_index(each, parts) if parts else each[0]
+
+
+def draw_actions(rng, logits, parts=()):
+    """An action by the probabilities of its logits: [B, A] -> [B]; parts: as in `losses`."""
+    each = [choose_actions(rng, part, greedy=False) for part in split_outputs(logits, parts)]
+    return np.ravel_multi_index(each, parts) if parts else each[0]
 
 
 def narrow(logits, *, temperature=1.0, top_k=0, top_p=1.0):

@@ -109,7 +109,7 @@ class TestScripts(unittest.TestCase):
     def test_bad_input_gets_one_sentence(self):
         refused(self, "Breakout-ram-v0", "run_dqn", "--name=Brekout-ram-v0")
         refused(self, "images", "run_dqn", "--name=Breakout-v0")
-        refused(self, "Discrete actions", "run_dqn", "--name=Pendulum-v1")
+        refused(self, "DiscretizeAction", "run_dqn", "--name=Pendulum-v1")
         refused(self, "multiple of the heads", "run_dqn", "--width=30", "--heads=4")
         refused(self, "--context must be greater than 0", "run_dqn", "--context=0")
         refused(self, "--total-steps must be greater than 0", "run_dqn", "--total-steps=-5")

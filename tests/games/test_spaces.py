@@ -1,5 +1,6 @@
 """What a network is told of spaces, how observations are read, and what is held against them."""
 
+import functools
 import io
 import json
 import re
@@ -12,7 +13,7 @@ from gymnasium import spaces
 
 from tests.games.scripted import Spaces, vec_of
 from tfdqt.errors import EnvFailure, UsageError
-from tfdqt.games.envs import env_info, make_env, wrap
+from tfdqt.games.envs import env_info, info_of, make_env, wrap
 from tfdqt.games.spaces import (
     info_from_json,
     info_to_json,
@@ -93,7 +94,7 @@ class Info(unittest.TestCase):
             (spaces.Sequence(TWO), TWO, "MODULE:FUNCTION"),
             (spaces.Box(-1, 1, (0,), np.float32), TWO, "empty"),
             (VECTOR, spaces.Box(-1, 1, (2,), np.float32), "DiscretizeAction"),
-            (VECTOR, spaces.MultiDiscrete([9] * 9), "387,420,489 actions"),
+            (VECTOR, spaces.MultiDiscrete([99] * 9), "actions, the product"),
             (VECTOR, spaces.Tuple([TWO, TWO]), "MODULE:FUNCTION"),
         ):
             with self.subTest(words=words), self.assertRaisesRegex(UsageError, words) as caught:
@@ -292,10 +293,68 @@ class Masks(unittest.TestCase):
             (spaces.MultiDiscrete([2, 3]), [1, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0]),
             (spaces.MultiDiscrete([2, 3]), [1, 0, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0]),
         ):
-            self.assertEqual(read_mask(mask, space, "info").tolist(), expected)
+            self.assertEqual(read_mask(mask, told(VECTOR, space), "info").tolist(), expected)
         for mask in (None, "110", [1, 0], [1, 0, 2], [1, 0, -1], [[1], [0, 1]]):
             with self.subTest(mask=mask), self.assertRaisesRegex(EnvFailure, "action_mask"):
-                read_mask(mask, spaces.Discrete(3), "info")
+                read_mask(mask, told(VECTOR, spaces.Discrete(3)), "info")
+
+    def test_where_masks_are_found(self):
+        for source in ("info", "method", "observation"):
+            env_fn = functools.partial(Legal, source)
+            with self.subTest(source=source):
+                info = info_of(env_fn)
+                self.assertEqual((info.mask, info.obs_shape, info.features), (source, (5,), 2))
+                vec = vec_of(self, env_fn, workers=0)
+                self.assertEqual(vec.out["obs"].tolist(), [[0, 0, 1, 0, 1]])
+                vec.step([2])
+                self.assertEqual(vec.out["obs"].tolist(), [[2, 2, 1, 1, 0]])
+                vec.step([1])  # the last step of an episode: every action counts as legal
+                self.assertEqual(vec.out["obs"].tolist(), [[1, 1, 1, 1, 1]])
+
+    def test_no_legal_action_is_a_failure_unless_the_episode_has_terminated(self):
+        for truncated in (False, True):
+            env_fn = functools.partial(Legal, "info", stuck=True, truncated=truncated)
+            vec = vec_of(self, env_fn, workers=0)
+            with self.assertRaisesRegex(EnvFailure, "allows no action"):
+                vec.step([2])
+
+
+class Legal(gymnasium.Env):
+    """Two steps; tells in one of three ways that the action taken last is illegal now."""
+
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, source, stuck=False, truncated=False):
+        self.source = source
+        self.stuck = stuck
+        self.truncated = truncated
+        obs = spaces.Box(0, 2, (2,), np.float32)
+        if source == "observation":
+            obs = spaces.Dict(observation=obs, action_mask=spaces.MultiBinary(3))
+        if source == "method":
+            self.action_masks = lambda: self.mask
+        self.observation_space = obs
+
+    def shown(self, number, mask):
+        self.mask = np.array(mask, np.int8)
+        obs = np.full(2, number, np.float32)
+        if self.source == "observation":
+            return dict(observation=obs, action_mask=self.mask)
+        return obs
+
+    def info(self):
+        return dict(action_mask=self.mask) if self.source == "info" else {}
+
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return self.shown(0, [1, 0, 1]), self.info()
+
+    def step(self, action):
+        assert self.mask[action]
+        self.t += 1
+        mask = np.arange(3) != action
+        obs = self.shown(action, mask * (not self.stuck and self.t < 2))
+        return obs, 0.0, self.t == 2, self.truncated, self.info()
 
 
 if __name__ == "__main__":

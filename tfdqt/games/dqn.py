@@ -312,7 +312,8 @@ def q_learning(net, cfg, online, target, steps):
     actions = steps.action[:, skip : net.context]
     inputs = replay_inputs(steps, 0, net.context)
     if cfg.advantage_learning:
-        gap = losses.action_gap(mean_q(net.apply(target, inputs)), actions, cfg.advantage_learning)
+        q = mean_q(net.apply(target, inputs))
+        gap = losses.action_gap(q, actions, cfg.advantage_learning, net.parts)
         targets -= gap[..., None]
 
     mask = 1.0 - tf.cast(last[:, skip : net.context], tf.float32)
@@ -320,7 +321,9 @@ def q_learning(net, cfg, online, target, steps):
         trained, fixed = net.unflatten(online)
         tape.watch(trained)
         q = net.apply((trained, fixed), inputs)  # [B, P, A, N]
-        loss, diagnostics = losses.td_loss(q, actions, targets, mask, delta=cfg.huber_delta)
+        loss, diagnostics = losses.td_loss(
+            q, actions, targets, mask, delta=cfg.huber_delta, parts=net.parts
+        )
     gradient = flatten(net, tape.gradient(loss, trained))
     return loss, gradient, dict(diagnostics, count=tf.reduce_sum(mask))
 
@@ -341,10 +344,14 @@ def q_targets(net, cfg, online, target, steps, last):
         ahead[key] = tf.where(condition, one_step_on[key], value)
     q_target = net.apply(target, ahead)  # [B, P, A, N]
     q_online = net.apply(online, ahead) if cfg.double else None
-    values = losses.bootstrap_quantiles(q_target, q_online)  # [B, P, N]
+    values = losses.bootstrap_quantiles(q_target, q_online, net.parts)  # [B, P, N]
     if cfg.target_epsilon:
         cost = losses.exploration_cost(
-            mean_q(q_target), cfg.target_epsilon, cfg.advantage_learning, masked=net.masked
+            mean_q(q_target),
+            cfg.target_epsilon,
+            cfg.advantage_learning,
+            masked=net.masked,
+            parts=net.parts,
         )
         values -= cost[..., None]
 
@@ -480,7 +487,7 @@ def make_collect(act, stepper, info, cfg, epsilon_end=None) -> Callable:
             best = act(weights, network_inputs(window)).numpy()
             epsilon = epsilon_at(step + i * cfg.num_envs, cfg, epsilon_end)
             legal = legal_actions(info, out["obs"])
-            action = epsilon_greedy(rng, best, info.num_actions, epsilon, legal)
+            action = epsilon_greedy(rng, best, info.num_actions, epsilon, legal, info.parts)
             vec.step(action)
             chunk.action[i] = action
             chunk.reward[i] = out["reward"]

@@ -31,7 +31,7 @@ from tfdqt.games.spaces import (
 )
 from tfdqt.games.vec_envs import REST, make_vec_env
 from tfdqt.games.window import make_window, network_inputs, push
-from tfdqt.policy import choose_actions, epsilon_greedy
+from tfdqt.policy import draw_actions, epsilon_greedy
 from tfdqt.runs.checkpoint import load_checkpoint
 from tfdqt.runs.cli import read_settings
 from tfdqt.runs.evaluation import append_evaluation, check_left_out
@@ -179,7 +179,7 @@ class Policy:
             return row
         if self.info.mask == "observation" and mask is None:
             mask = obs.get(MASK_KEY)
-        return np.concatenate([row, read_mask(mask, self.info.action_space, "mask")])
+        return np.concatenate([row, read_mask(mask, self.info, "mask")])
 
     def act(self, obs, first=None):
         """As a call, for obs [N, ...] and actions [N] that both count from 0."""
@@ -190,12 +190,12 @@ class Policy:
         weights = self.trained.weights
         if self.sample:
             scores = self._scores(weights, inputs).numpy()
-            self._action = choose_actions(self._rng, scores, greedy=False)
+            self._action = draw_actions(self._rng, scores, self.info.parts)
         else:
             best = self._best(weights, inputs).numpy()
             legal = legal_actions(self.info, self._window.obs[:, -1])
             self._action = epsilon_greedy(
-                self._rng, best, self.info.num_actions, self.epsilon, legal
+                self._rng, best, self.info.num_actions, self.epsilon, legal, self.info.parts
             )
         return self._action
 
@@ -207,7 +207,7 @@ def _apart(obs):
         return [dict(zip(obs, each)) for each in zip(*parts)]
     if isinstance(obs, tuple):
         return list(zip(*[_apart(part) for part in obs]))
-    return list(obs)
+    return list(obs) if np.ndim(obs) else [obs]
 
 
 def load_policy(run_dir, checkpoint=None, *, epsilon=0.0, sample=False, seed=0):

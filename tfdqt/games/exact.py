@@ -7,6 +7,7 @@ import numpy as np
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.state import NoState, env_state
 from tfdqt.games.vec_envs import make_vec_env
+from tfdqt.policy import epsilon_greedy
 
 ROUNDS = 4
 STEPS = 16  # in a round
@@ -64,5 +65,4 @@ def _fault(one, other, info, rng):
 
 def _action(vec, info, rng):
     legal = legal_actions(info, vec.out["obs"])
-    choices = np.arange(info.num_actions) if legal is None else np.flatnonzero(legal[0])
-    return np.array([rng.choice(choices)])
+    return epsilon_greedy(rng, np.zeros(1, int), info.num_actions, 1.0, legal, info.parts)

@@ -4,6 +4,7 @@ from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
 from tfdqt.games.evaluate import load_run
 from tfdqt.games.flat import mean_q
+from tfdqt.losses import best_actions, log_probabilities
 
 
 def export_run(run_dir, out, checkpoint=None):
@@ -33,7 +34,10 @@ def export_saved_model(net, weights, folder, *, is_policy=False):
     C] int32 (1 where an episode starts; every step before it must be 1 too) and, if the network
     has it, prev_action [B, C] int32 (-1 where there is none). `q_values` gives q_values [B, A] of
     the last step, `policy` gives policy [B, A], the probabilities, and value [B]; `action` gives
-    action [B] int32, the best. Returns the names of the signatures.
+    action [B] int32, the best, counted from 0. Of actions of several parts that is the number that
+    numpy.ravel_multi_index gives, and A the sum of their values if there are many. Where actions
+    may be illegal, the last A entries of an observation say which are legal. Returns the names of
+    the signatures.
     """
     module = tf.Module()
     module.weights = tf.Variable(weights, name="weights")
@@ -47,12 +51,13 @@ def export_saved_model(net, weights, folder, *, is_policy=False):
     def numbers(inputs):
         outputs = net.apply(module.weights.value(), inputs)[:, -1]
         if is_policy:
-            return dict(policy=tf.nn.softmax(outputs[:, :-1]), value=outputs[:, -1])
+            log_p = log_probabilities(outputs[:, :-1], net.parts)
+            return dict(policy=tf.exp(log_p), value=outputs[:, -1])
         return dict(q_values=mean_q(outputs))
 
     @tf.function(input_signature=[specs], autograph=False)
     def action(inputs):
-        return dict(action=tf.argmax(numbers(inputs)[name], axis=-1, output_type=tf.int32))
+        return dict(action=best_actions(numbers(inputs)[name], net.parts))
 
     module.action = action
     setattr(module, name, numbers)

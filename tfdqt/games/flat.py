@@ -25,6 +25,7 @@ class FlatModel(NamedTuple):
     start: tf.Tensor  # [W], the weights that the model was given
     context: int  # C
     positions: int  # P
+    parts: tuple = ()  # of an action that has outputs for each, see `losses`
     masked: bool = False  # whether illegal actions get the output losses.ILLEGAL
 
 
@@ -55,7 +56,8 @@ def flatten_model(model, info=None):
 
     start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
     context = model.input["obs"].shape[1]
-    return FlatModel(model, apply, unflatten, start, context, model.output.shape[1], masked)
+    parts = () if info is None else info.parts
+    return FlatModel(model, apply, unflatten, start, context, model.output.shape[1], parts, masked)
 
 
 def _masked(outputs, legal):
@@ -74,8 +76,8 @@ def flatten_q(model, info, quantiles=None):
     quantiles: how many it must have; None: any number. Raises UsageError unless it gives
     [B, P, A, N], P at most the context.
     """
-    wanted = f"[batch, steps, {info.num_actions} actions, {quantiles or 'any number of'} quantiles]"
-    return _flatten_checked(model, info, (info.num_actions, quantiles), wanted)
+    wanted = f"[batch, steps, {info.outputs} actions, {quantiles or 'any number of'} quantiles]"
+    return _flatten_checked(model, info, (info.outputs, quantiles), wanted)
 
 
 def flatten_pi_v(model, info):
@@ -83,8 +85,8 @@ def flatten_pi_v(model, info):
 
     Raises UsageError unless it gives [B, P, A + 1], P at most the context.
     """
-    wanted = f"[batch, steps, {info.num_actions} logits and a value]"
-    return _flatten_checked(model, info, (info.num_actions + 1,), wanted)
+    wanted = f"[batch, steps, {info.outputs} logits and a value]"
+    return _flatten_checked(model, info, (info.outputs + 1,), wanted)
 
 
 def _flatten_checked(model, info, last_axes, wanted):
@@ -201,6 +203,6 @@ def make_act(net, scores_of=mean_q) -> Callable:
     @tf.function(jit_compile=True)
     def act(weights, inputs):
         scores = scores_of(net.apply(weights, inputs))[:, -1]
-        return tf.argmax(scores, axis=-1, output_type=tf.int32)
+        return losses.best_actions(scores, net.parts)
 
     return act

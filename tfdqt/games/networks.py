@@ -201,8 +201,22 @@ def _embedded_time(visible, cfg):
 
 def _embedded_action(inputs, info, cfg):
     """A learned vector for the action before each step: [B, C, D]."""
-    action = ops.one_hot(inputs["prev_action"], info.num_actions)
+    action = _action_before(inputs, info)
     return linear(action, cfg.width, name="embed_action", use_bias=False)
+
+
+def _action_before(inputs, info):
+    """1 at the outputs of the action before each step, all 0 where there is none: [B, C, A]."""
+    action = inputs["prev_action"]
+    if not info.parts:
+        return ops.one_hot(action, info.num_actions)
+    values = []
+    rest = action
+    for count in reversed(info.parts):
+        values.append(ops.where(action < 0, -1, rest % count))  # -1 is one-hot nowhere
+        rest = rest // count
+    hot = [ops.one_hot(value, count) for value, count in zip(values[::-1], info.parts)]
+    return ops.concatenate(hot, axis=-1)
 
 
 def _embedded_mask(inputs, info, cfg):
@@ -271,7 +285,7 @@ def dense_body(inputs, info, cfg):
     """
     steps = [as_numbers(hide_static(_features(inputs, info), info, cfg), info, cfg)]
     if cfg.prev_action:
-        steps.append(ops.one_hot(inputs["prev_action"], info.num_actions))
+        steps.append(_action_before(inputs, info))
     if info.mask:
         steps.append(_legal(inputs, info))
     x = ops.concatenate(steps, axis=-1)  # [B, C, F]
@@ -310,18 +324,26 @@ def body(info, cfg):
 # Whole networks
 
 
-def q_head(x, num_actions, cfg):
+def q_head(x, info, cfg):
     """Values of the actions: [B, P, D] -> [B, P, A, N], the N quantiles of a return (1: its mean).
 
-    `dueling`: a value plus advantages of mean 0.
+    A: `info.outputs`. `dueling`: a value plus advantages of mean 0; of actions of several parts
+    each part has its share of the value.
     """
     count = max(1, cfg.quantiles)
-    q = linear(x, num_actions * count, name="q")
-    q = ops.reshape(q, (-1, x.shape[1], num_actions, count))
-    if cfg.dueling:
-        value = linear(x, count, name="value")[:, :, None]
-        q = value + q - ops.mean(q, axis=2, keepdims=True)
-    return q
+    q = linear(x, info.outputs * count, name="q")
+    q = ops.reshape(q, (-1, x.shape[1], info.outputs, count))
+    if not cfg.dueling:
+        return q
+    value = linear(x, count, name="value")[:, :, None]
+    if not info.parts:
+        return value + q - ops.mean(q, axis=2, keepdims=True)
+    ends = np.cumsum(info.parts)
+    share = value / len(info.parts)
+    each = [q[:, :, end - n : end] for end, n in zip(ends, info.parts)]
+    return ops.concatenate(
+        [share + part - ops.mean(part, axis=2, keepdims=True) for part in each], axis=2
+    )
 
 
 def build_q(info, cfg):
@@ -332,7 +354,7 @@ def build_q(info, cfg):
     >>> build_q(env_info(gymnasium.make("CartPole-v1")), NetworkConfig(width=32)).summary()
     """
     inputs, x = body(info, cfg)
-    return keras.Model(inputs, q_head(x, info.num_actions, cfg), name=f"{cfg.network}_q")
+    return keras.Model(inputs, q_head(x, info, cfg), name=f"{cfg.network}_q")
 
 
 def build_pi_v(info, cfg):
@@ -346,7 +368,7 @@ def build_pi_v(info, cfg):
     # Small at first: every action about as likely as every other.
     scale = 0.01 / np.sqrt(x.shape[-1])
     heads = [
-        linear(x, info.num_actions, name="policy", scale=scale),
+        linear(x, info.outputs, name="policy", scale=scale),
         linear(x, 1, name="value"),
     ]
     return keras.Model(inputs, ops.concatenate(heads, axis=-1), name=f"{cfg.network}_pi_v")
@@ -364,7 +386,7 @@ def build_lens(model, info, cfg, depth):
     """
     inputs = input_layers(info, cfg)
     x = gpt_body(inputs, info, cfg, depth)
-    lens = keras.Model(inputs, q_head(x, info.num_actions, cfg), name=f"lens{depth}")
+    lens = keras.Model(inputs, q_head(x, info, cfg), name=f"lens{depth}")
     for layer in lens.layers:
         layer.set_weights(model.get_layer(layer.name).get_weights())
     return lens

@@ -194,42 +194,56 @@ def policy_and_value(net, weights, inputs):
 
 
 def make_look(net, num_envs) -> Callable:
-    """Compile `look(weights, chance [N], *inputs) -> [3, N]`.
+    """Compile `look(weights, chance [N, D], *inputs) -> actions int32 [N], numbers [2, N]`.
 
-    Actions drawn by numbers in [0, 1), their log-probabilities, values. The inputs are the
-    network's in its own order. Called as a concrete function, which takes half the time of a call
-    that looks at its arguments first.
+    Actions of D parts drawn by numbers in [0, 1); their log-probabilities and the values. The
+    inputs are the network's in its own order. Called as a concrete function, which takes half the
+    time of a call that looks at its arguments first.
     """
     names = net.model.input
+    parts = net.parts or (net.model.output.shape[-1] - 1,)
 
     @tf.function(jit_compile=True)
     def look(weights, chance, *inputs):
         logits, value = policy_and_value(net, weights, dict(zip(names, inputs)))
-        log_p = tf.nn.log_softmax(logits)
-        reached = tf.cumsum(tf.exp(log_p), axis=1)[:, :-1] <= chance[:, None]
-        action = tf.reduce_sum(tf.cast(reached, tf.int32), axis=1)
-        if net.masked:  # rounding must not carry it beyond the last that is legal
-            places = tf.range(logits.shape[1]) * tf.cast(logits > losses.ILLEGAL / 2, tf.int32)
-            action = tf.minimum(action, tf.reduce_max(places, axis=1))
-        return tf.stack([tf.cast(action, tf.float32), losses.select_actions(log_p, action), value])
+        log_p = losses.log_probabilities(logits, net.parts)
+        each = [
+            _drawn(part, chance[:, i], net.masked)
+            for i, part in enumerate(tf.split(log_p, parts, axis=-1))
+        ]
+        action = losses.join_actions(each, parts)
+        chosen = losses.select_actions(log_p, action, net.parts)
+        return action, tf.stack([chosen, value])
 
     return look.get_concrete_function(
         tf.TensorSpec(net.start.shape),
-        tf.TensorSpec([num_envs]),
+        tf.TensorSpec([num_envs, len(parts)]),
         *(tf.TensorSpec([num_envs, *x.shape[1:]], x.dtype) for x in names.values()),
     )
+
+
+def _drawn(log_p, chance, masked):
+    """The choices that numbers in [0, 1) fall on: log-probabilities [N, A], [N] -> int32 [N]."""
+    reached = tf.cumsum(tf.exp(log_p), axis=1)[:, :-1] <= chance[:, None]
+    choice = tf.reduce_sum(tf.cast(reached, tf.int32), axis=1)
+    if masked:  # rounding must not carry it beyond the last that is legal
+        places = tf.range(log_p.shape[1]) * tf.cast(log_p > losses.ILLEGAL / 2, tf.int32)
+        choice = tf.minimum(choice, tf.reduce_max(places, axis=1))
+    return choice
 
 
 def make_act(net, stepper, cfg) -> Callable:
     """`act(weights) -> decide`, as `rollout.make_collect` asks it; outputs are log_p and value."""
     look = make_look(net, cfg.num_envs)
+    count = max(1, len(net.parts))
 
     def act(weights):
-        chance = stepper.rng.random((cfg.rollout_steps + 1, cfg.num_envs), np.float32)
+        shape = (cfg.rollout_steps + 1, cfg.num_envs, count)
+        chance = stepper.rng.random(shape, np.float32)
 
         def decide(t, inputs):
-            action, log_p, value = look(weights, tf.constant(chance[t]), *inputs).numpy()
-            return action, np.stack([log_p, value], axis=1)
+            action, numbers = look(weights, tf.constant(chance[t]), *inputs)
+            return action.numpy(), numbers.numpy().T
 
         return decide
 
@@ -274,6 +288,7 @@ def make_learn(net, cfg) -> Callable:
                 mask,
                 clip=clip,
                 value_clip=cfg.value_clip,
+                parts=net.parts,
             )
             value_loss = cfg.value_weight * terms["value_loss"]
             loss = terms["policy_loss"] + value_loss - cfg.entropy_weight * terms["entropy"]

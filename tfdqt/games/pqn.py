@@ -29,7 +29,7 @@ from tfdqt.games.rollout import (
     windows_of,
 )
 from tfdqt.games.spaces import legal_actions
-from tfdqt.policy import epsilon_at, epsilon_greedy
+from tfdqt.policy import best_actions, epsilon_at, epsilon_greedy
 from tfdqt.settings import check_fractions, check_positive
 
 # -------------------------------------------------------------------------------------------------
@@ -202,9 +202,10 @@ def make_act(net, stepper, info, cfg) -> Callable:
         def decide(t, inputs):
             q = scores(weights, dict(zip(names, inputs))).numpy()
             epsilon = epsilon_at(step + t * cfg.num_envs, cfg)
-            best = q.argmax(axis=-1)
+            best = best_actions(q, info.parts)
             legal = legal_actions(info, stepper.vec.out["obs"])
-            return epsilon_greedy(stepper.rng, best, info.num_actions, epsilon, legal), q
+            chosen = epsilon_greedy(stepper.rng, best, info.num_actions, epsilon, legal, info.parts)
+            return chosen, q
 
         return decide
 
@@ -215,23 +216,23 @@ def make_act(net, stepper, info, cfg) -> Callable:
 # The update
 
 
-def q_targets(rollout, cfg, masked=False):
+def q_targets(rollout, cfg, masked=False, parts=()):
     """The targets of a Rollout of tensors, from the Q-values that it was acted on: [N, T].
 
-    masked: whether some actions may be illegal.
+    masked: whether some actions may be illegal. parts: of an action, see `losses`.
     """
     rewards = tf.sign(rollout.reward) if cfg.reward_transform == "sign" else rollout.reward
     q = rollout.outputs  # [N, T + 1, A]
-    values = tf.reduce_max(q, axis=-1)
+    values = losses.best_values(q, parts)
     if cfg.target_epsilon:
         values -= losses.exploration_cost(
-            q, cfg.target_epsilon, cfg.advantage_learning, masked=masked
+            q, cfg.target_epsilon, cfg.advantage_learning, masked=masked, parts=parts
         )
     targets = losses.lambda_returns(
         rewards, rollout.discount, values, rollout.last, gamma=cfg.gamma, lam=cfg.q_lambda
     )
     if cfg.advantage_learning:
-        targets -= losses.action_gap(q[:, :-1], rollout.action, cfg.advantage_learning)
+        targets -= losses.action_gap(q[:, :-1], rollout.action, cfg.advantage_learning, parts)
     return targets
 
 
@@ -258,6 +259,7 @@ def make_learn(net, cfg) -> Callable:
                 batch["target"][..., None],
                 batch["mask"],
                 delta=cfg.huber_delta,
+                parts=net.parts,
             )
         gradient = flatten(net, tape.gradient(loss, trained))
         updates = state.updates + 1
@@ -271,7 +273,7 @@ def make_learn(net, cfg) -> Callable:
     def learn(state, rollout, order):
         fields = dict(
             action=rollout.action,
-            target=q_targets(rollout, cfg, net.masked),
+            target=q_targets(rollout, cfg, net.masked, net.parts),
             mask=1.0 - tf.cast(rollout.last, tf.float32),
         )
         fields = {name: tf.pad(field, [[0, 0], [before, 0]]) for name, field in fields.items()}

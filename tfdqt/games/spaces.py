@@ -16,7 +16,8 @@ from gymnasium import spaces
 
 from tfdqt.errors import EnvFailure, UsageError
 
-MOST_ACTIONS = 4096  # of a product of several choices
+MOST_JOINT = 256  # actions of several parts that are one choice of their product
+MOST_ACTIONS = 2**31 - 1  # that can be counted
 WHOLE = 2**24  # from here on float32 does not tell whole numbers apart
 GREATEST = float(np.finfo(np.float32).max)
 MASK_KEY = "action_mask"  # what a mask of actions is called by PettingZoo and sb3-contrib
@@ -31,19 +32,25 @@ class EnvInfo(NamedTuple):
     nvec: tuple  # number of values of each entry, 0 of a number; () if all are numbers
     num_actions: int
     mask: str | None = None  # where it says which actions are legal: info, method, observation
+    parts: tuple = ()  # number of values of each part of an action, if each has outputs of its own
     observation_space: spaces.Space | None = None
     action_space: spaces.Space | None = None
 
     @property
+    def outputs(self):
+        """Outputs of a network for an action: one an action, or one a value of each part."""
+        return sum(self.parts) or self.num_actions
+
+    @property
     def features(self):
         """Entries of an observation besides the mask."""
-        return self.obs_shape[0] - (self.num_actions if self.mask else 0)
+        return self.obs_shape[0] - (self.outputs if self.mask else 0)
 
 
 def legal_actions(info, obs):
     """Which actions are legal by observations [..., F]: bool [..., A], or None if all always are.
 
-    For numpy and for tensors.
+    A: `info.outputs`. For numpy and for tensors.
     """
     return obs[..., info.features :] > 0 if info.mask else None
 
@@ -145,13 +152,16 @@ def describe(observation_space, action_space, name, mask=None):
         raise UsageError(f"The observations of {name} are empty ({observation_space}).")
     dtype = _kept_as(parts)
     actions = count_actions(action_space, name)
+    parts = action_counts(action_space)
+    parts = parts if len(parts) > 1 and actions > MOST_JOINT else ()
     return EnvInfo(
         name,
-        (len(counts) + (actions if mask else 0),),
+        (len(counts) + ((sum(parts) or actions) if mask else 0),),
         dtype,
         counts if any(counts) else (),
         actions,
         mask,
+        parts,
         observation_space,
         action_space,
     )
@@ -402,7 +412,7 @@ def count_actions(space, name):
     if actions > MOST_ACTIONS and len(counts) > 1:
         raise UsageError(
             f"{name} has {actions:,} actions, the product of {space}; up to {MOST_ACTIONS:,} can "
-            "be told apart, so offer fewer in a wrapper, given as --wrappers MODULE:FUNCTION."
+            "be counted, so offer fewer in a wrapper, given as --wrappers MODULE:FUNCTION."
         )
     return actions
 
@@ -419,18 +429,18 @@ def make_action(space) -> Callable:
     ).astype(space.dtype)
 
 
-def read_mask(mask, space, where):
-    """Which actions a mask calls legal, bool [A]. Raises EnvFailure if it does not fit `space`.
+def read_mask(mask, info, where):
+    """Which actions a mask calls legal, bool [A]. Raises EnvFailure if it does not fit.
 
-    Of a space of several parts it may be a mask of the whole product, or those of its parts one
-    behind another.
+    Of actions of several parts it may be a mask of the whole product, or those of its parts one
+    behind another; if each part has outputs of its own only the latter. A: `info.outputs`.
     """
     try:
         array = np.asarray(mask)
     except ValueError:
         array = np.asarray(None)
-    counts = action_counts(space)
-    whole = math.prod(counts)
+    counts = action_counts(info.action_space)
+    whole = info.outputs
     if array.dtype.kind not in "biuf" or array.size not in (whole, sum(counts)):
         raise EnvFailure(
             f"its {MASK_KEY} ({where}) is {_short(mask)}, not {whole} zeros and ones, one an action"

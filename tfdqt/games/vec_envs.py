@@ -32,6 +32,7 @@ from tfdqt.games.spaces import (
     read_mask,
 )
 from tfdqt.games.state import NoState, env_state, restore_env
+from tfdqt.policy import split_outputs
 
 REST = -1  # an action that leaves an environment as it is
 
@@ -113,8 +114,8 @@ class Slot:
             mask = (info or {}).get(MASK_KEY)
         else:
             mask = self.env.get_wrapper_attr("action_masks")()
-        legal = read_mask(mask, self.env.action_space, source)
-        if not legal.any():
+        legal = read_mask(mask, self.info, source)
+        if not all(part.any() for part in split_outputs(legal, self.info.parts)):
             raise EnvFailure(
                 f"its {MASK_KEY} ({source}) allows no action though the episode has not terminated"
             )
