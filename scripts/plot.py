@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import tyro
 
 from tfdqt.errors import UsageError
-from tfdqt.games.algorithms import ALGORITHMS, is_game_run
-from tfdqt.games.config import NetworkConfig
+from tfdqt.games.algorithms import ALGORITHMS, is_game_run, settings_classes
+from tfdqt.games.config import EnvConfig
 from tfdqt.runs.cli import read_settings, run_main
 from tfdqt.runs.folder import find_run
 from tfdqt.runs.log import read_log
@@ -16,7 +16,7 @@ from tfdqt.runs.plots import plot_learning
 from tfdqt.text.config import TextConfig, TextNetworkConfig
 
 # Runs may differ in these and be of one kind.
-ALIKE = ("version", "seed", "checkpoint_every", "epochs", "log_lines")
+ALIKE = ("version", "seed", "checkpoint_every", "epochs", "log_lines", "spaces")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +43,14 @@ def settings_of(run):
     folder = find_run(run)
     plain = read_settings(folder)
     if is_game_run(plain):
-        algorithm = plain["algorithm"]
-        classes = {"network": NetworkConfig, algorithm: ALGORITHMS[algorithm].settings}
+        classes = settings_classes(plain["algorithm"], plain)
+        later = dict(env=EnvConfig())
     else:
         classes = dict(network=TextNetworkConfig, text=TextConfig)
+        later = {}
     return {
         key: dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part
-        for key, part in read_settings(folder, **classes).items()
+        for key, part in {**later, **read_settings(folder, **classes)}.items()
     }
 
 
