@@ -22,10 +22,10 @@ from tfdqt.games.envs import info_of
 from tfdqt.games.flat import flatten, flatten_pi_v, repeat_update, set_weights, step_adam
 from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
 from tfdqt.games.rollout import (
-    adapted_weights,
     check_batches,
+    learn_from,
     make_collect,
-    minibatches,
+    total_updates,
     windows_of,
 )
 from tfdqt.settings import check_fractions, check_not_negative, check_positive
@@ -259,9 +259,7 @@ def make_learn(net, cfg) -> Callable:
 
     K updates, each on the steps that a row of `order` names.
     """
-    size = cfg.num_envs * cfg.rollout_steps
-    rollouts = -(-cfg.total_steps // size)
-    total = rollouts * cfg.update_epochs * (size // cfg.batch_size)
+    total = total_updates(cfg)
 
     def one(state, batch, inputs):
         part = tf.cast(state.updates, tf.float32) / total
@@ -361,13 +359,10 @@ def ppo(
         def iterate(state, progress):
             nonlocal diagnostics
             rollout, games = collect(act(state.weights))
-            if net.model.non_trainable_variables and progress.step == 0:
-                # What was acted on before layers adapted to the data is not learned from: the
-                # ratios would not start at 1.
-                state = state._replace(weights=adapted_weights(net, state.weights, rollout))
-            else:
-                order = minibatches(stepper.rng, size, cfg.update_epochs, cfg.batch_size)
-                state, means = learn(state, tf.nest.map_structure(tf.constant, rollout), order)
+            state, means = learn_from(
+                rollout, state, learn, net, stepper.rng, cfg, step=progress.step
+            )
+            if means is not None:
                 diagnostics = {name: float(means[name]) for name in DIAGNOSTICS}
             progress = progress.after(size, games)
             return (

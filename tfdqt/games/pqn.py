@@ -22,10 +22,10 @@ from tfdqt.games.envs import info_of
 from tfdqt.games.flat import flatten, flatten_q, make_scores, repeat_update, set_weights, step_adam
 from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
 from tfdqt.games.rollout import (
-    adapted_weights,
     check_batches,
+    learn_from,
     make_collect,
-    minibatches,
+    total_updates,
     windows_of,
 )
 from tfdqt.games.spaces import legal_actions
@@ -242,9 +242,7 @@ def make_learn(net, cfg) -> Callable:
     K updates, each on the windows that end with the steps that a row of `order` names. Q is learned
     at the last P steps of a window, but for those before the rollout.
     """
-    size = cfg.num_envs * cfg.rollout_steps
-    rollouts = -(-cfg.total_steps // size)
-    total = rollouts * cfg.update_epochs * (size // cfg.batch_size)
+    total = total_updates(cfg)
     before = net.positions - 1  # steps of the first window that lie before the rollout
 
     def one(state, batch, inputs):
@@ -318,12 +316,10 @@ def pqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
         def iterate(state, progress):
             nonlocal diagnostics
             rollout, games = collect(act(state.weights, progress.step))
-            if net.model.non_trainable_variables and progress.step == 0:
-                # Layers adapt to the data first; the values it was acted on are of no use then.
-                state = state._replace(weights=adapted_weights(net, state.weights, rollout))
-            else:
-                order = minibatches(stepper.rng, size, cfg.update_epochs, cfg.batch_size)
-                state, means = learn(state, tf.nest.map_structure(tf.constant, rollout), order)
+            state, means = learn_from(
+                rollout, state, learn, net, stepper.rng, cfg, step=progress.step
+            )
+            if means is not None:
                 diagnostics = {name: float(means[name]) for name in DIAGNOSTICS}
             progress = progress.after(size, games)
             return (

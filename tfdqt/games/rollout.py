@@ -118,6 +118,27 @@ def minibatches(rng, size, epochs, batch_size):
     return tf.constant(np.concatenate(order).reshape(-1, batch_size), tf.int32)
 
 
+def total_updates(cfg):
+    """Gradient updates of a whole run, by which its schedules go."""
+    size = cfg.num_envs * cfg.rollout_steps
+    rollouts = -(-cfg.total_steps // size)
+    return rollouts * cfg.update_epochs * (size // cfg.batch_size)
+
+
+def learn_from(rollout, state, learn, net, rng, cfg, *, step):
+    """Learn from a Rollout that began at environment step `step`: -> (state, means, or None).
+
+    learn: (state, Rollout, order [K, B]) -> (state, means of K updates). The first rollout of a
+    network with layers that adapt to data is for that alone, for it was acted on before they did:
+    PPO's ratios would not start at 1, and values that PQN bootstraps from are of no use.
+    """
+    if net.model.non_trainable_variables and step == 0:
+        return state._replace(weights=adapted_weights(net, state.weights, rollout)), None
+    size = cfg.num_envs * cfg.rollout_steps
+    order = minibatches(rng, size, cfg.update_epochs, cfg.batch_size)
+    return learn(state, tf.nest.map_structure(tf.constant, rollout), order)
+
+
 def adapted_weights(net, weights, rollout):
     """The weights, their layers that adapt to data set by a rollout's observations."""
     obs = rollout.stream.obs
