@@ -30,9 +30,11 @@ class Args:
     seed: int = 1_000
     """Seeds the games."""
     checkpoint: str | None = None
-    """Checkpoint to take, by default the newest."""
+    """Checkpoint to take, by default the newest; best: the one that played best while the run
+    trained with --evaluate-every."""
     max_steps: int | None = None
-    """Longest game that is waited for; a longer one counts as it stands."""
+    """Longest game that is waited for; a longer one counts as it stands. By default 30,000 steps,
+    or the environment's own limit if that is more."""
     workers: int | None = None
     """Processes that step the environments (0: none), by default one a core, or none for
     CartPole."""

@@ -24,7 +24,7 @@ class Args:
     """Text runs: also write the encoder, its weights as 8-bit integers, to this TFLite file, and
     compare the two."""
     checkpoint: str | None = None
-    """Checkpoint to take, by default the newest."""
+    """Checkpoint to take, by default the newest; best: of a run with --evaluate-every."""
 
 
 def main(argv=None):

@@ -16,7 +16,17 @@ from tfdqt.runs.plots import plot_learning
 from tfdqt.text.config import TextConfig, TextNetworkConfig
 
 # Runs may differ in these and be of one kind.
-ALIKE = ("version", "seed", "checkpoint_every", "epochs", "log_lines", "spaces")
+ALIKE = (
+    "version",
+    "seed",
+    "checkpoint_every",
+    "epochs",
+    "log_lines",
+    "spaces",
+    "evaluate_every",
+    "evaluate_episodes",
+    "stop_at_score",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,17 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tfdqt"
 
 # Which part of the package may import which; every part may import itself.
-GROUND = {"errors", "version", "settings", "backend", "losses", "policy", "replay", "stats"}
+GROUND = {
+    "errors",
+    "version",
+    "settings",
+    "backend",
+    "losses",
+    "memory",
+    "policy",
+    "replay",
+    "stats",
+}
 MAY_IMPORT = {
     "ground": set(),
     "scale": {"ground"},

@@ -11,3 +11,7 @@ class MissingPackage(UsageError, ImportError):
 
 class EnvFailure(RuntimeError):
     """An environment raised, or returned something that is not a number."""
+
+
+class Diverged(UsageError):
+    """Learning gave numbers that are not finite. The message says where, and what to change."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tfdqt import memory
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import MissingPackage
 
@@ -65,6 +66,29 @@ def _tf_agents():
                 "pip install --no-deps tf-agents==0.19.0 gym==0.23.0"
             ) from None
     return table, tf_uniform_replay_buffer
+
+
+def check_memory(spec, capacity, filled):
+    """Raise UsageError if a buffer for `capacity` steps does not fit memory.
+
+    filled: steps that will lie in it at most. As many are copied for a checkpoint.
+    """
+    bytes_of = [int(np.prod(field.shape, dtype=int)) * field.dtype.size for field in spec]
+    a_step = sum(bytes_of) + 8  # and its number
+    filled = min(filled, capacity)
+
+    def advice(room):
+        fits = memory.round_down(room // (2 * a_step))
+        if fits < 1:
+            return "choose an environment that shows less."
+        return f"--replay-size={fits} would fit."
+
+    memory.check_fits(
+        (capacity + filled) * a_step,
+        f"A replay buffer of {capacity} steps (--replay-size), {memory.in_words(capacity * a_step)}"
+        f", with the copy that a checkpoint makes of it, takes",
+        advice,
+    )
 
 
 def make_replay(spec, rows, capacity):
@@ -193,7 +217,7 @@ def stored_obs(replay):
 def replay_arrays(replay):
     """Everything in the buffer as numpy arrays by name; the rows not yet written are left out."""
     filled = _filled(replay).max()
-    arrays = {_name(variable): variable.numpy() for variable in replay.buffer.variables()}
+    arrays = {_name(variable): _copied(variable) for variable in replay.buffer.variables()}
     arrays = {
         name: _by_row(replay, value)[:, :filled] if value.ndim else value
         for name, value in arrays.items()
@@ -230,6 +254,12 @@ def restore_replay(replay, arrays):
         else:
             value = saved
         variable.assign(value)
+
+
+def _copied(variable):
+    """A variable's value, copied once: `numpy()` copies what reading has copied already."""
+    value = variable.read_value()
+    return np.asarray(memoryview(value)) if value.shape.rank else value.numpy()
 
 
 def _name(variable):

@@ -105,7 +105,7 @@ class TestApex(tf.test.TestCase):
         self.assertAllEqual(net.model.get_weights()[0].shape, (8, 8))
 
     def test_each_environment_is_played_by_one_actor(self):
-        _, pool, _ = self.train(dataclasses.replace(CFG, total_steps=64))
+        _, pool, _ = self.train(dataclasses.replace(CFG, total_steps=64, learning_starts=16))
         self.assertAllEqual(pool.shares, [[0, 1], [2, 3]])
 
     def test_a_run_that_goes_on_has_new_actors_and_all_it_had_learned(self):
@@ -142,7 +142,7 @@ class TestApex(tf.test.TestCase):
     def test_a_checkpoint_of_environments_in_lockstep_does_not_fit(self):
         kept = {}
         with without_xla():
-            cfg = dataclasses.replace(CFG, total_steps=64)
+            cfg = dataclasses.replace(CFG, total_steps=64, learning_starts=16)
             save = lambda step, make, last=False: kept.update(make())  # noqa: E731
             dqn.dqn(Corridor, Q_FN, cfg, workers=0, save=save)
         with self.assertRaisesRegex(UsageError, "does not fit these settings"):

@@ -1,18 +1,27 @@
 """The one training loop: how it ends, what it saves and when; and snapshots of a run."""
 
+import math
 import unittest
+from typing import NamedTuple
 
 import numpy as np
 
 from tests.games.corridor import Corridor, Stateful
 from tfdqt.backend import tf
-from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.errors import Diverged, EnvFailure, UsageError
 from tfdqt.games import loop
 from tfdqt.games.dqn import DQNConfig
 from tfdqt.games.envs import env_info
-from tfdqt.games.loop import Progress, train_loop
+from tfdqt.games.loop import Evaluation, Progress, train_loop
 
 INFO = env_info(Corridor())
+
+
+class Metrics(NamedTuple):
+    step: int
+    loss: float = 0.5
+    grad_norm: float = 1.0
+    updates: int = 1
 
 
 class TestProgress(unittest.TestCase):
@@ -34,7 +43,7 @@ class TestProgress(unittest.TestCase):
         self.assertEqual(loop.restore_progress(None), Progress())
 
 
-class TestLoop(unittest.TestCase):
+class Iterations(unittest.TestCase):
     """Iterations of 8 steps, whose state is the number of iterations."""
 
     def setUp(self):
@@ -44,7 +53,10 @@ class TestLoop(unittest.TestCase):
 
     def iterate(self, state, progress):
         progress = progress.after(8, [])
-        return state + 1, progress, progress.step
+        return state + 1, progress, Metrics(progress.step)
+
+    def log(self, metrics, **more):
+        self.logged.append((metrics.step, *more.values()) if more else metrics.step)
 
     def snapshot(self, state, progress, envs=True):
         return dict(state=state, step=progress.step, envs=envs)
@@ -53,9 +65,11 @@ class TestLoop(unittest.TestCase):
         self.kept.append((step, make(), last))
 
     def run_loop(self, iterate=None, total=24, **more):
-        more = dict(log=self.logged.append, save=self.save, **more)
+        more = dict(log=self.log, save=self.save, **more)
         return train_loop(iterate or self.iterate, self.snapshot, 0, Progress(), total, **more)
 
+
+class TestLoop(Iterations):
     def test_until_all_steps_are_done(self):
         state, progress = self.run_loop(total=20)
         self.assertEqual((state, progress.step), (3, 24))
@@ -119,6 +133,120 @@ class TestLoop(unittest.TestCase):
             self.iterate, self.snapshot, 5, Progress(80), 80, save=self.save
         )
         self.assertEqual((state, progress.step, self.kept), (5, 80, []))
+
+
+class TestDiverging(Iterations):
+    def diverge(self, **numbers):
+        """Iterations of which the third gives these metrics."""
+
+        def iterate(state, progress):
+            state, progress, metrics = self.iterate(state, progress)
+            return state, progress, metrics._replace(**numbers) if state == 3 else metrics
+
+        return self.run_loop(iterate, total=40)
+
+    def test_a_loss_or_gradient_that_is_not_finite_ends_it_at_the_last_finite_state(self):
+        for numbers in (dict(loss=math.nan), dict(loss=-math.inf), dict(grad_norm=math.inf)):
+            with self.subTest(numbers):
+                self.kept.clear()
+                self.logged.clear()
+                with self.assertRaisesRegex(Diverged, "behind step 16 .*--learning-rate"):
+                    self.diverge(**numbers)
+                self.assertEqual(self.kept[-1], (16, dict(state=2, step=16, envs=False), True))
+                self.assertEqual(self.logged, [8, 16])
+
+    def test_before_the_first_update_there_is_no_loss(self):
+        _, progress = self.diverge(loss=math.nan, grad_norm=math.nan, updates=0)
+        self.assertEqual(progress.step, 40)
+
+    def test_an_iteration_that_learned_nothing_has_no_loss(self):
+        def iterate(state, progress):
+            _, progress, metrics = self.iterate(state, progress)
+            return state, progress, metrics._replace(loss=math.nan)
+
+        self.assertEqual(self.run_loop(iterate)[1].step, 24)
+
+
+class TestEvaluations(Iterations):
+    """A run of five iterations of 8 steps that is evaluated every 16."""
+
+    def setUp(self):
+        super().setUp()
+        self.played = []
+
+    def play(self, net, state, progress):
+        self.played.append((net, state, progress.step))
+        return 10.0 * state, False
+
+    def evaluated(self, play=None, total=40, **more):
+        evaluation = Evaluation(16, play or self.play)
+        return self.run_loop(total=total, evaluation=evaluation, net="net", **more)
+
+    def test_they_come_every_so_many_steps_and_at_the_end(self):
+        self.evaluated()
+        self.assertEqual(self.played, [("net", 2, 16), ("net", 4, 32), ("net", 5, 40)])
+        self.assertEqual(self.logged, [8, (16, 20.0), 24, (32, 40.0), (40, 50.0)])
+
+    def test_the_last_checkpoint_is_written_before_the_last_one(self):
+        def play(net, state, progress):
+            if state == 5:
+                self.assertEqual(self.kept[-1][::2], (40, True))
+            return self.play(net, state, progress)
+
+        self.evaluated(play)
+        self.assertEqual(len(self.played), 3)
+
+    def test_a_score_ends_it(self):
+        state, progress = self.evaluated(lambda net, state, progress: (7.0, state == 4))
+        self.assertEqual((state, progress.step), (4, 32))
+        self.assertEqual(self.kept[-1][::2], (32, True))
+        self.assertEqual(self.logged[-1], (32, 7.0))
+
+    def test_what_was_learned_is_saved_before_it_fails(self):
+        for error in (EnvFailure("fell over"), ZeroDivisionError(), SystemExit(0)):
+            with self.subTest(error=type(error)):
+
+                def play(net, state, progress, error=error):
+                    raise error
+
+                self.kept.clear()
+                with self.assertRaises(type(error)):
+                    self.evaluated(play)
+                step, tree, last = self.kept[-1]
+                self.assertEqual((step, tree["state"], tree["envs"], last), (16, 2, True, True))
+
+    def test_one_that_is_missing_is_made_first(self):
+        with self.assertRaises(ZeroDivisionError):
+            self.evaluated(lambda net, state, progress: 1 / 0)
+        _, saved, _ = self.kept[-1]
+        more = dict(log=self.log, save=self.save, saved=saved)
+        evaluation = Evaluation(16, self.play)
+        snapshot = self.snapshot
+        for given, logged in ((evaluation, (16, 20.0)), (None, 16)):
+            self.logged.clear()
+            train_loop(self.iterate, snapshot, 2, Progress(16), 24, evaluation=given, **more)
+            self.assertEqual(self.logged[0], logged)
+        self.assertEqual([step for _, _, step in self.played], [16, 24])
+
+    def test_a_score_that_was_reached_ends_it_again(self):
+        self.evaluated(lambda net, state, progress: (7.0, True))
+        saved = self.kept[-1][1]
+        evaluation = Evaluation(16, lambda net, state, progress: (7.0, True))
+        state, progress = train_loop(
+            self.iterate, self.snapshot, 2, Progress(16), 24, evaluation=evaluation, saved=saved
+        )
+        self.assertEqual((state, progress.step), (2, 16))
+
+    def test_one_that_is_broken_off_is_missing(self):
+        stop = []
+
+        def play(net, state, progress):
+            stop.append(True)
+
+        self.evaluated(play, should_stop=lambda: bool(stop))
+        step, tree, last = self.kept[-1]
+        self.assertEqual((step, tree["unevaluated"]["step"], last), (16, 16, True))
+        self.assertEqual(self.logged, [8])
 
 
 class TestSnapshots(tf.test.TestCase):

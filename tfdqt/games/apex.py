@@ -25,6 +25,7 @@ from tfdqt.games.dqn import (
     NO_DIAGNOSTICS,
     DQNMetrics,
     adapt_once,
+    check_fills,
     make_collect,
     make_learn,
     make_learner,
@@ -112,6 +113,7 @@ def apex(
     save=None,
     saved=None,
     should_stop=None,
+    evaluation=None,
 ):
     """Train a Q-network on what actors deliver and return (state, net, progress).
 
@@ -146,6 +148,10 @@ def apex(
     life = 0 if saved is None else saved["life"] + 1
     began = None if saved is None else saved["began"]  # the step at which learning began
     sent = None  # updates done at the last broadcast
+    # A chunk behind the one that fills the buffer, or as many as an update is made of.
+    chunks = -(-updates_per_call // (cfg.updates_per_step * steps_per_chunk))
+    delay = int(chunks - 1) * steps_per_chunk
+    check_fills(learner, state, restore_progress(saved), cfg, steps_per_chunk, delay)
     diagnostics = NO_DIAGNOSTICS
     ages = deque(maxlen=100)
     started = time.monotonic()
@@ -221,6 +227,9 @@ def apex(
             log=log,
             save=save,
             should_stop=should_stop,
+            evaluation=evaluation,
+            net=learner.net,
+            saved=saved,
         )
     finally:
         pool.close()

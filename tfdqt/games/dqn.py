@@ -35,6 +35,7 @@ from tfdqt.games.flat import (
     with_fixed,
 )
 from tfdqt.games.loop import (
+    check_learns,
     ended_games,
     restore_progress,
     restore_state,
@@ -48,6 +49,7 @@ from tfdqt.policy import epsilon_at, epsilon_greedy
 from tfdqt.replay import (
     Replay,
     Steps,
+    check_memory,
     make_add,
     make_replay,
     make_sampler,
@@ -524,7 +526,9 @@ def make_learner(env_fn, q_fn, cfg, seed, make_buffer=make_replay, group=SINGLE)
     info = info_of(env_fn)
     keras.utils.set_random_seed(seed)
     net = flatten_q(q_fn(info), info)
-    replay = make_buffer(steps_spec(info), own.num_envs, own.replay_size)
+    spec = steps_spec(info)
+    check_memory(spec, own.replay_size, cfg.total_steps // group.size)
+    replay = make_buffer(spec, own.num_envs, own.replay_size)
     window = net.context + cfg.n_step
     needed = max(own.learning_starts, own.num_envs * window)
     if replay.length < window or needed > replay.rows * replay.length:
@@ -552,6 +556,23 @@ def resume_learner(learner, saved):
             "started with."
         ) from None
     return state
+
+
+def check_fills(learner, state, progress, cfg, steps, delay=0):
+    """Raise UsageError if a run ends before the buffer holds enough for a first update.
+
+    It comes at the start of an iteration of `steps` steps, `delay` steps behind that at the
+    earliest.
+    """
+    if int(state.updates):
+        return
+    missing = max(0, learner.needed - steps_stored(learner.replay)) * learner.group.size
+    first = progress.step + -(-missing // steps) * steps + delay
+    why = (
+        f"--learning-starts={cfg.learning_starts}, --num-envs={cfg.num_envs}, windows of "
+        f"{learner.window} steps"
+    )
+    check_learns(progress, first, cfg.total_steps, why)
 
 
 def adapt_once(learner, state):
@@ -582,6 +603,7 @@ def dqn(
     save=None,
     saved=None,
     should_stop=None,
+    evaluation=None,
 ):
     """Train a Q-network by DQN and return (state, net, progress).
 
@@ -599,10 +621,12 @@ def dqn(
         calls make() for what to keep, if it wants to keep it.
       saved: what make() gave, to go on from there.
       should_stop: asked after every iteration; when true, the run saves and returns.
+      evaluation: a `loop.Evaluation`, by which games are played in between; it changes nothing of
+        what is learned.
 
     Raises UsageError for settings that can't work, or when another process of the strategy has
-    gone, and EnvFailure when an environment fails; what was learned is saved before that, and
-    going on from it starts fresh episodes.
+    gone, Diverged when what is learned is not finite, and EnvFailure when an environment fails;
+    what was learned is saved before that, and going on from it starts fresh episodes.
 
     >>> import functools, gymnasium
     >>> from tfdqt.games.networks import build_q
@@ -621,6 +645,7 @@ def dqn(
     sample = make_sampler(replay, window_length)
     learn = make_learn(update, sample, own, updates_per_iteration, seed)
     state = resume_learner(learner, saved)
+    check_fills(learner, state, restore_progress(saved), cfg, per_iteration)
     steps_here = dict(seed=seed, workers=workers, saved=saved)
     with (
         stepping(env_fn, info, net.context, own, **steps_here) as stepper,
@@ -662,6 +687,9 @@ def dqn(
             log=log,
             save=save,
             should_stop=should_stop,
+            evaluation=evaluation,
+            net=net,
+            saved=saved,
             any_of=lambda stop: bool(group.all_sum([stop])[0]),
         )
     set_weights(net, state.acting)

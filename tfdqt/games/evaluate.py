@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
+import random
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.algorithms import (
@@ -20,6 +24,7 @@ from tfdqt.games.algorithms import (
 from tfdqt.games.config import EnvConfig
 from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.flat import FlatModel, flatten_model, make_act, make_scores, set_weights
+from tfdqt.games.loop import Evaluation, learner_snapshot
 from tfdqt.games.spaces import (
     MASK_KEY,
     EnvInfo,
@@ -32,7 +37,7 @@ from tfdqt.games.spaces import (
 from tfdqt.games.vec_envs import REST, make_vec_env
 from tfdqt.games.window import make_window, network_inputs, push
 from tfdqt.policy import draw_actions, epsilon_greedy
-from tfdqt.runs.checkpoint import load_checkpoint
+from tfdqt.runs.checkpoint import BEST, checkpoints, load_checkpoint, save_checkpoint
 from tfdqt.runs.cli import read_settings
 from tfdqt.runs.evaluation import append_evaluation, check_left_out
 from tfdqt.runs.folder import find_run
@@ -50,8 +55,12 @@ class TrainedRun(NamedTuple):
     step: int  # environment steps it was trained for
 
 
+# A longer game is cut, if the environment has no limit of its own; Atari's is 27,000 steps.
+LONGEST_GAME = 30_000
+
+
 def load_run(run_dir, checkpoint=None):
-    """The network of a run's newest checkpoint, or of the one named.
+    """The network of a run's newest checkpoint, of the one named, or of "best".
 
     Raises UsageError if there is none that is whole, or it does not fit its config.json.
     """
@@ -62,7 +71,7 @@ def load_run(run_dir, checkpoint=None):
     name = plain["algorithm"]
     algorithm = ALGORITHMS[name]
     settings = read_settings(folder, **settings_classes(name, plain))
-    saved, _ = load_checkpoint(folder, checkpoint)
+    saved, _ = load_checkpoint(folder, checkpoint, best_too=True)
     if "spaces" in settings:  # since 0.2
         info = info_from_json(settings["spaces"], settings["name"])
     else:
@@ -211,7 +220,8 @@ def _apart(obs):
 
 
 def load_policy(run_dir, checkpoint=None, *, epsilon=0.0, sample=False, seed=0):
-    """The Policy of a run's newest checkpoint, or of the one named; see `Policy` for the others.
+    """The Policy of a run's newest checkpoint, of the one named, or of "best" (the one that played
+    best while it trained); see `Policy` for the others.
 
     Raises UsageError if there is none that is whole, or nothing to draw from.
     """
@@ -227,30 +237,204 @@ def load_policy(run_dir, checkpoint=None, *, epsilon=0.0, sample=False, seed=0):
 # Whole games
 
 
+class Games(NamedTuple):
+    """What came of whole games."""
+
+    returns: np.ndarray  # [episodes]
+    lengths: np.ndarray  # [episodes] steps
+    cut: int  # how many were not over when they were left
+
+
 def play_episodes(env_fn, policy, *, episodes, seed=0, workers=0, max_steps=None):
-    """Play `episodes` games, each in an environment of its own: -> (returns, lengths), [episodes].
+    """As `play_games`, without a count of those that were cut: -> (returns, lengths)."""
+    options = dict(episodes=episodes, seed=seed, workers=workers, max_steps=max_steps)
+    return play_games(env_fn, policy, **options)[:2]
+
+
+def play_games(
+    env_fn,
+    policy,
+    *,
+    episodes,
+    seed=0,
+    workers=0,
+    max_steps=None,
+    at_once=None,
+    should_stop=None,
+):
+    """Play `episodes` games, each in an environment of its own: -> Games.
 
     A game longer than `max_steps` steps counts as it stands then. The outcome depends on `seed` and
-    the policy's alone.
+    the policy's alone; what a policy draws depends on `at_once` too.
+
+    Args:
+      at_once: games that are played side by side, by default all.
+      should_stop: asked at every step; when true, what was played is dropped, and None returned.
     """
     env_seed = np.random.SeedSequence([seed, 3]).generate_state(1)[0]
-    vec = make_vec_env(env_fn, policy.info, episodes, env_seed, workers=workers)
-    returns = np.zeros(episodes)
-    lengths = np.zeros(episodes, int)
-    playing = np.ones(episodes, bool)
+    games = []
+    for first in range(0, episodes, at_once or episodes):
+        count = min(at_once or episodes, episodes - first)
+        vec = make_vec_env(env_fn, policy.info, count, env_seed, workers=workers, first=first)
+        try:
+            games.append(_play(vec, policy, count, max_steps, should_stop))
+        finally:
+            vec.close()
+        if games[-1] is None:
+            return None
+    returns, lengths, cut = zip(*games)
+    return Games(np.concatenate(returns), np.concatenate(lengths), sum(cut))
+
+
+def _play(vec, policy, count, max_steps, should_stop):
+    """One game in each environment of a VecEnv: -> Games, or None when it is to stop."""
+    returns = np.zeros(count)
+    lengths = np.zeros(count, int)
+    playing = np.ones(count, bool)
+    policy.reset(count)
+    steps = 0
+    while playing.any() and (max_steps is None or steps < max_steps):
+        if should_stop is not None and should_stop():
+            return None
+        action = policy.act(vec.out["obs"], vec.out["first"])
+        vec.step(np.where(playing, action, REST))
+        returns[playing] = vec.out["ret"][playing]
+        lengths[playing] = vec.out["length"][playing]
+        playing &= ~vec.out["ended"]
+        steps += 1
+    return Games(returns, lengths, int(playing.sum()))
+
+
+def longest_game(env_fn):
+    """Steps after which a game is cut: LONGEST_GAME, or the environment's own limit beyond that."""
+    env = env_fn()
     try:
-        policy.reset(episodes)
-        steps = 0
-        while playing.any() and (max_steps is None or steps < max_steps):
-            action = policy.act(vec.out["obs"], vec.out["first"])
-            vec.step(np.where(playing, action, REST))
-            returns[playing] = vec.out["ret"][playing]
-            lengths[playing] = vec.out["length"][playing]
-            playing &= ~vec.out["ended"]
-            steps += 1
+        spec = getattr(env, "spec", None)
     finally:
-        vec.close()
-    return returns, lengths
+        env.close()
+    if spec is None:
+        return LONGEST_GAME
+    own = (spec.max_episode_steps, spec.kwargs.get("max_num_frames_per_episode"))
+    return max(LONGEST_GAME, *(limit or 0 for limit in own))
+
+
+def copies_that_fit(env_fn, count):
+    """How many of `count` environments fit memory side by side: -> (number, bytes of one).
+
+    By how the memory in use grows when the first are made. All, if that can't be told.
+    """
+    sizes = []
+    try:
+        with contextlib.ExitStack() as made:
+            for _ in range(min(count, 3)):
+                before = memory.resident()
+                env = made.enter_context(contextlib.closing(env_fn()))
+                env.reset(seed=0)
+                sizes.append(memory.resident() - before)
+                room = memory.available()
+                if room is None or room < 2 * sizes[-1]:
+                    break
+            del env
+    except (Exception, SystemExit):  # playing will tell of it
+        return count, 0
+    a_copy = max(sizes[1:] or sizes)  # the first one loads what all share
+    room = memory.available()
+    if room is None or a_copy <= 0:
+        return count, 0
+    return max(1, min(count, int(0.8 * room / a_copy))), a_copy
+
+
+# -------------------------------------------------------------------------------------------------
+# Games in between
+
+
+@contextlib.contextmanager
+def generators_kept():
+    """Put Python's and numpy's global generators back behind the block.
+
+    Environments may draw from them, and training's are to go on as if none had played in between.
+    """
+    python = random.getstate()
+    numpy = np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def make_evaluation(
+    env_fn,
+    info,
+    algorithm,
+    run_dir,
+    *,
+    every,
+    episodes,
+    seed=0,
+    workers=0,
+    stop_at_score=None,
+    should_stop=None,
+):
+    """An Evaluation of a run in `run_dir`, which keeps the best policy there in best/.
+
+    Every one plays the same games with the weights that act, as `evaluate_games` does by default,
+    seeded apart from all others.
+
+    Args:
+      env_fn, info: of the environments. algorithm: its Algorithm.
+      every: environment steps between two. episodes: games of one.
+      stop_at_score: the mean return at which the run is to stop, or None.
+      should_stop: asked at every step; when true, the evaluation is broken off.
+
+    Its `play` tells of the evaluations so far: `last` and `best`, mean returns, and whether the
+    last one `reached` stop_at_score.
+    """
+    game_seed = int(np.random.SeedSequence([seed, 9]).generate_state(1)[0])
+    max_steps = longest_game(env_fn)
+    policies = []  # made with the first evaluation, and compiled then
+
+    def play(net, state, progress):
+        weights = getattr(state, algorithm.acting)
+        if not policies:
+            policies.append(Policy(TrainedRun(net, weights, info, algorithm, {}, 0)))
+        policy = policies[0]
+        policy.trained = policy.trained._replace(weights=weights)
+        with generators_kept():
+            at_once, _ = copies_that_fit(env_fn, episodes)
+            games = play_games(
+                env_fn,
+                policy,
+                episodes=episodes,
+                seed=game_seed,
+                workers=workers,
+                max_steps=max_steps,
+                at_once=at_once,
+                should_stop=should_stop,
+            )
+        if games is None:
+            return None
+        score = float(games.returns.mean())
+        if play.best is None or score > play.best:
+            play.best = score
+            tree = learner_snapshot(state, progress, evaluation=score)
+            save_checkpoint(run_dir, progress.step, tree, folder=BEST, kept=1)
+        play.last = score
+        play.reached = stop_at_score is not None and score >= stop_at_score
+        return score, play.reached
+
+    play.last = math.nan
+    play.best = best_score(run_dir)
+    play.reached = False
+    return Evaluation(every, play)
+
+
+def best_score(run_dir):
+    """The mean return that the policy in best/ had in its evaluation; None without one."""
+    for path in reversed(checkpoints(run_dir, BEST)):
+        with contextlib.suppress(UsageError):  # it is damaged
+            return load_checkpoint(run_dir, path, best_too=True)[0]["evaluation"]
+    return None
 
 
 def film(env_fn, policy, folder, *, seed=0, max_steps=None):
@@ -317,14 +501,28 @@ def evaluate_games(run_dir, args):
     if workers is None:
         # Acting and stepping take turns here, whatever the algorithm did.
         workers = lockstep_parallel(name)["workers"]
-    returns, lengths = play_episodes(
-        make_env_fn(trained.settings),
+    env_fn = make_env_fn(trained.settings)
+    at_once, a_copy = copies_that_fit(env_fn, args.episodes)
+    if at_once < args.episodes:
+        print(
+            f"A copy of {name} takes {memory.in_words(a_copy)} of memory: {at_once} games are "
+            "played at a time."
+        )
+    max_steps = longest_game(env_fn) if args.max_steps is None else args.max_steps
+    returns, lengths, cut = play_games(
+        env_fn,
         policy,
         episodes=args.episodes,
         seed=args.seed,
         workers=workers,
-        max_steps=args.max_steps,
+        max_steps=max_steps,
+        at_once=at_once,
     )
+    if cut:
+        print(
+            f"{cut} of {args.episodes} games were not over after {max_steps} steps, and count as "
+            "they stood; --max-steps sets how long a game is waited for."
+        )
     how = "with actions drawn from the policy" if args.sample else f"at epsilon {args.epsilon:g}"
     low, high = confidence(returns)
     print(

@@ -6,13 +6,15 @@ An algorithm gives it one iteration: act, learn, and what there is to tell of it
 from __future__ import annotations
 
 import contextlib
+import math
+from collections import namedtuple
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from tfdqt.backend import tf
-from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.errors import Diverged, EnvFailure, UsageError
 from tfdqt.games.vec_envs import VecEnv, make_vec_env
 from tfdqt.games.window import Window, forget_history, make_window, push
 
@@ -43,6 +45,35 @@ def ended_games(out):
     return [(float(out["ret"][i]), int(out["length"][i])) for i in np.flatnonzero(out["ended"])]
 
 
+class Evaluation(NamedTuple):
+    """How a run is evaluated while it trains."""
+
+    every: int  # environment steps between two; there is always one at the end
+    play: Callable  # (net, state, progress) -> (mean return, whether the run is to stop now)
+    # play gives None if it broke off because the run is to stop.
+
+    def is_due(self, before, now, total_steps):
+        """Whether one is to follow the iteration from step `before` to step `now`."""
+        return now // self.every > before // self.every or now >= total_steps
+
+
+def check_learns(progress, first, total_steps, why):
+    """Raise UsageError if a run ends before its first update, which comes behind step `first`.
+
+    why: what that depends on, as flags.
+    """
+    if progress.step < total_steps <= first:
+        raise UsageError(
+            f"--total-steps={total_steps} ends the run before its first update, which comes behind "
+            f"step {first} ({why}); give --total-steps={first + 1} or more."
+        )
+
+
+def is_finite(metrics):
+    """Whether learning goes well by an iteration's metrics; before the first update all are NaN."""
+    return not metrics.updates or math.isfinite(metrics.loss) and math.isfinite(metrics.grad_norm)
+
+
 def train_loop(
     iterate: Callable,
     snapshot: Callable,
@@ -54,6 +85,9 @@ def train_loop(
     save=None,
     should_stop=None,
     any_of=bool,
+    evaluation=None,
+    net=None,
+    saved=None,
 ):
     """Iterate until `total_steps` environment steps are done or the run is to stop.
 
@@ -62,36 +96,85 @@ def train_loop(
       snapshot: (state, progress, envs=True) -> tree for a checkpoint; envs=False leaves the
         environments' states out.
       state, progress: to begin with.
-      log: called as log(metrics).
+      log: called as log(metrics), and as log(metrics, evaluation=mean return) behind an evaluation.
       save: called as save(step, make, last=...) after every iteration that did something, with
         last=True at the end; calls make() for what to keep, if it wants to keep it.
       should_stop: asked after every iteration.
       any_of: whether something is true in any of the processes that learn together.
+      evaluation: an Evaluation, or None. net: what it is to play with.
+      saved: the snapshot that the run goes on from. An evaluation that was due at its step is made
+        first.
 
     Returns (state, progress). If an environment fails, what was learned before this iteration is
-    saved, without the environments' states, and its EnvFailure raised.
+    saved, without the environments' states, and its EnvFailure raised; as is Diverged if what is
+    learned is not finite. What was learned is also saved before whatever an evaluation raises.
     """
 
-    def keep(last, envs=True):
-        if save:
-            save(progress.step, lambda: snapshot(state, progress, envs=envs), last=last)
+    def keep(last, envs=True, unevaluated=None):
+        """Save, with the metrics of an evaluation that may still be missing."""
 
+        def make():
+            tree = snapshot(state, progress, envs=envs)
+            return tree if unevaluated is None else dict(tree, unevaluated=unevaluated._asdict())
+
+        if save:
+            save(progress.step, make, last=last)
+
+    def keep_all(last, unevaluated=None):
+        try:
+            keep(last, unevaluated=unevaluated)
+        except EnvFailure:  # an environment's state can't be read
+            keep(last, envs=False, unevaluated=unevaluated)
+            raise
+
+    def evaluate(metrics):
+        """Play and log what came of it: -> whether the run is to stop."""
+        try:
+            outcome = evaluation.play(net, state, progress)
+        except (Exception, SystemExit):  # whatever it is, what was learned is kept
+            keep_all(last=True, unevaluated=metrics)
+            raise
+        if outcome is not None and log:
+            log(metrics, evaluation=outcome[0])
+        stop = any_of(outcome is None or outcome[1])
+        if stop:
+            keep_all(last=True, unevaluated=metrics)
+        return stop
+
+    if saved is not None and "unevaluated" in saved:
+        metrics = namedtuple("Metrics", saved["unevaluated"])(**saved["unevaluated"])
+        if evaluation is None and log:
+            log(metrics)
+        if evaluation is not None and evaluate(metrics):
+            return state, progress
     while progress.step < total_steps:
         try:
-            state, progress, metrics = iterate(state, progress)
+            new_state, new_progress, metrics = iterate(state, progress)
         except EnvFailure:
             keep(last=True, envs=False)
             raise
-        if log and metrics is not None:
+        learned = new_state is not state and metrics is not None
+        if learned and not is_finite(metrics):
+            keep(last=True, envs=False)
+            raise Diverged(
+                f"Learning diverged behind step {progress.step} (loss {metrics.loss:g}, grad_norm "
+                f"{metrics.grad_norm:g}); start again with a lower --learning-rate, with "
+                "--reward-transform=sign, or with rewards that a wrapper scales."
+            )
+        due = (
+            evaluation is not None
+            and metrics is not None
+            and evaluation.is_due(progress.step, new_progress.step, total_steps)
+        )
+        state = new_state
+        progress = new_progress
+        if log and metrics is not None and not due:
             log(metrics)
         stop = any_of(should_stop is not None and should_stop())
         if metrics is not None or stop:
-            try:
-                keep(last=stop or progress.step >= total_steps)
-            except EnvFailure:  # an environment's state can't be read
-                keep(last=stop or progress.step >= total_steps, envs=False)
-                raise
-        if stop:
+            last = stop or progress.step >= total_steps
+            keep_all(last, unevaluated=metrics if due else None)
+        if stop or (due and evaluate(metrics)):
             break
     return state, progress
 

@@ -22,6 +22,7 @@ from tfdqt.games.envs import info_of
 from tfdqt.games.flat import flatten, flatten_pi_v, repeat_update, set_weights, step_adam
 from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
 from tfdqt.games.rollout import (
+    check_adapts,
     check_batches,
     learn_from,
     make_collect,
@@ -334,6 +335,7 @@ def ppo(
     save=None,
     saved=None,
     should_stop=None,
+    evaluation=None,
 ):
     """Train a policy by PPO and return (state, net, progress).
 
@@ -348,6 +350,7 @@ def ppo(
     state = first_state(net)
     if saved is not None:
         state = restore_state(saved, state)
+    check_adapts(net, cfg, restore_progress(saved))
     learn = make_learn(net, cfg)
     size = cfg.num_envs * cfg.rollout_steps
     steps_here = dict(seed=seed, workers=workers, saved=saved)
@@ -383,6 +386,9 @@ def ppo(
             log=log,
             save=save,
             should_stop=should_stop,
+            evaluation=evaluation,
+            net=net,
+            saved=saved,
         )
     set_weights(net, state.weights)
     return state, net, progress

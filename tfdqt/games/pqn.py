@@ -22,6 +22,7 @@ from tfdqt.games.envs import info_of
 from tfdqt.games.flat import flatten, flatten_q, make_scores, repeat_update, set_weights, step_adam
 from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
 from tfdqt.games.rollout import (
+    check_adapts,
     check_batches,
     learn_from,
     make_collect,
@@ -291,7 +292,19 @@ def make_learn(net, cfg) -> Callable:
     return learn
 
 
-def pqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None, should_stop=None):
+def pqn(
+    env_fn,
+    q_fn,
+    cfg,
+    *,
+    seed=0,
+    workers=1,
+    log=None,
+    save=None,
+    saved=None,
+    should_stop=None,
+    evaluation=None,
+):
     """Train a Q-network by PQN and return (state, net, progress).
 
     q_fn: EnvInfo -> keras.Model from a window to Q [B, P, A, 1], as `networks.build_q`; it should
@@ -305,6 +318,7 @@ def pqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
     state = first_state(net)
     if saved is not None:
         state = restore_state(saved, state)
+    check_adapts(net, cfg, restore_progress(saved))
     learn = make_learn(net, cfg)
     size = cfg.num_envs * cfg.rollout_steps
     steps_here = dict(seed=seed, workers=workers, saved=saved)
@@ -345,6 +359,9 @@ def pqn(env_fn, q_fn, cfg, *, seed=0, workers=1, log=None, save=None, saved=None
             log=log,
             save=save,
             should_stop=should_stop,
+            evaluation=evaluation,
+            net=net,
+            saved=saved,
         )
     set_weights(net, state.weights)
     return state, net, progress

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.games.flat import adapt, with_fixed
-from tfdqt.games.loop import ended_games
+from tfdqt.games.loop import check_learns, ended_games
 from tfdqt.games.window import Window
 
 
@@ -31,10 +32,18 @@ def make_collect(net, stepper, length) -> Callable:
     decide: (t, inputs) -> (actions [N], outputs [N, K]) for step t; the inputs are tensors in the
     network's own order. It is asked once more behind the last step, where the action is not taken.
     `games` lists the (return, length) of each game that ended.
+
+    Raises UsageError if a rollout does not fit memory.
     """
     names = list(net.model.input)
     vec, window, _ = stepper
     context = net.context
+    memory.check_fits(
+        # The stream, a copy without its last step, and the tensor that is learned from.
+        3 * window.obs[:, :1].nbytes * (context + length),
+        f"A rollout of {length} steps of {len(window.obs)} environments takes",
+        lambda room: "give fewer --rollout-steps or --num-envs.",
+    )
     out = vec.out
     count = len(out["first"])
 
@@ -123,6 +132,14 @@ def total_updates(cfg):
     size = cfg.num_envs * cfg.rollout_steps
     rollouts = -(-cfg.total_steps // size)
     return rollouts * cfg.update_epochs * (size // cfg.batch_size)
+
+
+def check_adapts(net, cfg, progress):
+    """Raise UsageError if a run ends with the rollout that a network's layers adapt to."""
+    if net.model.non_trainable_variables:
+        size = cfg.num_envs * cfg.rollout_steps
+        why = "the network's layers first adapt to a rollout, --num-envs x --rollout-steps"
+        check_learns(progress, max(progress.step, size), cfg.total_steps, why)
 
 
 def learn_from(rollout, state, learn, net, rng, cfg, *, step):

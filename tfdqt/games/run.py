@@ -3,14 +3,19 @@
 Imports TensorFlow only when it trains, so `--help` is instant.
 """
 
+import contextlib
 import dataclasses
 import functools
+import math
+import shlex
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from tfdqt.errors import Diverged, UsageError
 from tfdqt.games.algorithms import (
     ALGORITHMS,
     default_parallel,
@@ -22,6 +27,7 @@ from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.exact import state_fault
 from tfdqt.games.spaces import info_from_json, info_to_json
 from tfdqt.games.state import make_unsaved
+from tfdqt.runs.checkpoint import BEST, checkpoints
 from tfdqt.runs.cli import (
     check_goes_on,
     check_resume_flags,
@@ -35,11 +41,21 @@ from tfdqt.runs.cli import (
     stopped,
 )
 from tfdqt.runs.folder import find_run
+from tfdqt.runs.log import EVALUATION
 from tfdqt.scale import ray_pool
 from tfdqt.scale.config import ScaleConfig, check_scale
 from tfdqt.settings import check_at_least_one, check_not_negative, save_config
 
-RESUME_FLAGS = {"total-steps", "workers"}
+# What says how a run is evaluated while it trains.
+EVALUATION_FIELDS = ("evaluate_every", "evaluate_episodes", "stop_at_score")
+RESUME_FLAGS = {
+    "total-steps",
+    "workers",
+    "evaluate-every",
+    "evaluate-episodes",
+    "stop-at-score",
+    "no-stop-at-score",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +70,19 @@ class GameArgs:
     """Folder for settings, log and checkpoints; by default runs/NAME-SEED-TIME."""
     resume: str | None = None
     """Folder of a run to go on with; its own settings hold, but for --total-steps,
-    --checkpoint-every, --workers, --threads and how a DQN is spread (--actors, --ray-address,
-    --broadcast-every, --strategy)."""
+    --checkpoint-every, --evaluate-every, --evaluate-episodes, --stop-at-score, --workers, --threads
+    and how a DQN is spread (--actors, --ray-address, --broadcast-every, --strategy)."""
     checkpoint: str | None = None
     """With --resume: the checkpoint to go on from, by default the newest."""
     checkpoint_every: int = 50_000
     """Environment steps between two checkpoints; there is always one at the end."""
+    evaluate_every: int = 0
+    """Environment steps between two evaluations, of whole games by the best actions (0: none);
+    there is one at the end too. The best policy is kept as --checkpoint=best."""
+    evaluate_episodes: int = 20
+    """Games of such an evaluation."""
+    stop_at_score: float | None = None
+    """The run ends when the mean return of an evaluation reaches this."""
     log_lines: int = 1_000
     """Parts into which the progress line and log.csv divide the run; the line calls them epochs."""
     env: Annotated[EnvConfig, tyro.conf.arg(name="")] = EnvConfig()
@@ -97,6 +120,17 @@ def parse(argv, algorithm, description):
     return args, flags
 
 
+def check_evaluation(args):
+    """Raise UsageError for evaluations that can't be."""
+    check_not_negative(args, "evaluate_every")
+    check_at_least_one(args, "evaluate_episodes")
+    score = args.stop_at_score
+    if score is not None and math.isnan(score):
+        raise UsageError("--stop-at-score must be a number, not nan.")
+    if score is not None and not args.evaluate_every:
+        raise UsageError("--stop-at-score is asked of evaluations; give --evaluate-every too.")
+
+
 def check(algorithm, network, settings, scale):
     """Raise UsageError for settings that can't be."""
     ALGORITHMS[algorithm].check(network, settings)
@@ -107,6 +141,7 @@ def start(args, algorithm):
     """Check the arguments and start a new run: -> Run."""
     scale = getattr(args, "scale", ScaleConfig())
     check(algorithm, args.network, args.settings, scale)
+    check_evaluation(args)
     info = info_of(functools.partial(make_env, args.name, args.env), args.name)
     plain_name = args.name.replace("/", "-").replace(":", "-")
     default = f"runs/{plain_name}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -121,6 +156,7 @@ def start(args, algorithm):
         checkpoint_every=args.checkpoint_every,
         env=args.env,
         spaces=info_to_json(info),
+        **{field: getattr(args, field) for field in EVALUATION_FIELDS},
         network=args.network,
         **{algorithm: args.settings},
     )
@@ -133,6 +169,11 @@ def resume(args, flags, algorithm):
     def check_saved(settings, scale):
         check(algorithm, settings["network"], settings[algorithm], scale)
 
+    if args.checkpoint and BEST in (args.checkpoint, Path(args.checkpoint).parent.name):
+        raise UsageError(
+            "The best checkpoint holds a policy alone, to evaluate and to export; leave out "
+            "--checkpoint to go on from the newest."
+        )
     run = old_run(args, flags, algorithm, check_saved, **classes)
     name = run.settings["name"]
     settings = run.settings[algorithm]
@@ -144,6 +185,7 @@ def resume(args, flags, algorithm):
         check(algorithm, run.settings["network"], settings, run.scale)
         check_goes_on(run.saved["progress"]["step"], settings.total_steps, "--total-steps")
         save_config(run.folder / "config.json", **{**run.settings, algorithm: settings})
+    evaluation = evaluation_fields(args, flags, run.settings)
     parallel = default_parallel(name, algorithm)
     args = dataclasses.replace(
         args,
@@ -154,8 +196,10 @@ def resume(args, flags, algorithm):
         env=run.settings.get("env", EnvConfig()),  # of its own since 0.2
         network=run.settings["network"],
         settings=settings,
+        **evaluation,
         **{key: value for key, value in parallel.items() if key not in flags},
     )
+    check_evaluation(args)
     if any(state is None for state in run.saved["envs"]):
         print(
             "The environments' states are not in it: each starts a fresh episode, and the run "
@@ -179,6 +223,16 @@ def make_exact(args, settings):
         "episodes, and differs from an unbroken one."
     )
     return functools.partial(make_unsaved, env_fn)
+
+
+def evaluation_fields(args, flags, settings):
+    """How a resumed run is evaluated: as the flags say that are given, and else as before: dict."""
+    cls = type(args)
+    before = {field: settings.get(field, getattr(cls, field)) for field in EVALUATION_FIELDS}
+    given = {flag.removeprefix("no-").replace("-", "_") for flag in flags}
+    return {
+        field: getattr(args, field) if field in given else value for field, value in before.items()
+    }
 
 
 def trainer(args, algorithm, scale, strategy):
@@ -222,10 +276,13 @@ def main(algorithm, description, argv=None):
     print(f"Run folder: {run.folder}", flush=True)
     train, metrics = trainer(args, algorithm, run.scale, run.strategy)
     step = run.saved["progress"]["step"] if run.saved else None
-    log_settings = (metrics._fields, cfg.total_steps, args.log_lines, args.checkpoint_every)
-    with session(run, *log_settings, step) as (log, save, stop):
-        _, net, progress = train(
-            make_exact(args, run.settings),
+    fields = metrics._fields + ((EVALUATION,) if args.evaluate_every else ())
+    log_settings = (fields, cfg.total_steps, args.log_lines, args.checkpoint_every)
+    with saying_what_is_kept(run.folder), session(run, *log_settings, step) as (log, save, stop):
+        env_fn = make_exact(args, run.settings)
+        evaluation = evaluator(args, algorithm, run.folder, env_fn, stop)
+        state, net, progress = train(
+            env_fn,
             build if run.scale.actors else network_fn,
             cfg,
             seed=args.seed,
@@ -233,17 +290,71 @@ def main(algorithm, description, argv=None):
             save=save,
             saved=run.saved,
             should_stop=stop,
+            evaluation=evaluation,
         )
-    unfinished = progress.step < cfg.total_steps  # of several learners a signal to one stops all
-    print(
-        f"{'Stopped' if unfinished else 'Done'} at step {progress.step}: {progress.games} games, "
-        f"mean return of the last {len(progress.recent)}: {progress.mean_return():.1f}."
-    )
+    reached = evaluation is not None and evaluation.play.reached
+    # Of several learners a signal to one stops all.
+    unfinished = progress.step < cfg.total_steps and not reached
+    print(f"{'Stopped' if unfinished else 'Done'} at step {progress.step}: {told(progress)}")
+    if not int(state.updates):
+        print("That was before the first update: nothing is learned yet.")
     if stop() or unfinished:
         return stopped(f"run_{algorithm}", run.folder, stop)
+    if reached:
+        print(f"The evaluation reached --stop-at-score={args.stop_at_score:g}.")
+    if evaluation is not None:
+        print(
+            f"Evaluations: {evaluation.play.last:.1f} at last, {evaluation.play.best:.1f} at best, "
+            "which is kept as --checkpoint=best."
+        )
     show_features(net.model, args.network)
     print(f"Evaluate with: python scripts/evaluate.py {run.folder}")
     return 0
+
+
+def evaluator(args, algorithm, folder, env_fn, should_stop):
+    """The Evaluation that the arguments ask for, or None."""
+    if not args.evaluate_every:
+        return None
+    from tfdqt.games.evaluate import make_evaluation  # loads TensorFlow, as training does
+
+    return make_evaluation(
+        env_fn,
+        info_of(env_fn, args.name),
+        ALGORITHMS[algorithm],
+        folder,
+        every=args.evaluate_every,
+        episodes=args.evaluate_episodes,
+        seed=args.seed,
+        workers=args.workers,
+        stop_at_score=args.stop_at_score,
+        should_stop=should_stop,
+    )
+
+
+@contextlib.contextmanager
+def saying_what_is_kept(folder):
+    """Add to a Diverged of the block what there is to go on with."""
+    try:
+        yield
+    except Diverged as error:
+        if not checkpoints(folder):
+            raise
+        run = shlex.quote(str(folder))
+        raise UsageError(
+            f"{str(error).rstrip('.')}; what was learned until then is saved: python "
+            f"scripts/evaluate.py {run} plays with it, and --resume={run} goes on from it."
+        ) from None
+
+
+def told(progress):
+    """What games a run has played, as a sentence."""
+    if not progress.games:
+        return "no game has ended yet."
+    return (
+        f"{progress.games} games, mean return of the last {len(progress.recent)}: "
+        f"{progress.mean_return():.1f}."
+    )
 
 
 def show_features(model, network):

@@ -355,18 +355,17 @@ def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, mem
             memory.close()
 
 
-def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=False):
+def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=False, first=0):
     """Step `num_envs` environments in lockstep in `workers` processes (0: in this one).
 
     Results don't depend on `workers`.
 
     `env_fn()` makes one environment and reaches the workers by cloudpickle. Environment i is
-    seeded with the i-th child of `seed`. Any call raises EnvFailure when an environment raised or
-    gave something that is not a number.
+    seeded with the child `first` + i of `seed`. Any call raises EnvFailure when an environment
+    raised or gave something that is not a number.
     """
-    seeds = [
-        int(child.generate_state(1)[0]) for child in np.random.SeedSequence(seed).spawn(num_envs)
-    ]
+    children = np.random.SeedSequence(seed).spawn(first + num_envs)[first:]
+    seeds = [int(child.generate_state(1)[0]) for child in children]
     layout, size = _layout(info, num_envs)
     if workers == 0:
         arrays = _arrays(layout, bytearray(size))

@@ -16,6 +16,7 @@ import numpy as np
 from tfdqt.errors import UsageError
 
 KEPT = 2  # checkpoints: the newest, and the one before it
+BEST = "best"  # the folder of the one that played best, and the name by which it is chosen
 
 
 def _pack(tree, arrays):
@@ -61,19 +62,20 @@ def _sync(path):
         os.close(handle)
 
 
-def checkpoints(run_dir):
-    """The checkpoints of a run, oldest first."""
-    return sorted((Path(run_dir) / "checkpoints").glob("step-*"))
+def checkpoints(run_dir, folder="checkpoints"):
+    """The checkpoints in a folder of a run, oldest first."""
+    return sorted((Path(run_dir) / folder).glob("step-*"))
 
 
-def save_checkpoint(run_dir, step, tree):
+def save_checkpoint(run_dir, step, tree, *, folder="checkpoints", kept=KEPT):
     """Write `tree` to a temporary folder, then rename that into place.
 
-    The newest checkpoints before it stay whole whatever happens.
+    The newest `kept` - 1 checkpoints before it stay whole whatever happens.
 
     Raises UsageError if it can't be written.
     """
-    folder = Path(run_dir) / "checkpoints"
+    where = folder
+    folder = Path(run_dir) / where
     temporary = folder / ".writing"
     target = folder / f"step-{step:012d}"
     try:
@@ -104,10 +106,10 @@ def save_checkpoint(run_dir, step, tree):
         raise UsageError(
             f"The checkpoint at step {step} can't be written ({error.strerror or error}); {kept}."
         ) from None
-    existing = checkpoints(run_dir)
+    existing = checkpoints(run_dir, where)
     # Later ones are of the future that was left by going on from an older checkpoint.
     later = [path for path in existing if path.name > target.name]
-    for old in (*existing[: -KEPT - len(later)], *later):
+    for old in (*existing[: -kept - len(later)], *later):
         shutil.rmtree(old, ignore_errors=True)
     return target
 
@@ -136,16 +138,27 @@ def last_good(run_dir):
     return next((path for path in reversed(checkpoints(run_dir)) if _fault(path) is None), None)
 
 
-def load_checkpoint(run_dir, path=None):
+def load_checkpoint(run_dir, path=None, *, best_too=False):
     """The tree of the checkpoint at `path`, by default the run's newest. Returns (tree, path).
+
+    best_too: whether it may be the best one, which holds the policy alone; its name is "best".
 
     Raises UsageError, naming the last good one, if it is damaged, foreign or missing.
     """
     existing = checkpoints(run_dir)
     if path is None and not existing:
         raise UsageError(f"{run_dir} has no checkpoint yet; start the run again in another folder.")
+    if best_too and str(path) == BEST:
+        existing = checkpoints(run_dir, BEST)
+        if not existing:
+            raise UsageError(
+                f"{run_dir} has no best checkpoint, which a run keeps with --evaluate-every; leave "
+                "out --checkpoint=best to take the newest."
+            )
+        path = None
     path = Path(path) if path else existing[-1]
-    if path.resolve().parent != (Path(run_dir) / "checkpoints").resolve():
+    folders = ["checkpoints", *([BEST] if best_too else [])]
+    if path.resolve().parent not in [(Path(run_dir) / folder).resolve() for folder in folders]:
         raise UsageError(
             f"The checkpoint {path} is not one of {run_dir}; give a folder of its checkpoints/."
         )

@@ -13,13 +13,16 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.runs.folder import find_run
 
+EVALUATION = "evaluation"  # the column of what is played in between
+
 
 def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=True):
     """`log(metrics)` for the CSV, TensorBoard and the progress line, and `close()`.
 
     Args:
       fields: of the NamedTuple that `log` is given, its columns: among them step, mean_return, loss
-        and a counter, games (finished) or samples (seen).
+        and a counter, games (finished) or samples (seen). With `evaluation` among them, a row is
+        also written for log(metrics, evaluation=...).
       total_steps: steps in the whole run.
       lines: into so many parts it is divided; a row is written for each, and one for
         log(metrics, last=True).
@@ -28,10 +31,12 @@ def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=T
     from tqdm import tqdm
 
     path = Path(run_dir) / "log.csv"
-    columns = ("epoch", "seconds", *fields)
     counter = "games" if "games" in fields else "samples"
     verb = "playing games" if counter == "games" else "reading samples"
     rows = _rows_until(path, resume_step)
+    columns = ("epoch", "seconds", *fields)
+    if EVALUATION not in columns and any(EVALUATION in row for row in rows):
+        columns += (EVALUATION,)  # it was evaluated before it was resumed
     before = float(rows[-1]["seconds"]) if rows else 0.0
     temporary = path.with_suffix(".writing")
     with open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -43,12 +48,15 @@ def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=T
     writer = csv.DictWriter(file, columns)
     board = tf.summary.create_file_writer(str(Path(run_dir) / "tensorboard"))
     started = time.monotonic()
-    written = dict(epoch=0, count=0)  # as of the last row
+    written = dict(epoch=0, count=0, step=-1)  # as of the last row
     if rows:
-        written = dict(epoch=int(rows[-1]["epoch"]), count=int(rows[-1][counter]))
+        last_row = rows[-1]
+        written = dict(
+            epoch=int(last_row["epoch"]), count=int(last_row[counter]), step=int(last_row["step"])
+        )
     bars = []  # made with the first line, below whatever was printed before
 
-    def log(metrics, last=False):
+    def log(metrics, last=False, evaluation=None):
         epoch = min(lines, metrics.step * lines // total_steps)
         count = getattr(metrics, counter)
         if not bars:
@@ -67,17 +75,24 @@ def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=T
             f"{verb}: {count - written['count']}/{count}",
             refresh=False,
         )
-        if epoch == written["epoch"] and not last:
+        if epoch == written["epoch"] and not last and evaluation is None:
             bar.update(0)
             return
         bar.update(epoch - written["epoch"])
-        written.update(epoch=epoch, count=count)
+        if evaluation is not None and metrics.step == written["step"]:
+            return  # an evaluation that was made again: the row is there
+        written.update(epoch=epoch, count=count, step=metrics.step)
         seconds = round(before + time.monotonic() - started, 2)
-        writer.writerow(_short(dict(epoch=epoch, seconds=seconds, **metrics._asdict())))
+        row = dict(epoch=epoch, seconds=seconds, **metrics._asdict())
+        if evaluation is not None:
+            row[EVALUATION] = evaluation
+        writer.writerow(_short(row))
         file.flush()
         with board.as_default(step=metrics.step):
-            for key, value in metrics._asdict().items():
-                if key != "step" and not (isinstance(value, float) and math.isnan(value)):
+            for key, value in row.items():
+                if key not in ("step", "epoch", "seconds") and not (
+                    isinstance(value, float) and math.isnan(value)
+                ):
                     tf.summary.scalar(key, value)
 
     def close():
