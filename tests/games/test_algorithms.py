@@ -12,22 +12,26 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
+import gymnasium
 import numpy as np
 
 import tfdqt
+from tests.games.corridor import Forever
+from tests.games.toys import without_xla
 from tests.helpers import (
     assert_same_tree,
     call,
     call_alone,
     log_without_time,
     refused,
+    slow,
     succeeds,
 )
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.envs import make_env
-from tfdqt.games.evaluate import load_run, play_episodes
+from tfdqt.games.evaluate import evaluation_seed, load_run, play_episodes, play_games
 from tfdqt.games.flat import make_act
 from tfdqt.games.window import make_window, network_inputs, push
 from tfdqt.runs.checkpoint import checkpoints, load_checkpoint
@@ -37,6 +41,14 @@ from tfdqt.runs.log import read_log
 # A dense network is compiled soonest.
 TINY = ["--network=dense", "--hidden", "16", "--context=2", "--num-envs=8", "--workers=0"]
 STEPS = 2_048
+
+
+class HugeRewards(Forever):
+    """Rewards of which a sum is more than float32 holds, though each is less."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, 3e38, *rest
 
 
 @functools.cache
@@ -58,6 +70,8 @@ def trained(algorithm):
         f"--total-steps={STEPS}",
         "--checkpoint-every=512",
         "--log-lines=8",
+        "--evaluate-every=600",
+        "--evaluate-episodes=2",
         *TINY,
     )
     return run, done
@@ -86,8 +100,9 @@ class EachAlgorithm(unittest.TestCase):
         self.assertIn(f"evaluate.py {run}", done.stdout)
         self.assertRegex(done.stderr, rf"Epoch: 8 \| {STEPS} \| ")
         log = read_log(run)
-        self.assertEqual(tuple(log), ("epoch", "seconds", *algorithm.metrics._fields))
-        self.assertEqual(list(log["epoch"]), list(range(1, 9)))
+        fields = algorithm.metrics._fields
+        self.assertEqual(tuple(log), ("epoch", "seconds", *fields, "evaluation"))
+        self.assertEqual(sorted(set(log["epoch"])), list(range(1, 9)))
         self.assertEqual(log["step"][-1], STEPS)
         self.assertTrue(np.isfinite(log["loss"][-1]))
         settings = json.loads((run / "config.json").read_text())
@@ -104,6 +119,100 @@ class EachAlgorithm(unittest.TestCase):
         self.assertIn(f"Going on from {older}", done.stdout)
         assert_same_tree(self, load_checkpoint(run)[0], load_checkpoint(again)[0])
         self.assertEqual(log_without_time(run), log_without_time(again))
+        best, again = (load_checkpoint(each, "best", best_too=True)[0] for each in (run, again))
+        assert_same_tree(self, best, again)
+
+    @for_each
+    def test_is_evaluated_while_it_trains(self, name, algorithm, run):
+        log = read_log(run)
+        evaluated = np.isfinite(log["evaluation"])
+        # Behind the iterations that pass 600, 1,200 and 1,800, and at the end.
+        expected = [640, 1216, 1856, STEPS] if name == "dqn" else [768, 1280, STEPS]
+        self.assertEqual(list(log["step"][evaluated]), expected)
+        best = log["evaluation"][evaluated].max()
+        when = log["step"][evaluated][log["evaluation"][evaluated].argmax()]
+        trained_run = load_run(run, "best")
+        self.assertEqual(trained_run.step, when)
+        games = play_games(
+            functools.partial(make_env, "CartPole-v1"),
+            tfdqt.load_policy(run, "best"),
+            episodes=2,
+            seed=evaluation_seed(0),
+        )
+        self.assertEqual((games.returns.mean(), games.cut), (best, 0))
+        self.assertIn(f"{best:.1f} at best", trained(name)[1].stdout)
+        refused(self, "a policy alone", f"run_{name}", f"--resume={run}", "--checkpoint=best")
+
+    def test_evaluation_changes_nothing_of_what_is_learned(self):
+        plain = folder() / "plain"
+        flags = (f"--total-steps={STEPS}", "--log-lines=8", *TINY)
+        done = succeeds(self, "run_dqn", "--name=CartPole-v1", f"--run-dir={plain}", *flags)
+        self.assertNotIn("at best", done.stdout)
+        self.assertFalse((plain / "best").exists())
+        with_evaluations = load_checkpoint(trained("dqn")[0])[0]
+        self.assertEqual(with_evaluations.pop("unevaluated")["step"], STEPS)
+        assert_same_tree(self, load_checkpoint(plain)[0], with_evaluations)
+
+    @slow("9 s: a run that is gone on with twice")
+    def test_a_score_ends_a_run_that_can_go_on_to_a_higher_one(self):
+        run = folder() / "scored"
+        self.enterContext(without_xla())  # which compiles for longer than these runs take
+        flags = ("--evaluate-every=512", "--evaluate-episodes=1", "--stop-at-score=1")
+        done = succeeds(self, "run_pqn", f"--run-dir={run}", *TINY, *flags)
+        self.assertIn("Done at step 512", done.stdout)
+        self.assertIn("reached --stop-at-score=1.", done.stdout)
+        self.assertEqual(load_checkpoint(run)[0]["progress"]["step"], 512)
+        resume = (f"--resume={run}", "--workers=0")
+        self.assertIn("Done at step 512", succeeds(self, "run_pqn", *resume).stdout)
+        more = ("--stop-at-score=501", "--total-steps=1100")
+        done = succeeds(self, "run_pqn", *resume, *more)
+        self.assertIn("Done at step 1280", done.stdout)
+        self.assertEqual(read_settings(run)["stop_at_score"], 501)
+        log = read_log(run)
+        self.assertEqual(list(log["step"][np.isfinite(log["evaluation"])]), [512, 1024, 1280])
+
+    def test_evaluations_that_can_not_be_are_refused(self):
+        refused(self, "give --evaluate-every too", "run_dqn", "--stop-at-score=5")
+        more = "--evaluate-every=9"
+        refused(self, "must be a number", "run_dqn", more, "--stop-at-score=nan")
+        refused(self, "--evaluate-episodes must be at least 1", "run_ppo", "--evaluate-episodes=0")
+        refused(self, "--evaluate-every must be 0 or more", "run_pqn", "--evaluate-every=-1")
+
+    def test_a_run_without_evaluations_has_no_best(self):
+        run = folder() / "no-best"
+        shutil.copytree(trained("ppo")[0], run)
+        shutil.rmtree(run / "best")
+        refused(self, "no best checkpoint", "evaluate", run, "--checkpoint=best")
+
+    def test_rewards_that_it_can_not_learn_from_end_it(self):
+        gymnasium.register("HugeRewards-v0", HugeRewards)
+        self.addCleanup(gymnasium.registry.pop, "HugeRewards-v0")
+        for name in ALGORITHMS:
+            with self.subTest(algorithm=name), without_xla():
+                flags = ["--name=HugeRewards-v0", "--total-steps=512", *TINY]
+                kept = "nothing was learned until then"
+                if name == "dqn":
+                    flags += ["--learning-starts=128", "--replay-size=2000"]
+                    kept = "evaluate.py .*/huge-dqn plays with it"
+                done = call(f"run_{name}", f"--run-dir={folder() / f'huge-{name}'}", *flags)
+                self.assertEqual(done.returncode, 2, done.stderr)
+                said = done.stderr.splitlines()[-1]
+                self.assertRegex(said, f"^error: .*diverged.*--reward-transform=sign.*{kept}")
+        saved = load_checkpoint(folder() / "huge-dqn")[0]
+        self.assertEqual(saved["progress"]["step"], 128)
+        self.assertTrue(all(np.isfinite(part).all() for part in saved["learner"]))
+
+    def test_a_run_that_would_end_before_its_first_update_is_refused(self):
+        run = folder() / "short"
+        for name in ALGORITHMS:
+            with self.subTest(algorithm=name):
+                flags = [f"--run-dir={run}", "--total-steps=1024", *TINY]
+                if name == "dqn":
+                    flags += ["--replay-size=2000"]
+                else:
+                    flags += ["--standardize", "--rollout-steps=128"]
+                refused(self, "give --total-steps=1025 or more", f"run_{name}", *flags)
+        self.assertFalse((run / "config.json").exists())
 
     def test_goes_on_beyond_its_end(self):
         run = folder() / "longer"
@@ -240,7 +349,8 @@ class OldRuns(unittest.TestCase):
         far = dict(actors=0, ray_address=None, broadcast_every=64, strategy="none")
         run = self.old(far=far)
         shutil.rmtree(checkpoints(run)[-1])
-        done = succeeds(self, "run_dqn", f"--resume={run}", "--workers=0")
+        flags = ("--workers=0", "--evaluate-every=600", "--evaluate-episodes=2")
+        done = succeeds(self, "run_dqn", f"--resume={run}", *flags)
         self.assertRegex(done.stderr, rf"Epoch: 8 \| {STEPS} \| .*\| 8/8")
         whole = trained("dqn")[0]
         assert_same_tree(self, load_checkpoint(whole)[0], load_checkpoint(run)[0])

@@ -1,6 +1,8 @@
 """A trained network as a policy: of one environment and of many, and whole games played with it."""
 
+import random
 import unittest
+from unittest import mock
 
 import gymnasium
 import numpy as np
@@ -8,12 +10,14 @@ import numpy as np
 from tests.games.corridor import Corridor
 from tests.games.scripted import Spaces
 from tests.games.toys import without_xla
+from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
+from tfdqt.games import evaluate
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import NetworkConfig
-from tfdqt.games.envs import env_info
-from tfdqt.games.evaluate import Policy, TrainedRun, play_episodes
+from tfdqt.games.envs import env_info, make_env
+from tfdqt.games.evaluate import Policy, TrainedRun, play_episodes, play_games
 from tfdqt.games.flat import flatten_model, mean_q
 from tfdqt.games.vec_envs import make_vec_env
 from tfdqt.games.window import make_window, network_inputs, push
@@ -33,6 +37,27 @@ class Shifted(Corridor):
     def step(self, action):
         obs, *rest = super().step(action - 2)
         return obs + 5, *rest
+
+
+class Noisy(Corridor):
+    """A corridor that pays by its own generator."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, self.np_random.normal(), *rest
+
+
+class Heavy(Corridor):
+    """A corridor with a map of 40 MB."""
+
+    alive = 0
+
+    def __init__(self):
+        self.map = np.ones(40 * 10**6, np.uint8)
+        Heavy.alive += 1
+
+    def close(self):
+        Heavy.alive -= 1
 
 
 def untrained(info, algorithm="dqn", network=NETWORK, seed=3):
@@ -200,6 +225,70 @@ class TestGames(tf.test.TestCase):
         self.assertAllEqual(returns, np.zeros(5))
         self.assertAllEqual(lengths, np.full(5, 2))
 
+    def test_some_at_a_time_are_the_same_games(self):
+        """Each in a fresh environment with its own seed."""
+        seen = []
+
+        class Seeded(Noisy):
+            def reset(self, *, seed=None, options=None):
+                seen.append((id(self), seed))
+                return super().reset(seed=seed, options=options)
+
+        whole = play_games(Seeded, self.greedy, episodes=7, seed=1)
+        seeds = [seed for _, seed in seen]
+        self.assertLen(set(seeds), 7)
+        seen.clear()
+        parts = play_games(Seeded, self.greedy, episodes=7, seed=1, at_once=3)
+        self.assertEqual([seed for _, seed in seen], seeds)
+        self.assertAllEqual(parts.returns, whole.returns)
+        self.assertAllEqual(parts.lengths, whole.lengths)
+        self.assertGreater(np.std(whole.returns), 0)
+
+    def test_games_that_do_not_end_are_counted(self):
+        class Endless(Corridor):
+            limit = np.inf
+
+            def step(self, action):
+                return super().step(0)
+
+        options = dict(episodes=3, seed=1, max_steps=evaluate.longest_game(Endless) // 100)
+        games = play_games(Endless, self.greedy, at_once=2, **options)
+        self.assertEqual(games.cut, 3)
+        self.assertAllEqual(games.lengths, np.full(3, 300))
+        self.assertEqual(play_games(Corridor, self.greedy, episodes=2, max_steps=20).cut, 0)
+
+    def test_the_longest_game_is_longer_than_those_of_known_environments(self):
+        limits = {
+            name: evaluate.longest_game(lambda name=name: make_env(name))
+            for name in ("CartPole-v1", "Breakout-ramNoFrameskip-v4", "ALE/Pong-v5")
+        }
+        # ALE counts frames, of which a step of NoFrameskip is one.
+        expected = {name: 30_000 if name == "CartPole-v1" else 108_000 for name in limits}
+        self.assertEqual(limits, expected)
+
+    def test_it_is_broken_off(self):
+        asked = iter([False, False, True])
+        self.assertIsNone(
+            play_games(Corridor, self.greedy, episodes=2, should_stop=lambda: next(asked))
+        )
+
+    def test_as_many_copies_as_fit(self):
+        with mock.patch.object(memory, "available", return_value=200 * 10**6):
+            count, size = evaluate.copies_that_fit(Heavy, 100)
+        self.assertBetween(size, 39 * 10**6, 45 * 10**6)
+        self.assertEqual(count, int(0.8 * 200 / (size / 1e6)))
+        with mock.patch.object(memory, "available", return_value=20 * 10**6):
+            self.assertEqual(evaluate.copies_that_fit(Heavy, 100)[0], 1)
+        self.assertEqual(evaluate.copies_that_fit(Corridor, 100)[0], 100)
+        with mock.patch.object(memory, "available", return_value=None):
+            self.assertEqual(evaluate.copies_that_fit(Heavy, 100)[0], 100)
+        self.assertEqual(Heavy.alive, 0)
+
+    def test_what_fails_when_it_is_made_is_left_to_playing(self):
+        for error in (ZeroDivisionError, SystemExit):
+            env_fn = mock.Mock(side_effect=error)
+            self.assertEqual(evaluate.copies_that_fit(env_fn, 9), (9, 0))
+
     def test_playing_is_calling_the_policy(self):
         _, lengths = play_episodes(Corridor, self.greedy, episodes=1, seed=1)
         vec = make_vec_env(Corridor, self.greedy.info, 1, 0, workers=0)
@@ -209,6 +298,18 @@ class TestGames(tf.test.TestCase):
             vec.step(self.greedy(vec.out["obs"], first=vec.out["first"]))
             steps += 1
         self.assertEqual(steps, lengths[0])
+
+    def test_global_generators_are_put_back(self):
+        random.seed(1)
+        np.random.seed(1)
+        expected = random.random(), np.random.rand()
+        random.seed(1)
+        np.random.seed(1)
+        with self.assertRaises(ZeroDivisionError), evaluate.generators_kept():
+            random.random()
+            np.random.rand()
+            raise ZeroDivisionError
+        self.assertEqual((random.random(), np.random.rand()), expected)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,19 @@
 
 import dataclasses
 import unittest
+from unittest import mock
 
 import numpy as np
 
 from tests.games.corridor import Corridor
+from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.games import rollout
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import env_info
 from tfdqt.games.flat import flatten_q
-from tfdqt.games.loop import make_stepper
+from tfdqt.games.loop import Progress, make_stepper
 from tfdqt.games.networks import build_q
 from tfdqt.games.ppo import PPOConfig
 from tfdqt.games.window import Window
@@ -91,6 +93,17 @@ class TestCollect(tf.test.TestCase):
             self.assertIn(ret, (0.0, 1.0))
             self.assertEqual(ret == 0, length == 20 and ret == 0)
 
+    def test_one_that_does_not_fit_memory_is_refused(self):
+        stepper = make_stepper(Corridor, INFO, NETWORK.context, 4, seed=0)
+        # Three times 4 environments x 35 steps x 4 bytes.
+        for room, refused in ((1_679, True), (1_680, False)):
+            with mock.patch.object(memory, "available", return_value=room):
+                if refused:
+                    with self.assertRaisesRegex(UsageError, "4 env.*fewer --rollout-steps"):
+                        rollout.make_collect(self.net, stepper, STEPS)
+                else:
+                    rollout.make_collect(self.net, stepper, STEPS)
+
     def test_layers_adapt_to_a_rollout(self):
         weights = rollout.adapted_weights(self.net, self.net.start, self.roll)
         mean, scale = self.net.unflatten(weights)[1]
@@ -112,6 +125,28 @@ class TestWindows(tf.test.TestCase):
         self.assertAllEqual(windows["obs"][..., 0], [[0, 1, 2], [2, 3, 4], [11, 12, 13]])
         self.assertAllEqual(windows["first"], [[1, 0, 0], [0, 1, 0], [0, 0, 0]])
         self.assertAllEqual(windows["prev_action"], [[-1, 0, 1], [-1, -1, 1], [-1, 0, 0]])
+
+
+class TestRounds(tf.test.TestCase):
+    cfg = PPOConfig(num_envs=4, rollout_steps=32, batch_size=64, update_epochs=3)
+
+    def test_updates_are_counted(self):
+        for steps, rollouts in ((1, 1), (128, 1), (129, 2), (1_280, 10)):
+            cfg = dataclasses.replace(self.cfg, total_steps=steps)
+            self.assertEqual(rollout.total_updates(cfg), 6 * rollouts)
+
+    def test_a_run_that_ends_with_the_rollout_that_layers_adapt_to_is_refused(self):
+        net = flatten_q(build_q(INFO, NETWORK), INFO)
+        for steps, done, refused in ((128, 0, True), (129, 0, False), (200, 128, False)):
+            cfg = dataclasses.replace(self.cfg, total_steps=steps)
+            progress = Progress(done)
+            if refused:
+                with self.assertRaisesRegex(UsageError, "give --total-steps=129 or more"):
+                    rollout.check_adapts(net, cfg, progress)
+            else:
+                rollout.check_adapts(net, cfg, progress)
+        plain = flatten_q(build_q(INFO, dataclasses.replace(NETWORK, standardize=False)), INFO)
+        rollout.check_adapts(plain, dataclasses.replace(self.cfg, total_steps=1), Progress())
 
 
 class TestBatches(tf.test.TestCase):

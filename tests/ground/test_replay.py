@@ -1,13 +1,17 @@
 """The replay buffer: what is kept, which windows are drawn, and that all of it can be put back."""
 
 import unittest
+from unittest import mock
 
 import numpy as np
 
+from tfdqt import memory
 from tfdqt.backend import tf
+from tfdqt.errors import UsageError
 from tfdqt.games.spaces import EnvInfo
 from tfdqt.replay import (
     Steps,
+    check_memory,
     make_add,
     make_add_to,
     make_replay,
@@ -182,6 +186,24 @@ class Restore(tf.test.TestCase):
                 make_replay(steps_spec(INFO), ROWS, ROWS * 12),
                 replay_arrays(Filled().fill(27).replay),
             )
+
+
+class TestMemory(unittest.TestCase):
+    def test_a_buffer_that_does_not_fit_is_refused_with_one_that_does(self):
+        wide = steps_spec(EnvInfo("Wide", (6_000,), "float32", (), 2))
+        # 24,000 bytes of observation, 13 of action, reward, discount and first, 8 of a number.
+        with mock.patch.object(memory, "available", return_value=24_021 * 4_700):
+            check_memory(wide, 2_350, 10**6)
+            check_memory(wide, 4_600, 100)  # most of it stays empty and is not copied
+            for capacity, filled in ((2_351, 10**6), (4_700, 1)):
+                words = (
+                    r"\(--replay-size\), \d+ MB.* 113 MB are available; --replay-size=2300 would"
+                )
+                with self.assertRaisesRegex(UsageError, words):
+                    check_memory(wide, capacity, filled)
+        with mock.patch.object(memory, "available", return_value=20_000):
+            with self.assertRaisesRegex(UsageError, "an environment that shows less"):
+                check_memory(wide, 10, 10)
 
 
 def counted_row(row, begin, end):

@@ -282,6 +282,29 @@ class Saver(InFolder):
         self.assertEqual(self.calls(save, 160, 192, 224, 330, last=330), [224, 330])
 
 
+class Best(InFolder):
+    def keep(self, step):
+        tree = dict(step=step)
+        return save_checkpoint(self.tmp, step, tree, folder="best", kept=1)
+
+    def test_one_is_kept_beside_the_others(self):
+        with self.assertRaisesRegex(UsageError, "no best checkpoint, .*--evaluate-every"):
+            load_checkpoint(self.tmp, "best", best_too=True)
+        save_checkpoint(self.tmp, 40, dict(step=40))
+        for step in (10, 30, 20):  # the last after going on from an older one
+            path = self.keep(step)
+            self.assertEqual(list((self.tmp / "best").iterdir()), [path])
+            self.assertEqual(load_checkpoint(self.tmp, "best", best_too=True)[0], dict(step=step))
+        self.assertEqual(load_checkpoint(self.tmp, path, best_too=True)[0], dict(step=20))
+        self.assertEqual(load_checkpoint(self.tmp)[0], dict(step=40))
+
+    def test_only_who_asks_for_it_gets_it(self):
+        save_checkpoint(self.tmp, 40, dict(step=40))
+        for path in ("best", self.keep(10)):
+            with self.assertRaisesRegex(UsageError, "is not one of"):
+                load_checkpoint(self.tmp, path)
+
+
 class Common(InFolder):
     """The newest checkpoint of which each of two processes has one."""
 

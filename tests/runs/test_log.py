@@ -86,6 +86,30 @@ class Log(InFolder):
         seconds = [float(row["seconds"]) for row in rows]
         self.assertEqual(seconds, sorted(seconds))
 
+    def test_an_evaluation_has_a_row(self):
+        run = self.started()
+        fields = (*self.fields, "evaluation")
+        log, close = make_logger(run, fields, 100, 2, show=False)
+        for step in range(10, 101, 10):
+            log(Metrics(step, step, 1.0, 1.0), **(dict(evaluation=step / 2) if step == 70 else {}))
+        close()
+        rows = [(row["epoch"], row["step"], row["evaluation"]) for row in self.rows(run)]
+        self.assertEqual(rows, [("1", "50", ""), ("1", "70", "35"), ("2", "100", "")])
+        np.testing.assert_array_equal(read_log(run)["evaluation"], [np.nan, 35, np.nan])
+
+        # Made again, it is there already; and it stays when there are no more of them.
+        before = self.rows(run)[:2]
+        for more in (fields, self.fields):
+            log, close = make_logger(run, more, 100, 2, resume_step=70, show=False)
+            log(Metrics(70, 70, 1.0, 1.0), evaluation=35.0)
+            close()
+            self.assertEqual(self.rows(run), before)
+
+    def test_numbers_beyond_32_bits(self):
+        log, close = self.logger(self.started(), 10, 1, show=False)
+        log(Metrics(10, 2**40, 5e38, -5e38))
+        close()
+
     def test_resume_of_a_run_without_a_log(self):
         run = self.started()
         log, close = self.logger(run, 100, 10, resume_step=50, show=False)

@@ -33,6 +33,10 @@ class Band(unittest.TestCase):
         np.testing.assert_allclose(steps, [20, 25, 30])
         np.testing.assert_allclose(values, [[2, 2.5, 3], [5, 5.5, 6]])
 
+    def test_a_column_with_gaps(self):
+        runs = [log([0, 10, 20, 30], [np.nan, 2, np.nan, 6])]
+        np.testing.assert_allclose(band(runs, "mean_return", points=3)[1], [[2, 4, 6]])
+
     def test_one_seed(self):
         steps, values = band([log([10, 20], [1, 3])], "mean_return", points=3)
         np.testing.assert_allclose(steps, [10, 15, 20])

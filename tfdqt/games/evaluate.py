@@ -390,7 +390,7 @@ def make_evaluation(
     Its `play` tells of the evaluations so far: `last` and `best`, mean returns, and whether the
     last one `reached` stop_at_score.
     """
-    game_seed = int(np.random.SeedSequence([seed, 9]).generate_state(1)[0])
+    game_seed = evaluation_seed(seed)
     max_steps = longest_game(env_fn)
     policies = []  # made with the first evaluation, and compiled then
 
@@ -427,6 +427,11 @@ def make_evaluation(
     play.best = best_score(run_dir)
     play.reached = False
     return Evaluation(every, play)
+
+
+def evaluation_seed(seed):
+    """The seed of the games that a run of `seed` is evaluated by while it trains."""
+    return int(np.random.SeedSequence([seed, 9]).generate_state(1)[0])
 
 
 def best_score(run_dir):

@@ -184,8 +184,11 @@ def resume(args, flags, algorithm):
         settings = dataclasses.replace(settings, total_steps=args.settings.total_steps)
         check(algorithm, run.settings["network"], settings, run.scale)
         check_goes_on(run.saved["progress"]["step"], settings.total_steps, "--total-steps")
-        save_config(run.folder / "config.json", **{**run.settings, algorithm: settings})
     evaluation = evaluation_fields(args, flags, run.settings)
+    check_evaluation(dataclasses.replace(args, **evaluation))
+    changed = {algorithm: settings, **(evaluation if given_evaluation(flags) else {})}
+    if changed != {key: run.settings.get(key) for key in changed}:
+        save_config(run.folder / "config.json", **{**run.settings, **changed})
     parallel = default_parallel(name, algorithm)
     args = dataclasses.replace(
         args,
@@ -199,7 +202,6 @@ def resume(args, flags, algorithm):
         **evaluation,
         **{key: value for key, value in parallel.items() if key not in flags},
     )
-    check_evaluation(args)
     if any(state is None for state in run.saved["envs"]):
         print(
             "The environments' states are not in it: each starts a fresh episode, and the run "
@@ -229,10 +231,13 @@ def evaluation_fields(args, flags, settings):
     """How a resumed run is evaluated: as the flags say that are given, and else as before: dict."""
     cls = type(args)
     before = {field: settings.get(field, getattr(cls, field)) for field in EVALUATION_FIELDS}
-    given = {flag.removeprefix("no-").replace("-", "_") for flag in flags}
-    return {
-        field: getattr(args, field) if field in given else value for field, value in before.items()
-    }
+    return {**before, **{field: getattr(args, field) for field in given_evaluation(flags)}}
+
+
+def given_evaluation(flags):
+    """Which of EVALUATION_FIELDS are given on a command line."""
+    names = {flag.removeprefix("no-").replace("-", "_") for flag in flags}
+    return [field for field in EVALUATION_FIELDS if field in names]
 
 
 def trainer(args, algorithm, scale, strategy):
@@ -338,11 +343,12 @@ def saying_what_is_kept(folder):
     try:
         yield
     except Diverged as error:
+        sentence = str(error).rstrip(".")
         if not checkpoints(folder):
-            raise
+            raise UsageError(f"{sentence}; nothing was learned until then.") from None
         run = shlex.quote(str(folder))
         raise UsageError(
-            f"{str(error).rstrip('.')}; what was learned until then is saved: python "
+            f"{sentence}; what was learned until then is saved: python "
             f"scripts/evaluate.py {run} plays with it, and --resume={run} goes on from it."
         ) from None
 

@@ -93,7 +93,8 @@ def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=T
                 if key not in ("step", "epoch", "seconds") and not (
                     isinstance(value, float) and math.isnan(value)
                 ):
-                    tf.summary.scalar(key, value)
+                    # As 64 bits, from which what is too large for 32 becomes infinite.
+                    tf.summary.scalar(key, np.float64(value))
 
     def close():
         for bar in bars:
