@@ -156,16 +156,17 @@ def match(info, base, kind, size):
             return dataclasses.replace(base, network="gpt", layers=2, width=base.heads * units)
         return dataclasses.replace(base, network="dense", hidden=(units, units))
 
-    low, high = 1, 2
-    while count_weights(info, network(high)) < size:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        if count_weights(info, network(middle)) < size:
-            low = middle
-        else:
-            high = middle
-    candidates = [(network(units), count_weights(info, network(units))) for units in (low, high)]
+    # Weights grow as a polynomial of degree 2, so that three small networks tell of all others.
+    one, two, three = (count_weights(info, network(units)) for units in (1, 2, 3))
+
+    def count(units):
+        n = units - 1
+        return one + n * (two - one) + n * (n - 1) // 2 * (three - 2 * two + one)
+
+    high = 2
+    while count(high) < size:
+        high += 1
+    candidates = [(network(units), count(units)) for units in (high - 1, high)]
     return min(candidates, key=lambda pair: abs(pair[1] - size))
 
 

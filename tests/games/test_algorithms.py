@@ -7,6 +7,7 @@ import csv
 import functools
 import json
 import shutil
+import signal
 import tempfile
 import unittest
 from pathlib import Path
@@ -16,7 +17,7 @@ import gymnasium
 import numpy as np
 
 import tfdqt
-from tests.games.corridor import Forever
+from tests.games.corridor import Corridor, Forever
 from tests.games.toys import without_xla
 from tests.helpers import (
     assert_same_tree,
@@ -28,7 +29,7 @@ from tests.helpers import (
     succeeds,
 )
 from tfdqt.backend import tf
-from tfdqt.errors import UsageError
+from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.envs import make_env
 from tfdqt.games.evaluate import evaluation_seed, load_run, play_episodes, play_games
@@ -49,6 +50,17 @@ class HugeRewards(Forever):
     def step(self, action):
         obs, _, *rest = super().step(action)
         return obs, 3e38, *rest
+
+
+class Stopping(Corridor):
+    """One whose user has had enough at the third step."""
+
+    limit = 1_000
+
+    def step(self, action):
+        if self.steps == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return super().step(0)
 
 
 @functools.cache
@@ -170,6 +182,31 @@ class EachAlgorithm(unittest.TestCase):
         self.assertEqual(read_settings(run)["stop_at_score"], 501)
         log = read_log(run)
         self.assertEqual(list(log["step"][np.isfinite(log["evaluation"])]), [512, 1024, 1280])
+
+    def test_an_evaluation_that_fails_is_made_up_by_the_resumed_run(self):
+        run = folder() / "failing"
+        self.enterContext(without_xla())
+        flags = ("--total-steps=768", "--evaluate-every=512", "--evaluate-episodes=1")
+        fails = EnvFailure("An environment failed: the robot fell over")
+        with mock.patch("tfdqt.games.evaluate.play_games", side_effect=fails):
+            done = call("run_pqn", f"--run-dir={run}", *TINY, *flags)
+        self.assertEqual(done.returncode, 2)
+        said = done.stderr.splitlines()[-1]
+        self.assertRegex(said, f"the robot fell over; what was learned is saved.*--resume={run}")
+        self.assertEqual(load_checkpoint(run)[0]["progress"]["step"], 512)
+        succeeds(self, "run_pqn", f"--resume={run}", "--workers=0")
+        log = read_log(run)
+        self.assertEqual(list(log["step"][np.isfinite(log["evaluation"])]), [512, 768])
+
+    def test_a_run_that_is_stopped_before_its_first_update_says_so(self):
+        gymnasium.register("Stopping-v0", Stopping)
+        self.addCleanup(gymnasium.registry.pop, "Stopping-v0")
+        self.enterContext(without_xla())
+        flags = ("--name=Stopping-v0", f"--run-dir={folder() / 'stopped'}", *TINY)
+        done = call("run_dqn", *flags, "--replay-size=10000")
+        self.assertEqual(done.returncode, 128 + signal.SIGTERM, done.stderr)
+        self.assertIn("Stopped at step 64: no game has ended yet.", done.stdout)
+        self.assertIn("before the first update: nothing is learned yet", done.stdout)
 
     def test_evaluations_that_can_not_be_are_refused(self):
         refused(self, "give --evaluate-every too", "run_dqn", "--stop-at-score=5")

@@ -8,7 +8,7 @@ import numpy as np
 from tests.games.corridor import Corridor
 from tests.games.toys import without_xla
 from tfdqt.backend import tf
-from tfdqt.errors import UsageError
+from tfdqt.errors import Diverged, UsageError
 from tfdqt.games import apex, dqn
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.dqn import DQNConfig
@@ -60,7 +60,7 @@ class LocalPool:
 
 
 class TestApex(tf.test.TestCase):
-    def train(self, cfg=CFG, actors=2, **more):
+    def train(self, cfg=CFG, actors=2, env_fn=Corridor, **more):
         """-> (what `apex` returns, the pool, the log)."""
         pools = []
         rows = []
@@ -72,7 +72,7 @@ class TestApex(tf.test.TestCase):
 
         with without_xla():
             result = apex.apex(
-                Corridor,
+                env_fn,
                 Q_FN,
                 cfg,
                 make_pool=make_pool,
@@ -125,6 +125,28 @@ class TestApex(tf.test.TestCase):
         self.assertEqual(rows[0].updates, (496 - 112) // 2)
         self.assertEqual(int(state.updates), rows[-1].updates)
         self.assertGreaterEqual(progress.step, CFG.total_steps)
+
+    def test_rewards_that_it_can_not_learn_from_end_it(self):
+        class Huge(Corridor):
+            def step(self, action):
+                obs, _, *rest = super().step(action)
+                return obs, 3e38, *rest
+
+        kept = []
+        with self.assertRaisesRegex(Diverged, "behind step 112 .*loss"):
+            self.train(env_fn=Huge, save=lambda step, make, last: kept.append((step, make())))
+        step, saved = kept[-1]
+        self.assertEqual(step, 112)
+        self.assertTrue(all(np.isfinite(part).all() for part in saved["learner"]))
+
+    def test_a_run_that_would_end_before_its_first_update_is_refused(self):
+        for steps, more in ((112, False), (113, True)):
+            cfg = dataclasses.replace(CFG, total_steps=steps)
+            if more:
+                self.assertEqual(int(self.train(cfg)[0][0].updates), 8)
+            else:
+                with self.assertRaisesRegex(UsageError, "give --total-steps=113 or more"):
+                    self.train(cfg)
 
     def test_what_can_not_be(self):
         for cfg, how, words in (

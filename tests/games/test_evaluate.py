@@ -272,22 +272,33 @@ class TestGames(tf.test.TestCase):
             play_games(Corridor, self.greedy, episodes=2, should_stop=lambda: next(asked))
         )
 
+    def fitting(self, env_fn, count, network=NETWORK):
+        return evaluate.games_that_fit(env_fn, count, self.greedy.info, network)
+
+    def test_attention_counts(self):
+        network = NetworkConfig(context=1_000, heads=5)
+        with mock.patch.object(memory, "available", return_value=10**9):
+            count, size = self.fitting(Corridor, 100, network)
+        # Twice [5, 1000, 1000] of 4 bytes.
+        self.assertAlmostEqual(size, 40 * 10**6, delta=2 * 10**6)
+        self.assertEqual(count, int(0.8 * 10**9 / size))
+
     def test_as_many_copies_as_fit(self):
         with mock.patch.object(memory, "available", return_value=200 * 10**6):
-            count, size = evaluate.copies_that_fit(Heavy, 100)
+            count, size = self.fitting(Heavy, 100)
         self.assertBetween(size, 39 * 10**6, 45 * 10**6)
         self.assertEqual(count, int(0.8 * 200 / (size / 1e6)))
         with mock.patch.object(memory, "available", return_value=20 * 10**6):
-            self.assertEqual(evaluate.copies_that_fit(Heavy, 100)[0], 1)
-        self.assertEqual(evaluate.copies_that_fit(Corridor, 100)[0], 100)
+            self.assertEqual(self.fitting(Heavy, 100)[0], 1)
+        self.assertEqual(self.fitting(Corridor, 100)[0], 100)
         with mock.patch.object(memory, "available", return_value=None):
-            self.assertEqual(evaluate.copies_that_fit(Heavy, 100)[0], 100)
+            self.assertEqual(self.fitting(Heavy, 100)[0], 100)
         self.assertEqual(Heavy.alive, 0)
 
     def test_what_fails_when_it_is_made_is_left_to_playing(self):
         for error in (ZeroDivisionError, SystemExit):
             env_fn = mock.Mock(side_effect=error)
-            self.assertEqual(evaluate.copies_that_fit(env_fn, 9), (9, 0))
+            self.assertEqual(self.fitting(env_fn, 9), (9, 0))
 
     def test_playing_is_calling_the_policy(self):
         _, lengths = play_episodes(Corridor, self.greedy, episodes=1, seed=1)

@@ -22,6 +22,7 @@ from tfdqt.games.algorithms import (
     settings_classes,
 )
 from tfdqt.games.config import EnvConfig
+from tfdqt.games.cost import attention_bytes
 from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.flat import FlatModel, flatten_model, make_act, make_scores, set_weights
 from tfdqt.games.loop import Evaluation, learner_snapshot
@@ -318,10 +319,11 @@ def longest_game(env_fn):
     return max(LONGEST_GAME, *(limit or 0 for limit in own))
 
 
-def copies_that_fit(env_fn, count):
-    """How many of `count` environments fit memory side by side: -> (number, bytes of one).
+def games_that_fit(env_fn, count, info, network):
+    """How many of `count` games fit memory side by side: -> (number, bytes of one).
 
-    By how the memory in use grows when the first are made. All, if that can't be told.
+    By how the memory in use grows when the first environments are made, and what the attention of
+    a NetworkConfig takes. All, if that can't be told.
     """
     sizes = []
     try:
@@ -338,10 +340,11 @@ def copies_that_fit(env_fn, count):
     except (Exception, SystemExit):  # playing will tell of it
         return count, 0
     a_copy = max(sizes[1:] or sizes)  # the first one loads what all share
+    a_game = max(0, a_copy) + 2 * attention_bytes(info, network)
     room = memory.available()
-    if room is None or a_copy <= 0:
+    if room is None or not a_game:
         return count, 0
-    return max(1, min(count, int(0.8 * room / a_copy))), a_copy
+    return max(1, min(count, int(0.8 * room / a_game))), a_game
 
 
 # -------------------------------------------------------------------------------------------------
@@ -367,6 +370,7 @@ def make_evaluation(
     env_fn,
     info,
     algorithm,
+    network,
     run_dir,
     *,
     every,
@@ -382,7 +386,7 @@ def make_evaluation(
     seeded apart from all others.
 
     Args:
-      env_fn, info: of the environments. algorithm: its Algorithm.
+      env_fn, info: of the environments. algorithm, network: its Algorithm and NetworkConfig.
       every: environment steps between two. episodes: games of one.
       stop_at_score: the mean return at which the run is to stop, or None.
       should_stop: asked at every step; when true, the evaluation is broken off.
@@ -401,7 +405,7 @@ def make_evaluation(
         policy = policies[0]
         policy.trained = policy.trained._replace(weights=weights)
         with generators_kept():
-            at_once, _ = copies_that_fit(env_fn, episodes)
+            at_once, _ = games_that_fit(env_fn, episodes, info, network)
             games = play_games(
                 env_fn,
                 policy,
@@ -507,11 +511,12 @@ def evaluate_games(run_dir, args):
         # Acting and stepping take turns here, whatever the algorithm did.
         workers = lockstep_parallel(name)["workers"]
     env_fn = make_env_fn(trained.settings)
-    at_once, a_copy = copies_that_fit(env_fn, args.episodes)
+    network = trained.settings["network"]
+    at_once, a_game = games_that_fit(env_fn, args.episodes, trained.info, network)
     if at_once < args.episodes:
         print(
-            f"A copy of {name} takes {memory.in_words(a_copy)} of memory: {at_once} games are "
-            "played at a time."
+            f"A game of {name} takes {memory.in_words(a_game)} of memory: {at_once} are played at "
+            "a time."
         )
     max_steps = longest_game(env_fn) if args.max_steps is None else args.max_steps
     returns, lengths, cut = play_games(

@@ -23,6 +23,7 @@ from tfdqt.games.algorithms import (
     settings_classes,
 )
 from tfdqt.games.config import EnvConfig, NetworkConfig
+from tfdqt.games.cost import check_attention
 from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.exact import state_fault
 from tfdqt.games.spaces import info_from_json, info_to_json
@@ -270,6 +271,7 @@ def main(algorithm, description, argv=None):
     build = functools.partial(ALGORITHMS[algorithm].build, cfg=args.network)
 
     def network_fn(info):
+        check_attention(info, args.network, max(cfg.batch_size, cfg.num_envs))
         model = build(info)
         print(
             f"{args.name}: {info.num_actions} actions, observations {info.obs_shape} "
@@ -327,6 +329,7 @@ def evaluator(args, algorithm, folder, env_fn, should_stop):
         env_fn,
         info_of(env_fn, args.name),
         ALGORITHMS[algorithm],
+        args.network,
         folder,
         every=args.evaluate_every,
         episodes=args.evaluate_episodes,

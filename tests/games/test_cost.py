@@ -1,0 +1,50 @@
+"""What a network will take of memory."""
+
+import contextlib
+import io
+import unittest
+from unittest import mock
+
+from tfdqt import memory
+from tfdqt.errors import UsageError
+from tfdqt.games.config import NetworkConfig
+from tfdqt.games.cost import attention_bytes, check_attention
+from tfdqt.games.envs import EnvInfo
+
+RAM = EnvInfo("Ram", (128,), "uint8", (), 4)
+
+
+class TestAttention(unittest.TestCase):
+    def test_by_hand(self):
+        steps = NetworkConfig(context=10, heads=2)
+        self.assertEqual(attention_bytes(RAM, steps), 4 * 2 * 10 * 10)
+        features = NetworkConfig(context=10, heads=2, tokens="features")
+        self.assertEqual(attention_bytes(RAM, features), 4 * 2 * 1_280 * 1_280)
+        self.assertEqual(attention_bytes(RAM, NetworkConfig(network="dense")), 0)
+
+    def check(self, context, room, **network):
+        said = io.StringIO()
+        cfg = NetworkConfig(context=context, layers=2, heads=4, **network)
+        with (
+            mock.patch.object(memory, "available", return_value=room),
+            contextlib.redirect_stdout(said),
+        ):
+            check_attention(RAM, cfg, 32)
+        return said.getvalue()
+
+    def test_little_is_not_worth_telling(self):
+        self.assertEqual(self.check(4, 0), "")
+
+    def test_much_is_told(self):
+        said = self.check(8, 4 * 10**9, tokens="features")
+        self.assertIn("8 steps x 128 features, 32 at a time, takes at least 3.2 GB", said)
+
+    def test_what_does_not_fit_is_refused(self):
+        with self.assertRaisesRegex(UsageError, "3.2 GB .* give .* or --context=4 or --tokens=st"):
+            self.check(8, 10**9, tokens="features")
+        with self.assertRaisesRegex(UsageError, r"of 1000 steps.*; give .* or --context=500\."):
+            self.check(1_000, 768 * 10**6)  # a quarter of what it takes
+
+
+if __name__ == "__main__":
+    unittest.main()
