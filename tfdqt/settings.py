@@ -13,6 +13,26 @@ from typing import Literal
 
 from tfdqt.errors import UsageError
 
+# Plain values of a run beside its dataclasses: their types, and the least of whole numbers.
+PLAIN = dict(
+    version=(str, None),
+    algorithm=(str, None),
+    name=(str, None),
+    task=(str, None),
+    corpus=(str | None, None),
+    reward=(str, None),
+    seed=(int, 0),
+    episodes=(int, 0),
+    log_lines=(int, 1),
+    checkpoint_every=(int, 1),
+    epochs=(int, 1),
+    vocabulary=(int, 1),
+    window=(int, 1),
+    new_items=(int, 1),
+    evaluate_every=(int, 1),
+    games=(int, 1),
+)
+
 
 def save_config(path, **parts):
     """Write dataclasses and plain values to a JSON file, one key each."""
@@ -30,8 +50,9 @@ def save_config(path, **parts):
 def load_config(path, **classes):
     """Read what `save_config` wrote; `classes` maps keys to dataclasses, others come as they are.
 
-    Strict: an unknown or mistyped field raises UsageError. A field that is missing came after the
-    run and takes its class's default, which must therefore be what runs did before that field.
+    Strict, with the keys in PLAIN too: an unknown or mistyped field raises UsageError. A field that
+    is missing came after the run and takes its class's default, which must therefore be what runs
+    did before that field.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -44,10 +65,20 @@ def load_config(path, **classes):
         raise UsageError(
             f"{path} does not hold the settings of such a run; give the folder of a run."
         )
+    for key in PLAIN.keys() & plain.keys() - classes.keys():
+        _check_plain(key, plain[key], path)
     return {
         key: _strict(classes[key], value, path) if key in classes else value
         for key, value in plain.items()
     }
+
+
+def _check_plain(key, value, path):
+    hint, least = PLAIN[key]
+    if not _fits(value, hint):
+        raise UsageError(f"{path}: {key} can't be {value!r}; it takes {hint}.")
+    if least is not None and value < least:
+        raise UsageError(f"{path}: {key} must be at least {least}, not {value}.")
 
 
 def _strict(cls, value, path):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tests.helpers import InFolder
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.runs import cli
-from tfdqt.runs.checkpoint import load_checkpoint
+from tfdqt.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfdqt.runs.cli import Run, given_flags, given_value, run_main, stop_on_signals
 from tfdqt.runs.folder import start_run
 from tfdqt.runs.log import read_log
@@ -130,7 +130,7 @@ class OldRuns(InFolder):
 
 class Sessions(InFolder):
     def session(self, run=None, **more):
-        folder = run or start_run(self.tmp / "run", name="CartPole-v1")
+        folder = run or start_run(self.tmp / "run", name="CartPole-v1", seed=0)
         self.enterContext(contextlib.redirect_stderr(io.StringIO()))
         run = Run(folder, {}, ScaleConfig(), None, None)
         return folder, cli.session(run, Metrics._fields, 100, 10, 50, **more)
@@ -166,6 +166,7 @@ class Sessions(InFolder):
         said = io.StringIO()
         with stop_on_signals() as stop, contextlib.redirect_stdout(said):
             os.kill(os.getpid(), signal.SIGTERM)
+            save_checkpoint(self.tmp, 1, dict(step=1))
             code = cli.stopped("run_pqn", self.tmp, stop)
         self.assertEqual(code, 128 + signal.SIGTERM)
         self.assertIn(f"python scripts/run_pqn.py --resume={self.tmp}", said.getvalue())

@@ -14,6 +14,7 @@ from pathlib import Path
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.config import EnvConfig
 from tfdqt.games.spaces import MASK_KEY, describe
+from tfdqt.runs.processes import close_all, tell_of_close
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -156,7 +157,9 @@ def make_env(name, cfg=DEFAULT, **kwargs):
             ) from None
         except UsageError:
             raise
-        except (Exception, SystemExit) as error:  # whatever its constructor raises
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # whatever its constructor raises, sys.exit() among it
             raise UsageError(
                 f"The environment {name!r} can't be made: {sentence_of(error)}"
             ) from None
@@ -218,7 +221,9 @@ def wrap(env, wrapper):
     find_here(module)
     try:
         wrapped = getattr(importlib.import_module(module), name)(env, **arguments)
-    except (Exception, SystemExit) as error:  # whatever is raised in it
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever is raised in it
         raise UsageError(f"The wrapper {wrapper!r} can't be used: {sentence_of(error)}") from None
     if not isinstance(wrapped, gymnasium.Env):
         raise UsageError(f"The wrapper {wrapper!r} gave {type(wrapped).__name__}, no environment.")
@@ -260,15 +265,20 @@ def info_of(env_fn, name=None):
         answer = env.reset()
         details = answer[1] if type(answer) is tuple and len(answer) == 2 else None
         return env_info(env, name, details)
-    except (UsageError, EnvFailure):
+    except (UsageError, EnvFailure, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit() among them
         raise EnvFailure(
             f"An environment of {name_of(env, name)} failed at its first reset: "
             f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
         ) from error
     finally:
-        env.close()
+        close_env(env, name)
+
+
+def close_env(env, name=None):
+    """Close an environment that was only looked at, whatever it does then."""
+    tell_of_close(name_of(env, name), close_all([env.close], seconds=1))
 
 
 def name_of(env, name=None):

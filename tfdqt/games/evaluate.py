@@ -23,7 +23,7 @@ from tfdqt.games.algorithms import (
 )
 from tfdqt.games.config import EnvConfig
 from tfdqt.games.cost import attention_bytes
-from tfdqt.games.envs import info_of, make_env
+from tfdqt.games.envs import close_env, info_of, make_env
 from tfdqt.games.flat import FlatModel, flatten_model, make_act, make_scores, set_weights
 from tfdqt.games.loop import Evaluation, learner_snapshot
 from tfdqt.games.spaces import (
@@ -42,7 +42,10 @@ from tfdqt.runs.checkpoint import BEST, checkpoints, load_checkpoint, save_check
 from tfdqt.runs.cli import read_settings
 from tfdqt.runs.evaluation import append_evaluation, check_left_out
 from tfdqt.runs.folder import find_run
+from tfdqt.runs.processes import CLOSE_SECONDS
 from tfdqt.stats import confidence
+
+FILM_SECONDS = 120  # for the close() that writes a film
 
 
 class TrainedRun(NamedTuple):
@@ -262,6 +265,7 @@ def play_games(
     max_steps=None,
     at_once=None,
     should_stop=None,
+    close_seconds=CLOSE_SECONDS,
 ):
     """Play `episodes` games, each in an environment of its own: -> Games.
 
@@ -271,6 +275,7 @@ def play_games(
     Args:
       at_once: games that are played side by side, by default all.
       should_stop: asked at every step; when true, what was played is dropped, and None returned.
+      close_seconds: that the environments have to close.
     """
     env_seed = np.random.SeedSequence([seed, 3]).generate_state(1)[0]
     games = []
@@ -280,7 +285,7 @@ def play_games(
         try:
             games.append(_play(vec, policy, count, max_steps, should_stop))
         finally:
-            vec.close()
+            vec.close(close_seconds)
         if games[-1] is None:
             return None
     returns, lengths, cut = zip(*games)
@@ -312,7 +317,7 @@ def longest_game(env_fn):
     try:
         spec = getattr(env, "spec", None)
     finally:
-        env.close()
+        close_env(env)
     if spec is None:
         return LONGEST_GAME
     own = (spec.max_episode_steps, spec.kwargs.get("max_num_frames_per_episode"))
@@ -330,7 +335,8 @@ def games_that_fit(env_fn, count, info, network):
         with contextlib.ExitStack() as made:
             for _ in range(min(count, 3)):
                 before = memory.resident()
-                env = made.enter_context(contextlib.closing(env_fn()))
+                env = env_fn()
+                made.callback(close_env, env)
                 env.reset(seed=0)
                 sizes.append(memory.resident() - before)
                 room = memory.available()
@@ -452,7 +458,9 @@ def film(env_fn, policy, folder, *, seed=0, max_steps=None):
     `env_fn` must make an environment with render_mode="rgb_array".
     """
     env_fn = functools.partial(_recorded, env_fn, folder)
-    returns, _ = play_episodes(env_fn, policy, episodes=1, seed=seed, max_steps=max_steps)
+    returns, _, _ = play_games(
+        env_fn, policy, episodes=1, seed=seed, max_steps=max_steps, close_seconds=FILM_SECONDS
+    )
     newest = max(Path(folder).glob("*.mp4"), key=lambda path: path.stat().st_mtime)
     return newest, float(returns[0])
 

@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from tfdqt.games.envs import close_env
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.state import NoState, env_state
 from tfdqt.games.vec_envs import make_vec_env
@@ -27,7 +28,7 @@ def state_fault(env_fn, info, seed=0):
     except NoState as error:
         return str(error)
     finally:
-        env.close()
+        close_env(env, info.name)
     rng = np.random.default_rng(seed)
     one = make_vec_env(env_fn, info, 1, seed, workers=0)
     try:

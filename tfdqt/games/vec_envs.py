@@ -13,7 +13,9 @@ while others play on (REST).
 import contextlib
 import functools
 import multiprocessing
+import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import shared_memory
@@ -33,8 +35,17 @@ from tfdqt.games.spaces import (
 )
 from tfdqt.games.state import NoState, env_state, restore_env
 from tfdqt.policy import split_outputs
+from tfdqt.runs.processes import (
+    CLOSE_SECONDS,
+    close_all,
+    end_group,
+    end_own_group_in,
+    take_signals,
+    tell_of_close,
+)
 
 REST = -1  # an action that leaves an environment as it is
+CLOSED = "closed"  # a worker's last word, with what went wrong in it
 
 
 class Slot:
@@ -214,7 +225,7 @@ class VecEnv(NamedTuple):
     step: Callable  # (actions [N]) -> None
     states: Callable  # () -> list of N states, None where an environment offers none
     restore: Callable  # (list of N states) -> None
-    close: Callable  # () -> None
+    close: Callable  # (seconds=CLOSE_SECONDS) -> None, whatever the environments do
 
 
 def _layout(info, num_envs):
@@ -249,7 +260,6 @@ class Slots:
     """The environments of one process, in rows of the vector's arrays."""
 
     def __init__(self, env_fn, info, seeds, life_loss_ends, arrays, rows):
-        self.envs = []  # as they are made, to be closed whatever happens to the next one
         self.notices = {}  # what there is to tell once, by what it is about
         self.actions = arrays["action"][rows[0] : rows[-1] + 1]
         self.obs = arrays["obs"][rows[0] : rows[-1] + 1, : info.features]
@@ -259,10 +269,9 @@ class Slots:
         self.checked = info.obs_dtype != "int32" and not bytes_
         self.slots = []
         for row, seed in zip(rows, seeds):
-            self.envs.append(env_fn())
             out = {key: array[row : row + 1] for key, array in arrays.items() if key != "action"}
             out = {key: array.reshape(array.shape[1:]) for key, array in out.items()}
-            self.slots.append(Slot(self.envs[-1], info, seed, life_loss_ends, out))
+            self.slots.append(Slot(env_fn(), info, seed, life_loss_ends, out))
         self.check()
 
     def check(self):
@@ -302,10 +311,6 @@ class Slots:
             self.notices["state"] = f"its state can't be saved: {type(error).__name__}: {error}."
         return None
 
-    def close(self):
-        for env in self.envs:
-            env.close()
-
 
 def _tell(info, told, notices):
     """Print what was not told yet."""
@@ -323,36 +328,76 @@ def _words(error):
 
 
 def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, memory_name, rows):
-    import signal
-
     import cloudpickle
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # the learner decides when to stop
-        signal.signal(number, signal.SIG_IGN)
+    with contextlib.suppress(OSError):
+        # Ctrl-C in a terminal then reaches no environment, and what they start ends with this.
+        os.setsid()
+    take_signals(lambda number, frame: None)  # the learner decides when to stop
+    multiprocessing.current_process().daemon = False  # a daemon could have no children
+    # Or the learner would not see the end of this process while a child of it lives.
+    os.register_at_fork(after_in_child=connection.close)
     memory = shared_memory.SharedMemory(memory_name)
     arrays = _arrays(layout, memory.buf)
+    envs = []
     slots = None
+    seconds = CLOSE_SECONDS
+    deserted = False
     try:
-        env_fn = cloudpickle.loads(pickled_env_fn)
+        env_fn = _noting(cloudpickle.loads(pickled_env_fn), envs)
         slots = Slots(env_fn, info, seeds, life_loss_ends, arrays, rows)
         connection.send((True, slots.serve("begin")))
         while True:
-            message, payload = connection.recv()
+            try:
+                message, payload = connection.recv()
+            except EOFError:  # the learner is gone
+                deserted = True
+                break
             if message == "close":
+                seconds = payload
                 break
             connection.send((True, slots.serve(message, payload)))
-    except EOFError:
-        pass  # the learner is gone
-    except Exception as error:
+    except BaseException as error:  # sys.exit() among them
         with contextlib.suppress(OSError):
             connection.send((False, _words(error)))
     finally:
-        if slots is not None:
-            slots.close()
+        end_own_group_in(seconds + 1)  # if the learner, which would do that, is gone
+        faults = close_all([env.close for env in envs], 0.75 * seconds)
+        with contextlib.suppress(OSError):
+            connection.send((CLOSED, faults))
         arrays.clear()
         del slots
         with contextlib.suppress(BufferError):
             memory.close()
+        if deserted:
+            end_own_group_in(0)  # with what environments left running
+
+
+def _noting(env_fn, envs):
+    """`env_fn`, which notes in `envs` what it made: to be closed even if its first reset fails."""
+
+    def make():
+        envs.append(env_fn())
+        return envs[-1]
+
+    return make
+
+
+def _parted(link, process, deadline):
+    """Wait for the end of a worker that was told to close: -> what went wrong."""
+    faults = None
+    while process.is_alive() and time.monotonic() < deadline:
+        try:
+            if link.poll(0.02):
+                message, payload = link.recv()
+                if message == CLOSED:
+                    faults = payload
+                    deadline = min(deadline, time.monotonic() + 1)
+        except (EOFError, OSError):
+            process.join(0.02)
+    if faults is None and process.is_alive():
+        return ["it did not end in time"]
+    return faults or []
 
 
 def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=False, first=0):
@@ -378,25 +423,27 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
     arrays = _arrays(layout, memory.buf)
     links = []
     told = set()
-    for rows in np.array_split(np.arange(num_envs), min(workers, num_envs)):
-        ours, theirs = context.Pipe()
-        process = context.Process(
-            target=_worker,
-            daemon=True,
-            args=(
-                theirs,
-                cloudpickle.dumps(env_fn),
-                info,
-                [seeds[row] for row in rows],
-                life_loss_ends,
-                layout,
-                memory.name,
-                rows,
-            ),
-        )
-        process.start()
-        theirs.close()
-        links.append((ours, process, rows))
+
+    def start():
+        for rows in np.array_split(np.arange(num_envs), min(workers, num_envs)):
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_worker,
+                daemon=True,
+                args=(
+                    theirs,
+                    cloudpickle.dumps(env_fn),
+                    info,
+                    [seeds[row] for row in rows],
+                    life_loss_ends,
+                    layout,
+                    memory.name,
+                    rows,
+                ),
+            )
+            process.start()
+            theirs.close()
+            links.append((ours, process, rows))
 
     def gather():
         answers = []
@@ -432,24 +479,31 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
     def restore(states):
         send("restore", [[states[row] for row in rows] for _, _, rows in links])
 
-    def close():
-        for link, process, _ in links:
-            with contextlib.suppress(OSError):
-                link.send(("close", None))
-            process.join(5)
-            if process.is_alive():
-                process.kill()
-            link.close()
-        links.clear()
-        if arrays:
-            arrays.clear()
-            with contextlib.suppress(BufferError):
-                memory.close()
-            memory.unlink()
+    def close(seconds=CLOSE_SECONDS):
+        deadline = time.monotonic() + seconds
+        faults = []
+        try:
+            for link, _, _ in links:
+                with contextlib.suppress(OSError):
+                    link.send(("close", seconds))
+            for link, process, _ in links:
+                faults += _parted(link, process, deadline)
+        finally:
+            for link, process, _ in links:
+                end_group(process)
+                link.close()
+            links.clear()
+            if arrays:
+                arrays.clear()
+                with contextlib.suppress(BufferError):
+                    memory.close()
+                memory.unlink()
+        tell_of_close(info.name, faults)
 
     try:
+        start()
         gather()
-    except EnvFailure:
+    except BaseException:  # Ctrl-C among them
         close()
         raise
     return VecEnv(arrays, step, states, restore, close)
@@ -457,16 +511,22 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
 
 def _in_process(env_fn, info, seeds, life_loss_ends, arrays):
     rows = np.arange(len(seeds))
+    envs = []
     told = set()
 
     @contextlib.contextmanager
     def failures():
         try:
             yield
-        except UsageError:
+        except (UsageError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # sys.exit() among them
             raise EnvFailure(f"An environment of {info.name} failed: {_words(error)}") from error
+
+    def close(seconds=CLOSE_SECONDS):
+        closers = [env.close for env in envs]
+        envs.clear()
+        tell_of_close(info.name, close_all(closers, seconds))
 
     def serve(message, payload=None):
         with failures():
@@ -474,17 +534,22 @@ def _in_process(env_fn, info, seeds, life_loss_ends, arrays):
         _tell(info, told, notices)
         return answer
 
+    try:
+        with failures():
+            slots = Slots(_noting(env_fn, envs), info, seeds, life_loss_ends, arrays, rows)
+        serve("begin")
+    except BaseException:
+        close()
+        raise
+
     def step(actions):
         arrays["action"][:] = actions
         serve("step")
 
-    with failures():
-        slots = Slots(env_fn, info, seeds, life_loss_ends, arrays, rows)
-    serve("begin")
     return VecEnv(
         arrays,
         step,
         functools.partial(serve, "states"),
         functools.partial(serve, "restore"),
-        slots.close,
+        close,
     )

@@ -6,6 +6,7 @@ the newest whole one survives `kill -9`, a full disk or a power cut.
 
 import json
 import os
+import shlex
 import shutil
 import zipfile
 import zlib
@@ -17,15 +18,17 @@ from tfdqt.errors import UsageError
 
 KEPT = 2  # checkpoints: the newest, and the one before it
 BEST = "best"  # the folder of the one that played best, and the name by which it is chosen
+MARKS = {"__array__", "__tuple__"}  # keys of tree.json that no tree may have itself
 
 
 def _pack(tree, arrays):
-    if isinstance(tree, np.ndarray) and not tree.dtype.hasobject:
+    plain = isinstance(tree, np.ndarray) and not isinstance(tree, np.ma.MaskedArray)
+    if plain and not tree.dtype.hasobject:
         arrays[f"a{len(arrays)}"] = tree
         return {"__array__": f"a{len(arrays) - 1}"}
     if isinstance(tree, np.generic):
         return _pack(np.asarray(tree), arrays) if tree.dtype.kind not in "iufb" else tree.item()
-    if isinstance(tree, dict) and all(isinstance(key, str) for key in tree):
+    if isinstance(tree, dict) and all(isinstance(key, str) for key in tree) and not MARKS & {*tree}:
         return {key: _pack(value, arrays) for key, value in tree.items()}
     if isinstance(tree, tuple):
         return {"__tuple__": [_pack(value, arrays) for value in tree]}
@@ -46,6 +49,22 @@ def _unpack(tree, arrays):
     return [_unpack(value, arrays) for value in tree] if isinstance(tree, list) else tree
 
 
+def packable(tree):
+    """Whether a checkpoint can hold `tree`: dicts with keys of text, lists, tuples, plain values
+    and arrays without objects.
+
+    >>> packable(dict(x=1.5, board=np.zeros([3, 3])))
+    True
+    >>> packable({1: "a key that is no text"})
+    False
+    """
+    try:
+        json.dumps(_pack(tree, {}))
+    except (TypeError, ValueError, RecursionError):  # objects; endless integers; circles
+        return False
+    return True
+
+
 def _checksum(path):
     total = 0
     with open(path, "rb") as file:
@@ -60,6 +79,11 @@ def _sync(path):
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def quoted(path):
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def checkpoints(run_dir, folder="checkpoints"):
@@ -99,7 +123,7 @@ def save_checkpoint(run_dir, step, tree, *, folder="checkpoints", kept=KEPT):
         shutil.rmtree(temporary, ignore_errors=True)
         good = last_good(run_dir)
         kept = (
-            f"the last good one, {good}, is whole: make room and --resume={run_dir}"
+            f"the last good one, {good}, is whole: make room and --resume={quoted(run_dir)}"
             if good
             else "there is none before it"
         )
@@ -147,7 +171,10 @@ def load_checkpoint(run_dir, path=None, *, best_too=False):
     """
     existing = checkpoints(run_dir)
     if path is None and not existing:
-        raise UsageError(f"{run_dir} has no checkpoint yet; start the run again in another folder.")
+        raise UsageError(
+            f"{run_dir} has no checkpoint yet, so there is nothing to go on from; start the run "
+            "again without --resume, in the same folder if you like."
+        )
     if best_too and str(path) == BEST:
         existing = checkpoints(run_dir, BEST)
         if not existing:
@@ -166,7 +193,7 @@ def load_checkpoint(run_dir, path=None, *, best_too=False):
     if fault:
         good = last_good(run_dir)
         advice = (
-            f"the last good one is {good}: choose it with --checkpoint={good}"
+            f"the last good one is {good}: choose it with --checkpoint={quoted(good)}"
             if good
             else "no other one is whole"
         )

@@ -4,14 +4,30 @@ import contextlib
 import dataclasses
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
 from tfdqt import backend
 from tfdqt.errors import EnvFailure, UsageError
-from tfdqt.runs.checkpoint import checkpoints, load_checkpoint, make_saver, newest_common
-from tfdqt.runs.folder import find_run, freed_if_nothing_is_learned, learner_folder, start_run
+from tfdqt.runs.checkpoint import (
+    checkpoints,
+    load_checkpoint,
+    make_saver,
+    newest_common,
+    quoted,
+)
+from tfdqt.runs.folder import (
+    clear,
+    find_run,
+    freed_if_nothing_is_learned,
+    learner_folder,
+    lock_run,
+    start_run,
+    unlock_runs,
+)
 from tfdqt.runs.log import make_logger
+from tfdqt.runs.processes import end_in_time, take_signals
 from tfdqt.scale import distribute, ray_pool
 from tfdqt.scale.config import ScaleConfig, resumed_scale
 from tfdqt.settings import load_config
@@ -20,14 +36,19 @@ from tfdqt.version import __version__
 
 def run_main(main):
     """Call `main()` as a script: what a user can mend becomes one sentence and exit code 2."""
+    code = 1  # of a traceback
     try:
-        sys.exit(main())
+        code = main() or 0
     except (UsageError, EnvFailure) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        code = 128 + signal.SIGINT
+    finally:
+        unlock_runs()
+        end_in_time(code)
+    sys.exit(code)
 
 
 def first_line(error):
@@ -109,6 +130,12 @@ def old_run(args, flags, algorithm, check, **classes):
     `load_config`.
     """
     folder = find_run(args.resume)
+    try:
+        lock_run(folder)
+    except OSError as error:
+        raise UsageError(
+            f"The run folder {folder} can't be written ({error.strerror}); go on with a copy of it."
+        ) from None
     settings = read_settings(folder)
     if settings.get("algorithm") != algorithm:
         raise UsageError(
@@ -116,6 +143,7 @@ def old_run(args, flags, algorithm, check, **classes):
             "started it."
         )
     settings = read_settings(folder, **classes)
+    check_complete(folder, settings)
     scale = resumed_scale(folder, settings["scale"], getattr(args, "scale", ScaleConfig()), flags)
     check(settings, scale)
     strategy = None
@@ -127,6 +155,18 @@ def old_run(args, flags, algorithm, check, **classes):
     connect_actors(scale)
     print(f"Going on from {path}.")
     return Run(folder, settings, scale, strategy or start_backend(scale, args.threads), saved)
+
+
+def check_complete(folder, settings):
+    """Raise UsageError for a config.json without a value that every run has."""
+    learned = ("name", "task")  # by games, by texts
+    lines = ("log_lines", "epochs")  # epochs until 0.1, and of texts
+    for names in (learned, lines, ("seed",), ("checkpoint_every",)):
+        if not any(name in settings for name in names):
+            raise UsageError(
+                f"{folder / 'config.json'} has no {names[0]}; put back what the run was started "
+                "with."
+            )
 
 
 def check_goes_on(done, total, flag):
@@ -176,7 +216,8 @@ class Session(NamedTuple):
 def session(run, fields, total_steps, lines, checkpoint_every, step=None):
     """A Session for the block that learns; `step` is the one that a resumed run goes on from.
 
-    An EnvFailure becomes a UsageError, its traceback in failure.txt.
+    An EnvFailure becomes a UsageError, its traceback in failure.txt. So does SystemExit: whoever
+    asks for the end of the process in the midst of learning is no part of this package.
     """
     folder = run.folder
     log, close = make_logger(folder, fields, total_steps, lines, resume_step=step)
@@ -184,22 +225,31 @@ def session(run, fields, total_steps, lines, checkpoint_every, step=None):
     with stop_on_signals() as stop, freed_if_nothing_is_learned(folder):
         try:
             yield Session(log, save, stop)
-        except EnvFailure as error:
+        except (EnvFailure, SystemExit) as error:
             failure = Path(folder, "failure.txt")
-            failure.write_text(str(error), encoding="utf-8")
+            text = str(error)
+            if isinstance(error, SystemExit):
+                text = f"Something called sys.exit({error.code!r})\n{traceback.format_exc()}"
+            with contextlib.suppress(OSError):  # a full disk must not hide what failed
+                failure.write_text(text, encoding="utf-8")
             advice = "nothing was learned yet, start again"
             if checkpoints(folder):
-                advice = f"what was learned is saved, go on with --resume={folder}"
+                advice = f"what was learned is saved, go on with --resume={quoted(folder)}"
             raise UsageError(
-                f"{first_line(error)}; {advice} once that is mended (more of it: {failure})."
+                f"{first_line(text)}; {advice} once that is mended (more of it: {failure})."
             ) from None
         finally:
             close()
+            unlock_runs()
 
 
 def stopped(script, run_dir, stop):
     """Tell how to go on with a run that was stopped: -> exit code."""
-    print(f"Go on with: python scripts/{script}.py --resume={run_dir}")
+    if checkpoints(run_dir):
+        print(f"Go on with: python scripts/{script}.py --resume={quoted(run_dir)}")
+    else:
+        clear(run_dir)
+        print("Nothing was learned yet; start again.")
     return 128 + (stop.signal or signal.SIGTERM)
 
 
@@ -214,6 +264,8 @@ def show_settings(*parts):
 def stop_on_signals():
     """Within the block, Ctrl-C and SIGTERM only set `stop.signal`; a second one ends the process.
 
+    Children of this process know nothing of that: they have the handlers from before the block.
+
     Yields an object whose call tells whether a signal came.
     """
 
@@ -222,15 +274,11 @@ def stop_on_signals():
 
     def handle(number, frame):
         stop.signal = number
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        give_back()
 
     stop.signal = None
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-    for name in before:
-        signal.signal(name, handle)
+    give_back = take_signals(handle)
     try:
         yield stop
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        give_back()

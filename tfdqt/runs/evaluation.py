@@ -3,6 +3,7 @@
 import csv
 
 from tfdqt.errors import UsageError
+from tfdqt.runs.folder import locked
 from tfdqt.runs.log import write_rows
 from tfdqt.settings import flag_of
 
@@ -26,17 +27,20 @@ def append_evaluation(run_dir, step, seed, how, returns, lengths):
         nothing in it.
       returns, lengths: one of each a game.
     """
-    path = run_dir / "evaluation.csv"
     columns = ["step", *how, "seed", "episode", "return", "length"]
-    rows = []
-    if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [{name: row.get(name, "") for name in columns} for row in csv.DictReader(file)]
+    new = []
     for episode, (value, length) in enumerate(zip(returns, lengths)):
         row = dict(step=step, **how, seed=seed, episode=episode)
         row["return"] = value
         row["length"] = length
-        rows.append(row)
-    temporary = path.with_suffix(".writing")
-    write_rows(temporary, rows)
-    temporary.replace(path)
+        new.append(row)
+    with locked(run_dir / ".evaluation.lock"):  # another process may add rows just now
+        path = run_dir / "evaluation.csv"
+        rows = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as file:
+                old = csv.DictReader(file)
+                rows = [{name: row.get(name, "") for name in columns} for row in old]
+        temporary = path.with_suffix(".writing")
+        write_rows(temporary, rows + new)
+        temporary.replace(path)

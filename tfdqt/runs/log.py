@@ -54,15 +54,17 @@ def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=T
         written = dict(
             epoch=int(last_row["epoch"]), count=int(last_row[counter]), step=int(last_row["step"])
         )
+    # A run that goes on for longer than it was to counts on from the part that it had come to.
+    ahead = max(0, written["epoch"] - (resume_step or 0) * lines // total_steps)
     bars = []  # made with the first line, below whatever was printed before
 
     def log(metrics, last=False, evaluation=None):
-        epoch = min(lines, metrics.step * lines // total_steps)
+        epoch = min(lines, metrics.step * lines // total_steps) + ahead
         count = getattr(metrics, counter)
         if not bars:
             bars.append(
                 tqdm(
-                    total=lines,
+                    total=lines + ahead,
                     initial=written["epoch"],
                     disable=not show,
                     mininterval=0.2 if sys.stderr.isatty() else 30,
