@@ -70,6 +70,30 @@ class SaveAndLoad(InFolder):
                 with self.assertRaisesRegex(UsageError, field):
                     self.load()
 
+    def test_plain_values_are_read_strictly(self):
+        good = dict(name="CartPole-v1", seed=3, log_lines=10, checkpoint_every=5, corpus=None)
+        self.path.write_text(json.dumps(dict(good, other=[1])))
+        self.assertEqual(load_config(self.path), dict(good, other=[1]))
+        for key, value in (
+            ("name", 3),
+            ("name", None),
+            ("seed", "0"),
+            ("seed", -1),
+            ("seed", 1.5),
+            ("log_lines", 0),
+            ("log_lines", True),
+            ("checkpoint_every", 0),
+            ("checkpoint_every", None),
+            ("algorithm", ["dqn"]),
+            ("version", 0.2),
+            ("corpus", 3),
+            ("epochs", "2"),
+        ):
+            with self.subTest(key=key, value=value):
+                self.path.write_text(json.dumps({**good, key: value}))
+                with self.assertRaisesRegex(UsageError, f"config.json: {key} "):
+                    load_config(self.path)
+
     def test_part_is_no_settings(self):
         for part in (None, 3, [], "gpt"):
             with self.subTest(part=part):

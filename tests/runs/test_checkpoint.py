@@ -18,6 +18,7 @@ from tfdqt.runs.checkpoint import (
     load_checkpoint,
     make_saver,
     newest_common,
+    packable,
     save_checkpoint,
 )
 from tfdqt.runs.folder import start_run
@@ -130,6 +131,30 @@ class Checkpoints(InFolder):
             with self.subTest(tree=tree), self.assertRaises(TypeError):
                 save_checkpoint(run, 2, tree)
         self.assertEqual(load_checkpoint(run)[0]["step"], 1)
+
+    def test_what_it_can_hold_is_known_before(self):
+        circle = []
+        circle.append(circle)
+        for tree in (
+            object(),
+            [dict(a={1, 2})],
+            np.array([None, "x"], object),
+            np.ma.array([1, 2], mask=[True, False]),
+            {1: "a key that is no text"},
+            {"__array__": "a key of tree.json's own"},
+            10**5_000,  # more digits than Python reads
+            circle,
+        ):
+            with self.subTest(tree=type(tree)):
+                self.assertFalse(packable(tree))
+        tree = dict(a=[1, (2.5, None)], b=np.zeros(3), c=dict(d=True, e="x"), f=np.float32(0.1))
+        self.assertTrue(packable(tree))
+        self.assertSame(load_checkpoint(self.kept(tree))[0]["a"], tree["a"])
+
+    def kept(self, tree):
+        run = self.started()
+        save_checkpoint(run, 1, tree)
+        return run
 
     def test_newest_two_are_kept(self):
         run, _ = self.saved(5, 50, 500, 5_000_000)

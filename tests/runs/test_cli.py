@@ -2,20 +2,24 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
+import shlex
 import signal
+import sys
 import unittest
 from types import SimpleNamespace
 from typing import NamedTuple
+from unittest import mock
 
 from tests.helpers import InFolder
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.runs import cli
 from tfdqt.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfdqt.runs.cli import Run, given_flags, given_value, run_main, stop_on_signals
-from tfdqt.runs.folder import start_run
+from tfdqt.runs.folder import start_run, unlock_runs
 from tfdqt.runs.log import read_log
 from tfdqt.scale.config import ScaleConfig
 
@@ -127,6 +131,31 @@ class OldRuns(InFolder):
         with self.assertRaisesRegex(UsageError, "not a run of DQN"):
             cli.old_run(args, [], "dqn", None)
 
+    def test_a_value_that_every_run_has_is_missing(self):
+        whole = dict(algorithm="dqn", name="x", seed=0, checkpoint_every=5, log_lines=7)
+        self.addCleanup(unlock_runs)
+        for name in ("name", "seed", "checkpoint_every", "log_lines"):
+            settings = {key: value for key, value in whole.items() if key != name}
+            args = SimpleNamespace(resume=str(self.written(**settings)), checkpoint=None)
+            with self.assertRaisesRegex(UsageError, f"has no {name}; put back"):
+                cli.old_run(args, [], "dqn", None)
+
+    def test_a_run_without_a_checkpoint_has_nothing_to_go_on_from(self):
+        run = start_run(
+            self.tmp / "run", algorithm="dqn", name="x", seed=0, checkpoint_every=5, log_lines=7
+        )
+        self.addCleanup(unlock_runs)
+        args = SimpleNamespace(resume=str(run), checkpoint=None)
+        with self.assertRaisesRegex(UsageError, "nothing to go on from; start the run again"):
+            cli.old_run(args, [], "dqn", lambda settings, scale: None)
+
+    def test_a_run_that_is_still_going_is_left_alone(self):
+        args = SimpleNamespace(resume=str(self.written(algorithm="dqn")), checkpoint=None)
+        busy = BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        with mock.patch("fcntl.lockf", side_effect=busy):
+            with self.assertRaisesRegex(UsageError, "is in use"):
+                cli.old_run(args, [], "dqn", None)
+
 
 class Sessions(InFolder):
     def session(self, run=None, **more):
@@ -155,6 +184,20 @@ class Sessions(InFolder):
         self.assertIn(str(run / "failure.txt"), str(caught.exception))
         self.assertIn("Traceback: here", (run / "failure.txt").read_text())
 
+    def test_what_asks_for_the_end_of_the_process_becomes_one_too(self):
+        run, session = self.session()
+        sentence = f"^Something called sys.exit.0.; what was learned is saved, .* --resume={run} "
+        with self.assertRaisesRegex(UsageError, sentence), session as (_, save, _):
+            save(1, lambda: dict(step=1), last=True)
+            sys.exit(0)
+        self.assertIn("in test_what_asks", (run / "failure.txt").read_text())
+
+    def test_a_session_is_the_one_writer_while_it_lasts(self):
+        run, session = self.session()
+        with mock.patch.object(cli, "unlock_runs") as unlocked, session:
+            unlocked.assert_not_called()
+        unlocked.assert_called_once_with()
+
     def test_one_that_fails_before_anything_is_learned_gives_the_folder_back(self):
         run, session = self.session()
         again = "^the robot did not stand up; nothing was learned yet, start again"
@@ -170,6 +213,23 @@ class Sessions(InFolder):
             code = cli.stopped("run_pqn", self.tmp, stop)
         self.assertEqual(code, 128 + signal.SIGTERM)
         self.assertIn(f"python scripts/run_pqn.py --resume={self.tmp}", said.getvalue())
+
+    def test_a_run_that_was_stopped_before_its_first_checkpoint_is_promised_nothing(self):
+        run = start_run(self.tmp / "run", name="CartPole-v1", seed=0)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            cli.stopped("run_pqn", run, SimpleNamespace(signal=signal.SIGTERM))
+        self.assertEqual(said.getvalue(), "Nothing was learned yet; start again.\n")
+        self.assertFalse((run / "config.json").exists())
+
+    def test_commands_are_quoted(self):
+        run = self.tmp / "a run; of mine"
+        save_checkpoint(run, 1, dict(step=1))
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            cli.stopped("run_pqn", run, SimpleNamespace(signal=signal.SIGTERM))
+        words = shlex.split(said.getvalue().removeprefix("Go on with: "))
+        self.assertEqual(words, ["python", "scripts/run_pqn.py", f"--resume={run}"])
 
 
 class Signals(unittest.TestCase):

@@ -110,6 +110,27 @@ class Log(InFolder):
         log(Metrics(10, 2**40, 5e38, -5e38))
         close()
 
+    def test_a_run_that_goes_on_for_longer_counts_on(self):
+        run = self.started()
+        log, close = self.logger(run, 100, 10, show=False)
+        for step in range(10, 101, 10):
+            log(Metrics(step, step, 1.0, 1.0))
+        close()
+        log, close = self.logger(run, 200, 10, resume_step=100, show=False)
+        for step in range(110, 161, 10):
+            log(Metrics(step, step, 1.0, 1.0))
+        close()
+        # A part has 20 steps now. It was killed at step 160, its last checkpoint is of step 140.
+        log, close = self.logger(run, 200, 10, resume_step=140)
+        for step in range(150, 201, 10):
+            log(Metrics(step, step, 1.0, 1.0))
+        close()
+        rows = [(int(row["epoch"]), int(row["step"])) for row in self.rows(run)]
+        self.assertEqual(
+            rows[9:], [(10, 100), (11, 120), (12, 140), (13, 160), (14, 180), (15, 200)]
+        )
+        self.assertIn("15/15", self.shown.getvalue())
+
     def test_resume_of_a_run_without_a_log(self):
         run = self.started()
         log, close = self.logger(run, 100, 10, resume_step=50, show=False)

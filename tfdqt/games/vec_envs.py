@@ -386,16 +386,21 @@ def _noting(env_fn, envs):
 def _parted(link, process, deadline):
     """Wait for the end of a worker that was told to close: -> what went wrong."""
     faults = None
-    while process.is_alive() and time.monotonic() < deadline:
+    alive = True
+    while alive and time.monotonic() < deadline:
+        alive = process.is_alive()  # before it is asked for its last words
         try:
-            if link.poll(0.02):
+            if faults is None and link.poll(0.02):
                 message, payload = link.recv()
+                alive = True  # there may be more
                 if message == CLOSED:
                     faults = payload
                     deadline = min(deadline, time.monotonic() + 1)
         except (EOFError, OSError):
+            faults = []
+        if faults is not None:
             process.join(0.02)
-    if faults is None and process.is_alive():
+    if faults is None and alive:
         return ["it did not end in time"]
     return faults or []
 

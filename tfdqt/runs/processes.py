@@ -55,8 +55,11 @@ def _after_fork():
 
 
 def _after_fork_in_child():
+    pending = signal.sigpending()
     for number, handler in _before.items():
-        signal.signal(number, handler)
+        # A handler would raise here, where nobody sees it; the child has done nothing yet.
+        early = number in pending and callable(handler)
+        signal.signal(number, signal.SIG_DFL if early else handler)
     _before.clear()
     _after_fork()
 
