@@ -37,7 +37,7 @@ def join_actions(values, parts):
     return actions
 
 
-def one_hot(actions, count, parts=(), dtype=tf.float32):
+def one_hot(actions, count, parts=(), dtype="float32"):
     """1 at the outputs of the actions taken, else 0: int [...] -> [..., A]; count: A."""
     if not parts:
         return tf.one_hot(actions, count, dtype=dtype)

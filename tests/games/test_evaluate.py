@@ -164,7 +164,7 @@ class TestPolicy(tf.test.TestCase):
                 self.policy(obs)
         self.policy.reset(num_envs=3)
         for obs in (0, np.zeros(2, int), np.zeros((3, 2), int)):
-            with self.assertRaisesRegex(UsageError, "3 of them"):
+            with self.assertRaisesRegex(UsageError, "3 observations|never shows"):
                 self.policy(obs)
         with self.assertRaisesRegex(UsageError, "first must tell of each of 3"):
             self.policy(np.zeros(3, int), first=True)
