@@ -19,6 +19,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,13 @@ def read_checkpoint(run_dir):
     return leaves_of(tree, arrays)
 
 
+def without_env_states(leaves):
+    """The leaves of a checkpoint but those of what environments keep inside."""
+    return {
+        path: leaf for path, leaf in leaves.items() if not re.match(r"/envs/\d+/env(/|$)", path)
+    }
+
+
 def equal(one, other):
     """Whether two leaves are the same bits; NaN equals NaN."""
     if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
@@ -230,8 +238,10 @@ def check_resume(other, run, folder):
 
 def compare_checkpoints(theirs, ours):
     """Compare the newest checkpoints of two runs."""
-    before = read_checkpoint(theirs)
-    now = read_checkpoint(ours)
+    # How an environment's own state is written is no part of what was learned. Whether it is the
+    # same shows when this checkout goes on with the other's run.
+    before = without_env_states(read_checkpoint(theirs))
+    now = without_env_states(read_checkpoint(ours))
     arrays = sum(isinstance(leaf, np.ndarray) for leaf in before.values())
     same = f"{arrays} arrays and {len(before) - arrays} values"
     more = len(set(now) - set(before))

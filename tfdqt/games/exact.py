@@ -49,10 +49,8 @@ def _fault(one, other, info, rng):
         states = one.states()
         if states == [None]:
             return "what is saved of it later can't be kept"
-        try:
-            other.restore(states)
-        except NoState as error:
-            return str(error)
+        if other.restore(states) != [True]:
+            return "what is saved of it does not fit another one"
         for _ in range(STEPS):
             action = _action(one, info, rng)
             one.step(action)

@@ -270,10 +270,10 @@ def restore_progress(saved):
 def restore_stepper(saved, stepper):
     """Put environments, window and generator back as a snapshot has them."""
     vec, window, rng = stepper
-    vec.restore(saved["envs"])
+    went_on = vec.restore(saved["envs"])
     for name, array in saved["window"].items():
         getattr(window, name)[...] = array
-    for row, env in enumerate(saved["envs"]):
-        if env is None:  # a fresh episode
+    for row in range(len(went_on)):
+        if not went_on[row]:
             forget_history(window, row, vec.out["obs"][row])
     rng.bit_generator.state = saved["rng"]

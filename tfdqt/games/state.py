@@ -77,9 +77,29 @@ def restore_env(env, state, *, reset=True):
     if reset:
         env.reset()
     try:
-        _Restore().value(state, env)
+        if isinstance(state, dict):
+            _restore_before_0_2(env, state)
+        else:
+            _Restore().value(state, env)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise NoState(f"it does not fit ({error})") from None
+
+
+def _restore_before_0_2(env, state):
+    """The same from a run of an earlier version, which named what it saved."""
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env).__name__ in state["wrappers"]:
+            env._elapsed_steps = state["wrappers"][type(env).__name__]
+        env = env.env
+    if "ale" in state:
+        env.restore_state(ale_py.ALEState(state["ale"].tobytes()))
+        env.ale.last = ale_py.Action(state["sticky"])
+    elif "own" in state:
+        env.set_state(state["own"])
+    else:
+        for key, value in state["plain"].items():
+            setattr(env, key, value)
+    env.np_random.bit_generator.state = state["rng"]
 
 
 # -------------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from tfdqt.games.spaces import (
 )
 from tfdqt.games.state import NoState, env_state, restore_env
 from tfdqt.policy import split_outputs
+from tfdqt.runs.checkpoint import packable
 from tfdqt.runs.processes import (
     CLOSE_SECONDS,
     close_all,
@@ -179,7 +180,7 @@ class Slot:
         """Everything that `restore` needs. Raises NoState if the environment's can't be saved."""
         env = env_state(self.env)
         slot = dict(
-            lives=float(self.lives),
+            lives=float(self.lives) if self.lives % 1 else int(self.lives),
             ret=float(self.ret),
             length=int(self.length),
             ended=bool(self.ended),
@@ -188,11 +189,18 @@ class Slot:
         return dict(env=env, slot=slot, out=out)
 
     def restore(self, state):
-        """Go on from `state`, or from a fresh episode if it is None."""
+        """Go on from `state`, or from a fresh episode if it is None.
+
+        Raises NoState, and has begun a fresh episode, if it does not fit this environment.
+        """
         if state is None:
             self._reset()
             return
-        restore_env(self.env, state["env"])
+        try:
+            restore_env(self.env, state["env"])
+        except NoState:
+            self._reset()
+            raise
         for key, value in state["slot"].items():
             setattr(self, key, value)
         for key, value in state["out"].items():
@@ -224,7 +232,7 @@ class VecEnv(NamedTuple):
     out: dict  # obs [N, ...], first [N], reward [N], discount [N], ended [N], ret [N], length [N]
     step: Callable  # (actions [N]) -> None
     states: Callable  # () -> list of N states, None where an environment offers none
-    restore: Callable  # (list of N states) -> None
+    restore: Callable  # (list of N states) -> list of bool, False where a fresh episode began
     close: Callable  # (seconds=CLOSE_SECONDS) -> None, whatever the environments do
 
 
@@ -294,17 +302,28 @@ class Slots:
         elif message == "states":
             answer = [self.state(slot) for slot in self.slots]
         elif message == "restore":
-            for slot, state in zip(self.slots, payload):
-                slot.restore(state)
+            answer = [self.restore(slot, state) for slot, state in zip(self.slots, payload)]
             self.check()
         notices = self.notices
         self.notices = {}
         return answer, notices
 
+    def restore(self, slot, state):
+        """Whether a slot goes on from a state; if not, it has begun a fresh episode."""
+        try:
+            slot.restore(state)
+        except NoState as error:
+            self.notices["restore"] = f"a fresh episode begins, for the saved state: {error}."
+            return False
+        return state is not None
+
     def state(self, slot):
         """The state of a slot, or None and a notice: what can't be saved must not end a run."""
         try:
-            return slot.state()
+            state = slot.state()
+            if packable(state):
+                return state
+            self.notices["state"] = "its state can't be saved: a checkpoint can't hold it."
         except NoState as error:
             self.notices["state"] = f"its state can't be saved: {error}."
         except Exception as error:
@@ -482,7 +501,8 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
         return [state for answer in send("states") for state in answer]
 
     def restore(states):
-        send("restore", [[states[row] for row in rows] for _, _, rows in links])
+        answers = send("restore", [[states[row] for row in rows] for _, _, rows in links])
+        return [went_on for answer in answers for went_on in answer]
 
     def close(seconds=CLOSE_SECONDS):
         deadline = time.monotonic() + seconds
