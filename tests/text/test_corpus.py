@@ -150,8 +150,8 @@ class TestCorpus(tf.test.TestCase):
             _, about = task.load_data(dict(new_items=4, text=TextConfig()))
         self.assertRegex(
             about,
-            r"^1 file, 135 characters, 36 words \(.*UAX 29.*NFC.*Thai.*cluster\), 75.0% .* the 1 "
-            "known; about 12 texts of 4 words.$",
+            r"^1 file, 135 characters, 36 words \(.*UAX 29.*NFC.*Thai.*cluster\), 75.0% of them "
+            r"known \(vocabulary: 1\); about 12 texts of 4 words.$",
         )
 
     def test_a_folder_where_nothing_was_learned_gives_no_words(self):

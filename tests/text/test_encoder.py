@@ -185,6 +185,12 @@ class TestPrunedTransformerModel(tf.test.TestCase):
     def test_pruning_that_prunes_nothing_is_refused(self):
         with self.assertRaisesRegex(UsageError, "sets no weight to zero"):
             PrunedTransformerModel(CONFIG, 1e-6)
+        model = PrunedTransformerModel(CONFIG, 0.5, schedule="polynomial", end_step=40)
+        zeros = []
+        for _ in range(model.pruned_after + 1):
+            zeros.append(sparsity(model))
+            model.prune_step()
+        self.assertEqual((max(zeros), sparsity(model) > 0), (0.0, True))
         with mock.patch.object(encoder, "dense_kernels", lambda model: []):
             with self.assertRaisesRegex(UsageError, "no Dense or Conv1D layer"):
                 PrunedTransformerModel(CONFIG, 0.5)

@@ -33,7 +33,16 @@ from tests.helpers import (
     succeeds,
     wait_for,
 )
-from tests.text.helpers import MAZE, TINY, corpus_run, folder, maze_run, texts, without_xla
+from tests.text.helpers import (
+    MAZE,
+    TINY,
+    corpus_run,
+    eager,
+    folder,
+    maze_run,
+    texts,
+    without_xla,
+)
 from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints, load_checkpoint
 from tfdqt.runs.cli import old_run
@@ -139,7 +148,9 @@ class TestResume(WithoutXLA):
             shutil.copytree(whole, again)
             lines = (again / "log.csv").read_text().splitlines(keepends=True)
             (again / "log.csv").write_text("".join(lines[: len(lines) - missing]))
-            done = call("run_text", f"--resume={again}")
+            played = np.full(25, float(list(csv.DictReader(lines))[-1]["mean_return"]))
+            with mock.patch("tfdqt.text.tasks.play.play_games", return_value=played):
+                done = call("run_text", f"--resume={again}")
             self.assertEqual(done.returncode, 0, done.stderr)
             self.assertIn("Nothing is left to learn, for all 2 epochs are done", done.stdout)
             self.assertEqual(log_without_time(whole), log_without_time(again))
@@ -162,7 +173,7 @@ class TestResume(WithoutXLA):
         self.assertEqual(log_without_time(whole), log_without_time(broken))
 
 
-class TestReward(WithoutXLA, InFolder):
+class TestReward(InFolder):
     def test_sys_exit_in_a_reward_loses_nothing(self):
         self.addCleanup(os.chdir, os.getcwd())
         self.addCleanup(sys.path.__setitem__, slice(None), list(sys.path))
@@ -188,7 +199,8 @@ class TestReward(WithoutXLA, InFolder):
             "--updates-per-batch=1",
             *TINY,
         ]
-        done = call("run_text", *flags, f"--run-dir={run_dir}")
+        with eager():
+            done = call("run_text", *flags, f"--run-dir={run_dir}")
         self.assertEqual(done.returncode, 2, done.stderr)
         self.assertNotIn("Traceback", done.stderr)
         self.assertRegex(
@@ -201,7 +213,8 @@ class TestReward(WithoutXLA, InFolder):
         del sys.modules["reward_that_ends"]
         importlib.invalidate_caches()
         shutil.rmtree(self.tmp / "__pycache__", ignore_errors=True)  # of the same second
-        done = call("run_text", f"--resume={run_dir}")
+        with eager():
+            done = call("run_text", f"--resume={run_dir}")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn(f"scripts/evaluate.py '{run_dir}'", done.stdout)
 
@@ -349,6 +362,9 @@ class TestBadInput(unittest.TestCase):
         self.refused("does not exist", "--task=corpus", "--corpus=nowhere")
         self.refused("module:function", *corpus, "--reward=nothing", *where)
         self.refused("words in a row", *corpus, "--window=9999", *TINY, *where)
+        few = ["--episodes=1", "--epochs=1", "--new-items=4096", *TINY]
+        late = ["--pruning-schedule=polynomial", "--pruning-end=5000"]
+        self.refused("zero no weight in the 8 updates", *few, *late, *where)
         self.refused("tokenizer", "--encoder=nowhere/nothing", *where)
 
     def test_runs_that_can_not_be_gone_on_with(self):

@@ -200,12 +200,14 @@ class PrunedTransformerModel(tf_keras.Model):
             )
         self.steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="pruning_steps")
         self.masks = []
+        self.pruned_after = 0  # steps of the optimizer, before which no weight is zero
         if not pruning_amount:
             return
         if schedule == "constant":
             plan = ConstantSparsity(pruning_amount, begin_step, frequency=frequency)
         else:  # the last step must be one at which masks are renewed, or the amount is not reached
             frequency = math.gcd(frequency, end_step - begin_step)
+            self.pruned_after = 0 if pattern == "2:4" else begin_step + frequency
             plan = PolynomialDecay(0.0, pruning_amount, begin_step, end_step, frequency=frequency)
         self._make_pruner(plan, pattern, block_size)
         if schedule == "constant" and begin_step == 0:

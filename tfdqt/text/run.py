@@ -233,6 +233,14 @@ def train(run, device):
     with freed_if_nothing_is_learned(run.folder):
         task, transformer, head = make_networks(run.folder, settings)
         batches, about = task.load_data(settings)
+        updates = settings["epochs"] * len(batches) * cfg.updates_per_batch
+        network = settings["network"]
+        if updates <= transformer.pruned_after:
+            raise UsageError(
+                f"--pruning-schedule=polynomial would zero no weight in the {updates} updates of "
+                f"this run; give a smaller --pruning-end than {network.pruning_end}, more --epochs "
+                "or --pruning-amount=0."
+            )
     show_settings(settings["network"], cfg, run.scale)
     print(
         f"{task.name}: {about} Encoder {transformer.bert.count_params():,} weights, "
@@ -240,8 +248,6 @@ def train(run, device):
     )
     print(f"Run folder: {run.folder}", flush=True)
 
-    updates = settings["epochs"] * len(batches) * cfg.updates_per_batch
-    network = settings["network"]
     if network.pruning_schedule == "polynomial" and updates < network.pruning_end:
         print(
             f"Note: --pruning-end={network.pruning_end} lies behind the last of {updates} updates, "

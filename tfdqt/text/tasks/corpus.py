@@ -229,11 +229,11 @@ class Corpus(NamedTuple):
                 f"The tokenizer knows none of the words in {self.folder}; give an --encoder of "
                 "their language, or leave it out."
             )
-        words_known = len(self.actions) - len(self.tokenizer.all_special_ids)
+        vocabulary = len(self.actions) - len(self.tokenizer.all_special_ids)
         return batches, (
             f"{found.files:,} file{'s' * (found.files > 1)}, {found.characters:,} characters, "
             f"{found.counts.total():,} words ({describe_rule(self.rule, found.counts)}), "
-            f"{known:.1%} of them among the {words_known:,} known; about "
+            f"{known:.1%} of them known (vocabulary: {vocabulary:,}); about "
             f"{len(batches) * size:,} texts of {words} words."
         )
 
