@@ -29,7 +29,9 @@ PLAIN = dict(
     vocabulary=(int, 1),
     window=(int, 1),
     new_items=(int, 1),
-    evaluate_every=(int, 1),
+    evaluate_every=(int, 0),
+    evaluate_episodes=(int, 1),
+    stop_at_score=(float | None, None),
     games=(int, 1),
 )
 

@@ -28,7 +28,7 @@ from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.exact import state_fault
 from tfdqt.games.spaces import info_from_json, info_to_json
 from tfdqt.games.state import make_unsaved
-from tfdqt.runs.checkpoint import BEST, checkpoints
+from tfdqt.runs.checkpoint import BEST, checkpoints, quoted
 from tfdqt.runs.cli import (
     check_goes_on,
     check_resume_flags,
@@ -214,6 +214,8 @@ def resume(args, flags, algorithm):
 def make_exact(args, settings):
     """`env_fn()` of a run's environment. If its state can't be saved, says so first."""
     env_fn = functools.partial(make_env, args.name, args.env)
+    if settings["scale"].actors:
+        return env_fn  # no state is saved
     if "spaces" in settings:  # since 0.2
         info = info_from_json(settings["spaces"], args.name)
     else:
@@ -279,6 +281,8 @@ def main(algorithm, description, argv=None):
         )
         return model
 
+    if args.env != EnvConfig():
+        show_settings(args.env)
     show_settings(args.network, cfg, run.scale)
     print(f"Run folder: {run.folder}", flush=True)
     train, metrics = trainer(args, algorithm, run.scale, run.strategy)
@@ -315,7 +319,7 @@ def main(algorithm, description, argv=None):
             "which is kept as --checkpoint=best."
         )
     show_features(net.model, args.network)
-    print(f"Evaluate with: python scripts/evaluate.py {run.folder}")
+    print(f"Evaluate with: python scripts/evaluate.py {quoted(run.folder)}")
     return 0
 
 
