@@ -9,7 +9,7 @@ from tfdqt import memory
 from tfdqt.errors import UsageError
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.cost import attention_bytes, check_attention
-from tfdqt.games.envs import EnvInfo
+from tfdqt.games.spaces import EnvInfo
 
 RAM = EnvInfo("Ram", (128,), "uint8", (), 4)
 

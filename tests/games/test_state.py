@@ -122,6 +122,18 @@ class Robot(Elsewhere):
         return np.float32([self.at]), 0.0, False, False, {}
 
 
+class Only(Elsewhere):
+    made = []
+
+    def __init__(self):
+        if self.made:
+            raise OSError("the port is taken")
+        self.made.append(1)
+
+    def close(self):
+        self.made.clear()
+
+
 class Heavy(Elsewhere):
     def __init__(self):
         self.level = np.ones(20 * 2**20, np.uint8)
@@ -202,6 +214,11 @@ class Proof(unittest.TestCase):
         for env_fn, words in ((Elsewhere, "elsewhere"), (Holding, "holds"), (Heavy, "16 MiB")):
             with self.subTest(env=env_fn):
                 self.assertRegex(fault(env_fn), words)
+
+    def test_an_environment_that_there_can_be_only_one_of(self):
+        self.addCleanup(Only.made.clear)
+        self.assertRegex(fault(Only), "no copy.*the port is taken")
+        self.assertEqual(Only.made, [])
 
     def test_a_fickle_passenger_is_in_the_state(self):
         """Rare moments, too: a game saved just behind the pick-up goes on with the same change."""

@@ -12,7 +12,7 @@ def attention_bytes(info, network):
         return 0
     tokens = network.context
     if network.tokens == "features":
-        tokens *= info.obs_shape[0]
+        tokens *= info.features
     return 4 * network.heads * tokens**2
 
 
@@ -27,7 +27,7 @@ def check_attention(info, network, windows):
         return
     how = f"{network.context} steps"
     if network.tokens == "features":
-        how += f" x {info.obs_shape[0]} features"
+        how += f" x {info.features} features"
     takes = f"Attention over windows of {how}, {windows} at a time, takes at least"
 
     def advice(room):

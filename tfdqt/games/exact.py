@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 
+from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.envs import close_env
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.state import NoState, env_state
@@ -32,7 +33,11 @@ def state_fault(env_fn, info, seed=0):
     rng = np.random.default_rng(seed)
     one = make_vec_env(env_fn, info, 1, seed, workers=0)
     try:
-        other = make_vec_env(env_fn, info, 1, seed + 1, workers=0)
+        try:
+            other = make_vec_env(env_fn, info, 1, seed + 1, workers=0)
+        except (EnvFailure, UsageError) as error:  # such as a simulator that there is one of
+            sentence = str(error).partition("\n")[0]
+            return f"no copy to try it with can be made beside it ({sentence})"
         try:
             return _fault(one, other, info, rng)
         finally:

@@ -81,13 +81,21 @@ def parts_of(space, path=""):
 def _counts(space, path):
     if isinstance(space, spaces.Box):
         return (0,) * math.prod(space.shape)
+    counts = choices_of(space)
+    if counts is None:
+        raise UsageError(f"{path or 'it'} is {space}, which is no numbers")
+    return counts
+
+
+def choices_of(space):
+    """The number of values of each entry of a discrete space, or None if it is not discrete."""
     if isinstance(space, spaces.Discrete):
         return (int(space.n),)
     if isinstance(space, spaces.MultiDiscrete):
         return tuple(int(n) for n in space.nvec.reshape(-1))
     if isinstance(space, spaces.MultiBinary):
         return (2,) * math.prod(space.shape)
-    raise UsageError(f"{path or 'it'} is {space}, which is no numbers")
+    return None
 
 
 def _is_image(space):
@@ -152,7 +160,7 @@ def describe(observation_space, action_space, name, mask=None):
         raise UsageError(f"The observations of {name} are empty ({observation_space}).")
     dtype = _kept_as(parts)
     actions = count_actions(action_space, name)
-    parts = action_counts(action_space)
+    parts = choices_of(action_space)
     parts = parts if len(parts) > 1 and actions > MOST_JOINT else ()
     return EnvInfo(
         name,
@@ -384,20 +392,9 @@ def out_of_range(reader, obs):
 # Actions
 
 
-def action_counts(space):
-    """The number of values of each part of an action, or None if it is not discrete."""
-    if isinstance(space, spaces.Discrete):
-        return (int(space.n),)
-    if isinstance(space, spaces.MultiDiscrete):
-        return tuple(int(n) for n in space.nvec.reshape(-1))
-    if isinstance(space, spaces.MultiBinary):
-        return (2,) * math.prod(space.shape)
-    return None
-
-
 def count_actions(space, name):
     """How many actions there are. Raises UsageError if they are none of a list."""
-    counts = action_counts(space)
+    counts = choices_of(space)
     if counts is None:
         advice = (
             "--wrappers 'gymnasium.wrappers:DiscretizeAction(bins=5)' makes them so"
@@ -422,7 +419,7 @@ def make_action(space) -> Callable:
     if isinstance(space, spaces.Discrete):
         start = int(space.start)
         return lambda index: int(index) + start
-    counts = action_counts(space)
+    counts = choices_of(space)
     start = getattr(space, "start", 0)
     return lambda index: (
         np.reshape(np.unravel_index(int(index), counts), space.shape) + start
@@ -439,7 +436,7 @@ def read_mask(mask, info, where):
         array = np.asarray(mask)
     except ValueError:
         array = np.asarray(None)
-    counts = action_counts(info.action_space)
+    counts = choices_of(info.action_space)
     whole = info.outputs
     if array.dtype.kind not in "biuf" or array.size not in (whole, sum(counts)):
         raise EnvFailure(
