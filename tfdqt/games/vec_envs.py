@@ -45,6 +45,7 @@ from tfdqt.runs.processes import (
     tell_of_close,
 )
 
+WATCHED = 64  # steps in which a Box's bounds are looked at, and between two looks after that
 REST = -1  # an action that leaves an environment as it is
 CLOSED = "closed"  # a worker's last word, with what went wrong in it
 
@@ -275,6 +276,7 @@ class Slots:
         # Categories are checked as they are read, and a byte that may be any needs no check.
         bytes_ = info.obs_dtype == "uint8" and (self.reader.high - self.reader.low == 255).all()
         self.checked = info.obs_dtype != "int32" and not bytes_
+        self.steps = 0
         self.slots = []
         for row, seed in zip(rows, seeds):
             out = {key: array[row : row + 1] for key, array in arrays.items() if key != "action"}
@@ -283,10 +285,19 @@ class Slots:
         self.check()
 
     def check(self):
-        """Raise EnvFailure if an observation is not finite; note what leaves its bounds once."""
+        """Raise EnvFailure if an observation is not finite; note what leaves its bounds once.
+
+        Bounds are looked at every WATCHED steps but for the first of them: no more than a note
+        comes of that, and it takes longer.
+        """
+        if not self.checked:
+            return
+        self.steps += 1
+        if self.steps > WATCHED and self.steps % WATCHED and np.isfinite(self.obs).all():
+            return
         low = self.reader.low
         high = self.reader.high
-        while self.checked and not ((self.obs >= low) & (self.obs <= high)).all():
+        while not ((self.obs >= low) & (self.obs <= high)).all():
             entry, sentence = out_of_range(self.reader, self.obs)
             self.notices[entry] = sentence
             low[entry] = -GREATEST
