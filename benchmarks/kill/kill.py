@@ -233,6 +233,8 @@ def main():
             broken = folder / f"{name}-broken"
             killed, lines = chain(RUNS[name], whole, broken, seconds, left, rng)
             left -= len(killed)
+            if len(killed) < 3:  # the machine has become faster: moments come too late
+                seconds = tuple(0.7 * each for each in seconds)
             chains += 1
             result = "DIFFERENT" if lines else "bit-identical"
             print(f"{name}: chain {chains}, {len(killed)} kills: {result}", flush=True)

@@ -56,9 +56,11 @@ class Stopping(Corridor):
     """One whose user has had enough at the third step."""
 
     limit = 1_000
+    stopped = False
 
     def step(self, action):
-        if self.steps == 2:
+        if self.steps == 2 and not Stopping.stopped:
+            Stopping.stopped = True  # a second signal would end the process
             signal.raise_signal(signal.SIGTERM)
         return super().step(0)
 
