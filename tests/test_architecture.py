@@ -17,6 +17,7 @@ GROUND = {
     "backend",
     "losses",
     "memory",
+    "modules",
     "policy",
     "replay",
     "stats",

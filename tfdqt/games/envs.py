@@ -2,18 +2,15 @@
 
 import ast
 import difflib
-import importlib
 import json
-import os
 import re
-import sys
 import traceback
 import warnings
-from pathlib import Path
 
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.config import EnvConfig
 from tfdqt.games.spaces import MASK_KEY, describe
+from tfdqt.modules import import_here
 from tfdqt.runs.processes import close_all, tell_of_close
 
 with warnings.catch_warnings():
@@ -133,11 +130,11 @@ def make_env(name, cfg=DEFAULT, **kwargs):
     reset_options = options_of(cfg.reset_options, "--reset-options")
     if name.startswith("ALE/"):
         kwargs.setdefault("obs_type", "ram")
-    if ":" in name:
-        find_here(name.partition(":")[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if ":" in name:
+                import_here(name.partition(":")[0])
             env = gymnasium.make(name, disable_env_checker=True, **kwargs)
         except (
             gymnasium.error.NameNotFound,
@@ -177,14 +174,6 @@ def sentence_of(error):
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def find_here(module):
-    """Let a module in the current folder be imported."""
-    top = module.partition(".")[0]
-    here = os.getcwd()
-    if here not in sys.path and (Path(here, f"{top}.py").exists() or Path(here, top).is_dir()):
-        sys.path.insert(0, here)
-
-
 def options_of(text, flag):
     """Keyword arguments written as JSON; "" are none. Raises UsageError if it is no object."""
     try:
@@ -218,9 +207,8 @@ def wrap(env, wrapper):
         raise UsageError(
             f"--wrappers takes MODULE:FUNCTION or 'MODULE:FUNCTION(key=value)', not {wrapper!r}."
         )
-    find_here(module)
     try:
-        wrapped = getattr(importlib.import_module(module), name)(env, **arguments)
+        wrapped = getattr(import_here(module), name)(env, **arguments)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever is raised in it

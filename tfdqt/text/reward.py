@@ -1,10 +1,8 @@
 """What a text is worth: rewards found by their names, and held to give one finite number."""
 
-import importlib
 import math
 import numbers
 import os
-import sys
 import traceback
 from decimal import Decimal
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.modules import import_here
 
 LARGEST = 1e7  # either way; float32, which learning is done in, has no halves beyond 1.6e7
 SHOWN = 40  # characters of a text that an error shows
@@ -143,11 +142,8 @@ def make_reward(name):
 
 
 def _import(module, name):
-    # First, for a script's own folder, such as scripts/, holds modules of common names.
-    here = os.getcwd()
-    sys.path.insert(0, here)
     try:
-        return importlib.import_module(module)
+        return import_here(module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module may raise anything, sys.exit included
@@ -160,7 +156,3 @@ def _import(module, name):
             f"--reward={name} can't be found: importing {module} fails ({type(error).__name__}: "
             f"{said}); {advice}; it takes module:function of a function text -> float."
         ) from None
-    finally:
-        sys.path.remove(here)
-        if here not in sys.path:
-            sys.path.append(here)  # for what the module imports when it is called
