@@ -101,11 +101,13 @@ def otherwise_written(value, draw):
         return {key: otherwise_written(part, draw) for key, part in value.items()}
     if isinstance(value, tuple):
         return tuple(otherwise_written(part, draw) for part in value)
-    kind = draw(st.sampled_from(("same", "list", "float64", "numpy")))
+    kind = draw(st.sampled_from(("same", "list", "float64", "float32", "numpy")))
     if kind == "list":
         return np.asarray(value).tolist()
     if kind == "float64":
         return np.asarray(value, np.float64)
+    if kind == "float32" and np.asarray(value).dtype != np.float64:
+        return np.asarray(value, np.float32)
     return np.asarray(value) if kind == "numpy" else value
 
 

@@ -162,6 +162,7 @@ class Word(unittest.TestCase):
             (spaces.MultiBinary(3), np.array([True, False, True]), [1, 0, 1]),
             (spaces.Dict(n=TWO, v=VECTOR), dict(v=[0, 0, 1], n=1, more=3), [1, 0, 0, 1]),
             (spaces.Tuple([TWO, BYTES]), (1, np.uint8([0, 64, 192])), [1, -1, -0.5, 0.5]),
+            (spaces.Tuple([TWO, BYTES]), (1, np.float32([0, 64, 192])), [1, -1, -0.5, 0.5]),
         ):
             with self.subTest(space=space, shown=shown):
                 self.assertEqual(self.first(space, shown), expected)
@@ -181,6 +182,8 @@ class Word(unittest.TestCase):
             (spaces.Box(-np.inf, np.inf, (2,), np.float64), [1e300, 0], r"entry \[0\] is inf"),
             (spaces.Box(0, 2**60, (1,), np.int64), np.array([2**24]), "float32 does not tell"),
             (spaces.Box(-(2**60), 0, (1,), np.int64), np.array([-(2**63)]), "float32 does not"),
+            (spaces.Box(0, 2**60, (1,), np.int64), np.array([1e15]), "float32 does not tell"),
+            (spaces.Tuple([TWO, BYTES]), (1, np.float32([300, 0, 0])), "no bytes"),
             (BYTES, np.array([300, 0, 0]), "no bytes"),
             (BYTES, np.array([-1, 0, 0]), "no bytes"),
             (BYTES, [0.5, 0, 0], "no bytes"),

@@ -160,16 +160,16 @@ def describe(observation_space, action_space, name, mask=None):
         raise UsageError(f"The observations of {name} are empty ({observation_space}).")
     dtype = _kept_as(parts)
     actions = count_actions(action_space, name)
-    parts = choices_of(action_space)
-    parts = parts if len(parts) > 1 and actions > MOST_JOINT else ()
+    choices = choices_of(action_space)
+    choices = choices if len(choices) > 1 and actions > MOST_JOINT else ()
     return EnvInfo(
         name,
-        (len(counts) + ((sum(parts) or actions) if mask else 0),),
+        (len(counts) + ((sum(choices) or actions) if mask else 0),),
         dtype,
         counts if any(counts) else (),
         actions,
         mask,
-        parts,
+        choices,
         observation_space,
         action_space,
     )
@@ -299,7 +299,7 @@ def _box_reader(part, dtype):
             array = value if flat else value.reshape(-1)
         else:
             array = _array(value, part)
-        if array.dtype == dtype:
+        if array.dtype == dtype and not scaled:
             return array
         if own == np.uint8:
             with np.errstate(invalid="ignore"):  # NaN becomes some byte, which it does not equal
@@ -309,10 +309,7 @@ def _box_reader(part, dtype):
                     value, part, "which are no bytes (0 to 255) as promised by its space"
                 )
             return array / 128.0 - 1.0 if scaled else array
-        if array.dtype == np.float64:
-            with np.errstate(over="ignore"):  # it becomes infinite, which is found later
-                return array.astype(np.float32)
-        whole = array.dtype.kind in "iu" and array.itemsize > 2
+        whole = any(one.kind in "iu" and one.itemsize > 2 for one in (own, array.dtype))
         if whole and ((array >= WHOLE) | (array <= -WHOLE)).any():
             raise _refused(
                 value,
@@ -320,7 +317,8 @@ def _box_reader(part, dtype):
                 f"with whole numbers of {WHOLE:,} and more, which float32 does not tell apart; "
                 "scale them in a wrapper (--wrappers MODULE:FUNCTION); its space is",
             )
-        return array
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is found later
+            return array.astype(np.float32)
 
     return read
 
