@@ -8,10 +8,26 @@ from unittest import mock
 from tfdqt import memory
 from tfdqt.errors import UsageError
 from tfdqt.games.config import NetworkConfig
-from tfdqt.games.cost import attention_bytes, check_attention
+from tfdqt.games.cost import attention_bytes, check_attention, check_ends
 from tfdqt.games.spaces import EnvInfo
 
 RAM = EnvInfo("Ram", (128,), "uint8", (), 4)
+
+
+class TestEnds(unittest.TestCase):
+    def test_what_grows_without_a_bound(self):
+        state = EnvInfo("State", (1,), "int32", (10**8,), 4)
+        arms = EnvInfo("Arms", (1,), "float32", (), 10**8)
+        with (
+            mock.patch.object(memory, "available", return_value=24 * 10**9),
+            contextlib.redirect_stdout(io.StringIO()) as said,
+        ):
+            check_ends(EnvInfo("Small", (1,), "int32", (10**4,), 4), NetworkConfig(), 32)
+            self.assertEqual(said.getvalue(), "")
+            for info in (state, arms):
+                for network in ("gpt", "dense"):
+                    with self.assertRaisesRegex(UsageError, "100,000,000.*but 24.0 GB"):
+                        check_ends(info, NetworkConfig(network=network), 32)
 
 
 class TestAttention(unittest.TestCase):

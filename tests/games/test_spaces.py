@@ -94,7 +94,8 @@ class Info(unittest.TestCase):
             (spaces.Sequence(TWO), TWO, "MODULE:FUNCTION"),
             (spaces.Box(-1, 1, (0,), np.float32), TWO, "empty"),
             (VECTOR, spaces.Box(-1, 1, (2,), np.float32), "DiscretizeAction"),
-            (VECTOR, spaces.MultiDiscrete([99] * 9), "actions, the product"),
+            (VECTOR, spaces.MultiDiscrete([99] * 9), "actions by MultiDiscrete"),
+            (VECTOR, spaces.Discrete(2**40), "1,099,511,627,776 actions"),
             (VECTOR, spaces.Tuple([TWO, TWO]), "MODULE:FUNCTION"),
         ):
             with self.subTest(words=words), self.assertRaisesRegex(UsageError, words) as caught:
@@ -126,6 +127,7 @@ class Info(unittest.TestCase):
             spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 1], [0, 0]]),
             spaces.MultiBinary([2, 3]),
             spaces.Dict(b=spaces.Tuple([TWO, VECTOR]), a=BYTES),
+            spaces.Dict({10: VECTOR, 2: TWO}),
         ):
             with self.subTest(space=space):
                 info = told(space, spaces.MultiDiscrete([2, 2]))
@@ -295,6 +297,8 @@ class Masks(unittest.TestCase):
             (spaces.Discrete(3), np.array([[1.0, 0.0, 1.0]]), [1, 0, 1]),
             (spaces.MultiDiscrete([2, 3]), [1, 0, 1, 1, 0], [1, 1, 0, 0, 0, 0]),
             (spaces.MultiDiscrete([2, 3]), [1, 0, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0]),
+            (spaces.MultiDiscrete([2, 2]), [1, 0, 1, 1], [1, 1, 0, 0]),  # of the parts
+            (spaces.MultiDiscrete([20, 20]), [1] * 20 + [0] * 20, [1] * 20 + [0] * 20),
         ):
             self.assertEqual(read_mask(mask, told(VECTOR, space), "info").tolist(), expected)
         for mask in (None, "110", [1, 0], [1, 0, 2], [1, 0, -1], [[1], [0, 1]]):
@@ -313,6 +317,12 @@ class Masks(unittest.TestCase):
                 self.assertEqual(vec.out["obs"].tolist(), [[2, 2, 1, 1, 0]])
                 vec.step([1])  # the last step of an episode: every action counts as legal
                 self.assertEqual(vec.out["obs"].tolist(), [[1, 1, 1, 1, 1]])
+
+    def test_a_mask_that_comes_late(self):
+        step = (np.zeros(3, "f"), 0.0, False, False, dict(action_mask=[1, 0]))
+        vec = vec_of(self, lambda: Odd(step=step), workers=0)
+        with self.assertRaisesRegex(EnvFailure, "at every reset and step"):
+            vec.step([0])
 
     def test_no_legal_action_is_a_failure_unless_the_episode_has_terminated(self):
         for truncated in (False, True):

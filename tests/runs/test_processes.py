@@ -146,6 +146,24 @@ class Closing(unittest.TestCase):
 
 
 class Ends(unittest.TestCase):
+    def test_a_close_that_swallows_interruptions_ends_a_script(self):
+        code = (
+            "import time\n"
+            "from tfdqt.runs.processes import a_script, close_all\n"
+            "def close():\n"
+            "    while True:\n"
+            "        try:\n"
+            "            time.sleep(9)\n"
+            "        except BaseException:\n"
+            "            pass\n"
+            "with a_script():\n"
+            "    close_all([close], 0.1)\n"
+        )
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, 2, done.stderr)
+        self.assertRegex(done.stderr, r"^error: close\(\) of an environment does not end.*\n$")
+
     def test_what_was_left_running_does_not_keep_the_interpreter_from_its_end(self):
         code = (
             "import multiprocessing, sys, threading\n"

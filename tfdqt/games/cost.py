@@ -39,3 +39,33 @@ def check_attention(info, network, windows):
     print(f"{takes} {memory.in_words(size)} of memory.", flush=True)
     if not tf.config.list_physical_devices("GPU"):
         memory.check_fits(size, takes, advice)
+
+
+def check_ends(info, network, windows):
+    """Tell what the first and the last layer take in an update on so many windows, if that is much.
+
+    They grow with the categories of an observation and with the actions, without a bound. Raises
+    UsageError if they do not fit memory, unless a GPU learns, which has its own.
+    """
+    numbers = sum(max(n, 1) for n in info.nvec) or info.features
+    outputs = info.outputs * max(1, network.quantiles)
+    first = numbers
+    widths = (network.width, network.width)
+    if network.network == "dense":
+        first *= network.context
+        widths = (network.hidden[0], network.hidden[-1])
+    weights = first * widths[0] + outputs * widths[1]
+    # The weights, those of the target and of acting, two moments, a gradient and one on the way;
+    # and the categories and values of every window, with their gradients.
+    positions = network.context if network.network == "gpt" else 1
+    size = 4 * (7 * weights + 2 * windows * (network.context * numbers + positions * outputs))
+    if size < WORTH_TELLING:
+        return
+    takes = f"A network for {numbers:,} numbers and {info.outputs:,} actions takes at least"
+    print(f"{takes} {memory.in_words(size)} of memory.", flush=True)
+    if not tf.config.list_physical_devices("GPU"):
+        advice = (
+            "give a smaller --width or --hidden, or offer fewer categories and actions in a "
+            "wrapper (--wrappers MODULE:FUNCTION)."
+        )
+        memory.check_fits(size, takes, lambda room: advice)

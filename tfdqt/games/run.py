@@ -23,7 +23,7 @@ from tfdqt.games.algorithms import (
     settings_classes,
 )
 from tfdqt.games.config import EnvConfig, NetworkConfig
-from tfdqt.games.cost import check_attention
+from tfdqt.games.cost import check_attention, check_ends
 from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.exact import state_fault
 from tfdqt.games.spaces import info_from_json, info_to_json
@@ -273,7 +273,9 @@ def main(algorithm, description, argv=None):
     build = functools.partial(ALGORITHMS[algorithm].build, cfg=args.network)
 
     def network_fn(info):
-        check_attention(info, args.network, max(cfg.batch_size, cfg.num_envs))
+        windows = max(cfg.batch_size, cfg.num_envs)
+        check_attention(info, args.network, windows)
+        check_ends(info, args.network, windows)
         model = build(info)
         print(
             f"{args.name}: {info.num_actions} actions, observations {info.obs_shape} "

@@ -404,10 +404,10 @@ def count_actions(space, name):
             f"and MultiBinary actions; {advice}."
         )
     actions = math.prod(counts)
-    if actions > MOST_ACTIONS and len(counts) > 1:
+    if actions > MOST_ACTIONS:
         raise UsageError(
-            f"{name} has {actions:,} actions, the product of {space}; up to {MOST_ACTIONS:,} can "
-            "be counted, so offer fewer in a wrapper, given as --wrappers MODULE:FUNCTION."
+            f"{name} has {actions:,} actions by {space}; up to {MOST_ACTIONS:,} can be counted, so "
+            "offer fewer in a wrapper, given as --wrappers MODULE:FUNCTION."
         )
     return actions
 
@@ -427,8 +427,8 @@ def make_action(space) -> Callable:
 def read_mask(mask, info, where):
     """Which actions a mask calls legal, bool [A]. Raises EnvFailure if it does not fit.
 
-    Of actions of several parts it may be a mask of the whole product, or those of its parts one
-    behind another; if each part has outputs of its own only the latter. A: `info.outputs`.
+    Of actions of several parts it is those of its parts one behind another, as in sb3-contrib, or
+    by its size one of the whole product, if that is one choice. A: `info.outputs`.
     """
     try:
         array = np.asarray(mask)
@@ -443,7 +443,7 @@ def read_mask(mask, info, where):
     legal = array.reshape(-1).astype(bool)
     if (legal != array.reshape(-1)).any():
         raise EnvFailure(f"its {MASK_KEY} ({where}) is {_short(mask)}, not only zeros and ones")
-    if legal.size != whole:
+    if len(counts) > 1 and not info.parts and legal.size == sum(counts):
         joint = np.ones((), bool)
         for part in np.split(legal, np.cumsum(counts)[:-1]):
             joint = joint[..., None] & part
@@ -469,9 +469,13 @@ def space_to_json(space):
         return dict(plain, shape=list(space.shape))
     if isinstance(space, spaces.Dict):
         return dict(
-            plain, parts=[[str(key), space_to_json(part)] for key, part in space.spaces.items()]
+            plain, parts=[[_key(key), space_to_json(part)] for key, part in space.spaces.items()]
         )
     return dict(plain, parts=[space_to_json(part) for part in space.spaces])
+
+
+def _key(key):
+    return int(key) if isinstance(key, (int, np.integer)) else str(key)
 
 
 def _bound_to_json(bound):

@@ -104,6 +104,11 @@ class Slot:
         self.ended = ended
         out = self.out
         if self.info.mask is None:
+            if type(info) is dict and MASK_KEY in info:
+                raise EnvFailure(
+                    f"its info says which actions are legal ({MASK_KEY}) only now, and not at the "
+                    "first reset; say it at every reset and step"
+                )
             out["obs"][...] = self.read(obs)
         else:
             features = self.info.features

@@ -27,7 +27,7 @@ from tfdqt.runs.folder import (
     unlock_runs,
 )
 from tfdqt.runs.log import make_logger
-from tfdqt.runs.processes import end_in_time, take_signals
+from tfdqt.runs.processes import a_script, end_in_time, take_signals
 from tfdqt.scale import distribute, ray_pool
 from tfdqt.scale.config import ScaleConfig, resumed_scale
 from tfdqt.settings import load_config
@@ -38,7 +38,8 @@ def run_main(main):
     """Call `main()` as a script: what a user can mend becomes one sentence and exit code 2."""
     code = 1  # of a traceback
     try:
-        code = main() or 0
+        with a_script():
+            code = main() or 0
     except (UsageError, EnvFailure) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
         code = 2

@@ -72,6 +72,9 @@ os.register_at_fork(
 # Ends
 
 
+_script = []  # not empty while this process runs a script
+
+
 class _TooLong(BaseException):
     """Raised inside a close() that takes too long."""
 
@@ -105,13 +108,52 @@ def _interrupted_after(seconds):
         signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def a_script():
+    """Within the block the process is a script's: it may be ended by what can't be interrupted."""
+    _script.append(True)
+    try:
+        yield
+    finally:
+        _script.pop()
+
+
+@contextlib.contextmanager
+def _ended_after(seconds):
+    """Within the block, end the process after so long, if it is a script's.
+
+    A close() may swallow interruptions, or hang in native code that knows of none.
+    """
+    if not _script:
+        yield
+        return
+    done = threading.Event()
+
+    def watch():
+        if not done.wait(seconds):
+            print(
+                "error: close() of an environment does not end and can't be interrupted, so the "
+                "process was ended; what the newest checkpoint holds is kept.",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.stdout.flush()
+            os._exit(2)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
 def close_all(closers, seconds=CLOSE_SECONDS):
     """Call every function of `closers`, whatever they do, in so many seconds together.
 
     Returns what went wrong: a list of strings such as "it raised ValueError: no such window".
     """
     faults = []
-    with _interrupted_after(seconds):
+    with _interrupted_after(seconds), _ended_after(seconds + EXIT_SECONDS):
         for close in closers:
             try:
                 _call(close)
