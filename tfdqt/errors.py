@@ -15,3 +15,12 @@ class EnvFailure(RuntimeError):
 
 class Diverged(UsageError):
     """Learning gave numbers that are not finite. The message says where, and what to change."""
+
+
+def sentence_of(error):
+    """An error of someone else's code in one line: "ValueError: no such level"."""
+    try:
+        said = " ".join(str(error).split())
+    except Exception:  # its own __str__ fails
+        said = ""
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from tests.games.test_spaces import Legal
 from tests.helpers import slow
 from tfdqt import losses, policy
 from tfdqt.backend import tf
@@ -14,6 +15,7 @@ from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import info_of
 from tfdqt.games.evaluate import Policy, TrainedRun, play_episodes
+from tfdqt.games.flat import flatten_q
 
 SETTINGS = dict(
     dqn=dict(num_envs=8, chunk=4, learning_starts=256, batch_size=32, target_tau=0.05),
@@ -157,6 +159,18 @@ def played(name, env_fn, steps, episodes=40, **network):
     weights = getattr(state, algorithm.acting)
     run = TrainedRun(net, weights, info, algorithm, dict(name="x"), progress.step)
     return play_episodes(env_fn, Policy(run), episodes=episodes)[0].mean()
+
+
+class Chosen(tf.test.TestCase):
+    def test_of_many_environments_by_the_masks_in_their_observations(self):
+        info = info_of(functools.partial(Legal, "observation"))
+        algorithm = ALGORITHMS["dqn"]
+        net = flatten_q(algorithm.build(info, NetworkConfig(network="dense", hidden=(4,))), info)
+        policy = Policy(TrainedRun(net, net.start, info, algorithm, {}, 0))
+        policy.reset(num_envs=3)
+        obs = dict(observation=np.zeros((3, 2), "f"), action_mask=np.eye(3, dtype="int8"))
+        self.assertAllEqual(policy(obs), [0, 1, 2])
+        self.assertAllEqual(policy(obs, mask=np.eye(3)[::-1]), [2, 1, 0])
 
 
 class Learned(tf.test.TestCase):

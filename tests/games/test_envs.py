@@ -124,7 +124,7 @@ def leaves(env):
         self.assertEqual(env.reset(options=dict(level=2))[0].tolist(), [2, 2])
 
     def test_wrappers(self):
-        wrappers = ("mine_at_hand:twice(by=5)", "gymnasium.wrappers:TimeLimit(max_episode_steps=1)")
+        wrappers = ("mine_at_hand:twice(5)", "gymnasium.wrappers:TimeLimit(max_episode_steps=1)")
         env = make_env("CartPole-v1", EnvConfig(wrappers=wrappers))
         self.addCleanup(env.close)
         env.reset(seed=0)
@@ -135,6 +135,8 @@ def leaves(env):
             ("twice", "MODULE:FUNCTION"),
             ("mine_at_hand:twice(", "MODULE:FUNCTION"),
             ("mine_at_hand:twice(by=open)", "MODULE:FUNCTION"),
+            ("mine_at_hand:twice(by=2)(by=3)", "MODULE:FUNCTION"),
+            ("mine_at_hand:twice(by=2).x(by=3)", "MODULE:FUNCTION"),
             ("mine_at_hand:none", "AttributeError"),
             ("no_such_module:x", "ModuleNotFoundError"),
             ("mine_at_hand:leaves", "gone"),

@@ -178,6 +178,9 @@ class Word(unittest.TestCase):
             (VECTOR, "abc", "no numbers"),
             (VECTOR, [[1], [2, 3], 4], "no numbers"),
             (VECTOR, np.array([1j, 0, 0]), "no numbers"),
+            (VECTOR, np.ma.array(np.zeros(3, "f"), mask=[0, 1, 0]), "masked"),
+            (spaces.Box(0, 9, (2,), np.int64), np.array([0.5, 1]), "no whole numbers"),
+            (spaces.Box(0, 1, (2,), np.bool_), [0.5, 1], "no whole numbers"),
             (VECTOR, dict(a=1), "no numbers"),
             (VECTOR, np.float32([0, np.nan, 0]), r"entry \[1\] is nan"),
             (VECTOR, np.float32([0, 0, np.inf]), r"entry \[2\] is inf"),
@@ -236,6 +239,8 @@ class Word(unittest.TestCase):
             (Odd(step=(np.zeros(3, "f"), 1e39, True, False, {})), "no number in float32: 1e"),
             (Odd(step=(np.zeros(3, "f"), 1.0, np.ones(2), False, {})), "as terminated"),
             (Odd(step=(np.zeros(3, "f"), 1.0, False, "no", {})), "as truncated"),
+            (Odd(step=(np.zeros(3, "f"), 1.0, 2.5, False, {})), "as terminated"),
+            (Odd(step=(np.zeros(3, "f"), 1.0, np.nan, False, {})), "as terminated"),
             (Odd(step=(np.zeros(1, "f"), 1.0, False, False, {})), "shape"),
         ):
             with self.subTest(words=words), self.assertRaisesRegex(EnvFailure, words):

@@ -122,6 +122,60 @@ class Robot(Elsewhere):
         return np.float32([self.at]), 0.0, False, False, {}
 
 
+class Words(Elsewhere):
+    def __init__(self):
+        self.items = {"red", "blue"}
+
+
+class FailsLater(Elsewhere):
+    def __init__(self):
+        self.steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 20:
+            raise ValueError("too late")
+        return np.zeros(1, "f"), 0.0, False, False, {}
+
+
+class Many(Elsewhere):
+    def __init__(self):
+        self.level = [0.5] * 200_000
+
+
+class HiddenInReset(Elsewhere):
+    """Long episodes; what is drawn elsewhere is drawn in a reset alone."""
+
+    def reset(self, *, seed=None, options=None):
+        self.at = np.random.rand()
+        return np.float32([self.at]), {}
+
+    def step(self, action):
+        return np.float32([self.at]), 0.0, False, False, {}
+
+
+class Callables(Elsewhere):
+    """Functions with variables of their own, methods and partials, drawn anew in each reset."""
+
+    observation_space = spaces.Box(-1e9, 1e9, (3,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.generator = np.random.default_rng(int(self.np_random.integers(99)))
+        self.draw = self.generator.random
+        power = int(self.np_random.integers(2, 5))
+        self.raised = functools.partial(pow, power)
+        self.times = lambda x: power * x
+        self.look = self.shown
+        return self.shown(), {}
+
+    def shown(self):
+        return np.float32([self.draw(), self.raised(2), self.times(3)])
+
+    def step(self, action):
+        return self.look(), 0.0, False, False, {}
+
+
 class Only(Elsewhere):
     made = []
 
@@ -176,6 +230,7 @@ class Kinds(unittest.TestCase):
             (Holding, "its holds is a _thread.lock"),
             (Heavy, "more than 16 MiB"),
             (functools.partial(gymnasium.make, "Breakout-ram-v0"), "sticky"),
+            (Words, "comes in another order"),
         ):
             env = env_fn()
             self.addCleanup(env.close)
@@ -200,6 +255,7 @@ class Proof(unittest.TestCase):
         for env_fn in (
             Room,
             Robot,
+            Callables,
             fickle,
             wrapped,
             *(
@@ -211,7 +267,15 @@ class Proof(unittest.TestCase):
                 self.assertIsNone(fault(env_fn))
 
     def test_not_exact(self):
-        for env_fn, words in ((Elsewhere, "elsewhere"), (Holding, "holds"), (Heavy, "16 MiB")):
+        for env_fn, words in (
+            (Elsewhere, "elsewhere"),
+            (HiddenInReset, "elsewhere"),
+            (Holding, "holds"),
+            (Heavy, "16 MiB"),
+            (Many, "100,000 values"),
+            (Words, "items is a set with a str"),
+            (FailsLater, "fails when that is tried.*too late"),
+        ):
             with self.subTest(env=env_fn):
                 self.assertRegex(fault(env_fn), words)
 

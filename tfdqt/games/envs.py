@@ -7,7 +7,7 @@ import re
 import traceback
 import warnings
 
-from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.config import EnvConfig
 from tfdqt.games.spaces import MASK_KEY, describe
 from tfdqt.modules import import_here
@@ -168,12 +168,6 @@ def make_env(name, cfg=DEFAULT, **kwargs):
     return ResetOptions(env, reset_options) if reset_options else env
 
 
-def sentence_of(error):
-    """An error of someone else's code in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
 def options_of(text, flag):
     """Keyword arguments written as JSON; "" are none. Raises UsageError if it is no object."""
     try:
@@ -190,25 +184,26 @@ def options_of(text, flag):
 
 
 def wrap(env, wrapper):
-    """Put a wrapper, MODULE:FUNCTION or MODULE:FUNCTION(key=value, ...), around `env`.
+    """Put a wrapper, MODULE:FUNCTION or MODULE:FUNCTION(value, key=value), around `env`.
 
     Values are Python's literals. Raises UsageError if it can't be found or called.
 
     >>> wrap(env, "gymnasium.wrappers:TimeLimit(max_episode_steps=100)")
     """
     module, colon, call = wrapper.partition(":")
-    name, parenthesis, _ = call.partition("(")
     try:
-        keywords = ast.parse(call, mode="eval").body.keywords if parenthesis else []
-        arguments = {each.arg: ast.literal_eval(each.value) for each in keywords}
+        node = ast.parse(call if "(" in call else f"{call}()", mode="eval").body
+        name = node.func.id
+        values = [ast.literal_eval(each) for each in node.args]
+        named = {each.arg: ast.literal_eval(each.value) for each in node.keywords}
     except (SyntaxError, ValueError, AttributeError):
         colon = ""
-    if not (colon and module and name.isidentifier()):
+    if not (colon and module and None not in named):
         raise UsageError(
             f"--wrappers takes MODULE:FUNCTION or 'MODULE:FUNCTION(key=value)', not {wrapper!r}."
         )
     try:
-        wrapped = getattr(import_here(module), name)(env, **arguments)
+        wrapped = getattr(import_here(module), name)(env, *values, **named)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever is raised in it
@@ -258,7 +253,7 @@ def info_of(env_fn, name=None):
     except BaseException as error:  # sys.exit() among them
         raise EnvFailure(
             f"An environment of {name_of(env, name)} failed at its first reset: "
-            f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            f"{sentence_of(error)}\n{traceback.format_exc()}"
         ) from error
     finally:
         close_env(env, name)

@@ -170,14 +170,16 @@ class Policy:
             )
         if first is not None and np.shape(first) != (count,):
             raise UsageError(f"first must tell of each of {count} environments, not {first}.")
-        masks = [mask] if self._single or mask is None else mask
-        if self.info.mask and len(masks) != count:
+        masks = [mask] if self._single else [None] * count if mask is None else mask
+        if self.info.mask and (
+            len(masks) != count or masks[0] is None and self.info.mask != "observation"
+        ):
             raise UsageError(
                 f"{self.info.name} says which actions are legal: give mask, one of each of {count} "
                 "environments."
             )
         try:
-            rows = [self._row(one, masks[i % len(masks)]) for i, one in enumerate(observations)]
+            rows = [self._row(*one) for one in zip(observations, masks)]
         except EnvFailure as error:
             raise UsageError(
                 f"A policy of {self.info.name} was given what its environment never shows: {error}."

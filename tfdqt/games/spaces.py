@@ -281,6 +281,8 @@ def _array(value, part):
         array = np.asarray(None)
     if array.dtype.kind not in "biuf":
         raise _refused(value, part, "which is no numbers as promised by its space")
+    if np.ma.is_masked(value):
+        raise _refused(value, part, "of which some is masked, so that it has no value in")
     shape = part.space.shape
     if array.shape != shape and not array.size == math.prod(shape) == 1:
         raise _refused(value, part, f"of shape {array.shape}, not {shape} as promised by its space")
@@ -309,6 +311,8 @@ def _box_reader(part, dtype):
                     value, part, "which are no bytes (0 to 255) as promised by its space"
                 )
             return array / 128.0 - 1.0 if scaled else array
+        if own.kind in "biu" and array.dtype.kind == "f" and (array != np.round(array)).any():
+            raise _refused(value, part, "which are no whole numbers as promised by its space")
         whole = any(one.kind in "iu" and one.itemsize > 2 for one in (own, array.dtype))
         if whole and ((array >= WHOLE) | (array <= -WHOLE)).any():
             raise _refused(

@@ -22,18 +22,14 @@ import gymnasium
 import numpy as np
 
 MOST_BYTES = 16 * 2**20  # of the state of one environment
-MOST_OBJECTS = 100_000
+MOST_VALUES = 100_000
 
 _PLAIN = (type(None), bool, int, float, str)
-# What never changes, or is made anew with an environment; it is left as the new one has it.
+# What is left as a new environment has it, if it has the same there.
 _FIXED = (
     type,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.MethodType,
     types.ModuleType,
     types.MappingProxyType,
-    functools.partial,
     logging.Logger,
     pathlib.PurePath,
     re.Pattern,
@@ -131,6 +127,30 @@ def _class_of(name, kind):
     return found
 
 
+def _label(value):
+    """What tells one thing that is left as it is from another."""
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, (types.ModuleType, logging.Logger)):
+        return value.__name__ if isinstance(value, types.ModuleType) else value.name
+    return str(value) if isinstance(value, (pathlib.PurePath, re.Pattern, np.dtype)) else ""
+
+
+def _ordered(values, path):
+    """The values of a set, if they come in the same order in every process."""
+    flat = list(values)
+    while flat:
+        value = flat.pop()
+        if type(value) is tuple:
+            flat += value
+        elif not isinstance(value, (int, float, np.number)):  # by address, or hashed by chance
+            raise NoState(
+                f"its {path.lstrip('.')} is a set with a {type(value).__name__}, and comes in "
+                "another order in another process"
+            )
+    return values
+
+
 def _own_state(env):
     """Whether an object has `get_state()` and `set_state(state)` as we know them."""
     if not isinstance(env, gymnasium.Env) or isinstance(env, gymnasium.Wrapper):
@@ -155,8 +175,12 @@ class _Capture:
     def __init__(self):
         self.seen = {}
         self.bytes = 0
+        self.values = 0
 
     def tree(self, value, path):
+        self.values += 1
+        if self.values > MOST_VALUES:
+            raise NoState(f"it holds more than {MOST_VALUES:,} values")
         cls = type(value)
         if cls in _PLAIN:
             return value
@@ -165,18 +189,25 @@ class _Capture:
         if isinstance(value, np.generic) and value.dtype.kind in "biufU":
             return ["number", str(value.dtype), value.item()]
         if isinstance(value, _FIXED):
-            return ["fixed"]
+            return ["fixed", _label(value)]
+        if isinstance(value, (types.BuiltinFunctionType, types.MethodType)):
+            if isinstance(value.__self__, types.ModuleType) or value.__self__ is None:
+                return ["fixed", _label(value)]
+            return ["method", self.tree(value.__self__, f"{path}.__self__"), value.__name__]
+        if cls is functools.partial:
+            parts = (value.func, value.args, value.keywords)
+            return ["partial", [self.tree(part, path) for part in parts]]
         if cls is tuple:
             return ["tuple", self.items(value, path)]
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return ["named", _class_name(cls), self.items(value, path)]
-        if cls in (bytes, frozenset):
-            return [cls.__name__, self.items(value, path)]
+        if cls is bytes:
+            return ["bytes", self.tree(np.frombuffer(value, np.uint8), path)]
+        if cls is frozenset:
+            return ["frozenset", self.items(_ordered(value, path), path)]
         if id(value) in self.seen:
             return ["same", self.seen[id(value)]]
         self.seen[id(value)] = len(self.seen)
-        if len(self.seen) > MOST_OBJECTS:
-            raise NoState(f"it holds more than {MOST_OBJECTS:,} objects")
         return self.mutable(value, path)
 
     def items(self, values, path):
@@ -191,8 +222,15 @@ class _Capture:
             if value.dtype.hasobject:
                 return ["objects", self.items(value.reshape(-1).tolist(), path), list(value.shape)]
             return ["array", value.copy()]
-        if cls in (list, set, bytearray):
-            return [cls.__name__, self.items(value, path)]
+        if cls is list:
+            return ["list", self.items(value, path)]
+        if cls is set:
+            return ["set", self.items(_ordered(value, path), path)]
+        if cls is bytearray:
+            return ["bytearray", np.frombuffer(bytes(value), np.uint8)]
+        if cls is types.FunctionType:
+            cells = [cell.cell_contents for cell in value.__closure__ or ()]
+            return ["function", _label(value), self.items(cells, f"{path}()")]
         if cls is collections.deque:
             return ["deque", self.items(value, path), value.maxlen]
         if cls in (dict, collections.defaultdict, collections.OrderedDict, collections.Counter):
@@ -253,16 +291,25 @@ class _Restore:
             return tree
         kind = tree[0]
         if kind == "fixed":
+            if _label(now) != tree[1]:
+                raise ValueError(f"{tree[1]} is not there")
             return now
+        if kind == "method":
+            return getattr(self.value(tree[1], getattr(now, "__self__", None)), tree[2])
+        if kind == "partial":
+            fresh = (now.func, now.args, now.keywords)
+            func, args, keywords = map(self.value, tree[1], fresh)
+            return functools.partial(func, *args, **keywords)
         if kind == "same":
             return self.made[tree[1]]
         if kind == "enum":
             return _class_of(tree[1], enum.Enum)[tree[2]]
         if kind == "number":
             return np.dtype(tree[1]).type(tree[2])
-        if kind in ("tuple", "bytes", "frozenset"):
-            make = dict(tuple=tuple, bytes=bytes, frozenset=frozenset)[kind]
-            return make(self.items(tree[1], now))
+        if kind == "bytes":
+            return self.value(tree[1], None).tobytes()
+        if kind in ("tuple", "frozenset"):
+            return dict(tuple=tuple, frozenset=frozenset)[kind](self.items(tree[1], now))
         if kind == "named":
             return _class_of(tree[1], tuple)(*self.items(tree[2], now))
         if id(now) in self.used:  # what was one object there need not be one here
@@ -300,7 +347,15 @@ class _Restore:
         return made
 
     def _bytearray(self, now, saved):
-        return self.put(bytearray(saved))
+        return self.put(bytearray(saved.tobytes()))
+
+    def _function(self, now, label, cells):
+        if _label(now) != label or len(now.__closure__ or ()) != len(cells):
+            raise ValueError(f"{label} is not there")
+        self.put(now)
+        for cell, tree in zip(now.__closure__ or (), cells):
+            cell.cell_contents = self.value(tree, cell.cell_contents)
+        return now
 
     def _set(self, now, saved):
         made = self.put(set())

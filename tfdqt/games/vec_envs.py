@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.spaces import (
     GREATEST,
     MASK_KEY,
@@ -227,7 +227,8 @@ def _number(reward):
 def _truth(value, name):
     """A flag as a bool. Raises EnvFailure if it is none, or several."""
     array = np.asarray(value)
-    if array.dtype.kind not in "biuf" or array.size != 1:
+    known = array.dtype.kind in "biuf" and array.size == 1
+    if not known or array.reshape(-1)[0] not in (0, 1):
         raise EnvFailure(f"it returned {value!r:.60} as {name}, which is neither true nor false")
     return bool(array.reshape(-1)[0])
 
@@ -359,7 +360,7 @@ def _words(error):
     """What an environment's failure is called: a sentence, and the traceback of one not ours."""
     if isinstance(error, EnvFailure):
         return str(error)
-    return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    return f"{sentence_of(error)}\n{traceback.format_exc()}"
 
 
 def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, memory_name, rows):

@@ -95,7 +95,7 @@ def start_run(run_dir, **settings):
 
     Raises UsageError if the folder can't be written, is in use, or holds what would be lost.
     """
-    run_dir = Path(run_dir)
+    run_dir = Path(run_dir).absolute()  # an environment may change the working directory
     _check_foreign(run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def clear(run_dir):
 
 def find_run(run_dir):
     """The path of an existing run. Raises UsageError if there is none."""
-    run_dir = Path(run_dir)
+    run_dir = Path(run_dir).absolute()
     if not (run_dir / "config.json").is_file():
         raise UsageError(
             f"There is no run in {run_dir} (no config.json); give the folder that a run printed at "
