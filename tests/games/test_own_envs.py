@@ -116,7 +116,7 @@ class OwnEnvironment(unittest.TestCase):
         for obs, mask, words in (
             (dict(at=np.zeros(1, "f"), door=2), [1] * 5, r"in \[door\] 2"),
             (dict(at=np.zeros(1, "f")), [1] * 5, "without door"),
-            (dict(at=np.zeros(1, "f"), door=1), None, "action_mask"),
+            (dict(at=np.zeros(1, "f"), door=1), None, "give mask"),
             (dict(at=np.zeros(1, "f"), door=1), [1, 1], "action_mask"),
         ):
             policy.reset()
