@@ -189,6 +189,7 @@ class TestTraining(tf.test.TestCase):
         q, _ = self.values(Forever)
         self.assertAllClose(q, np.full((3, 2), 2.0), atol=0.15)
 
+    @slow("10 s: three trainings; test_dqn and test_ppo have it")
     def test_same_seed_same_run_whatever_the_workers(self):
         cfg = dataclasses.replace(CFG, total_steps=512)
         logs = []

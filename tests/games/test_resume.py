@@ -57,6 +57,7 @@ class TestResume(InFolder):
     def test_pqn_survives_sigkill(self):
         self.compare("run_pqn", "--name=Breakout-ram-v0", "--rollout-steps=16")
 
+    @slow("15 s: processes of two algorithms")
     def test_signals_save_and_tell_how_to_go_on(self):
         run = self.tmp / "run"
         endless = ["--name=CartPole-v1", "--total-steps=1000000", "--learning-starts=256", *SMALL]

@@ -125,7 +125,8 @@ class Locks(InFolder):
             "from tfdqt.runs.folder import lock_file, lock_run, start_run\n"
             f"run = Path({str(self.tmp / 'run')!r})\n"
         )
-        wait = "print(os.getpid(), flush=True)\ntime.sleep(1000)\n"
+        # In one write, which no other process's is mixed with.
+        wait = "os.write(1, f'{os.getpid()}\\n'.encode())\ntime.sleep(1000)\n"
         process = subprocess.Popen(
             [sys.executable, "-c", f"{setup}{code}\n{wait}"], stdout=subprocess.PIPE, text=True
         )

@@ -144,6 +144,7 @@ def compare_one_of_two(ports, index):
 
 
 class TestShared(unittest.TestCase):
+    @slow("15 s: trains on one device and on two")
     def test_two_devices_learn_what_one_learns(self):
         run_all(self, [(compare_two_devices, ())])
 

@@ -414,6 +414,7 @@ class TestTrainModel(Eager):
                 train(pair, 1, loader, **how, **options)
             return load_checkpoint(folder)[0]
 
+    @slow("10 s: two trainings")
     def test_a_failing_evaluation_within_a_batch_loses_nothing(self):
         """The checkpoint is one to go on from bit for bit."""
         cfg = TextConfig(batch_size=16, updates_per_batch=2)

@@ -118,6 +118,7 @@ class TestResume(WithoutXLA):
         assert_same_tree(self, load_checkpoint(whole)[0], load_checkpoint(old)[0])
         self.assertEqual(log_without_time(whole), log_without_time(old))
 
+    @slow("15 s: two processes; test_resume has it of games")
     def test_a_signal_saves_and_tells_how_to_go_on(self):
         run_dir = folder() / "stopped"
 
@@ -140,6 +141,7 @@ class TestResume(WithoutXLA):
         self.assertEqual((progress["epoch"], progress["games"]), (1, _maze_samples(run_dir)))
         self.assertEqual(json.loads((run_dir / "config.json").read_text())["epochs"], 1)
 
+    @slow("15 s: three trainings")
     def test_a_finished_run_says_so_and_its_log_stays(self):
         """Unless it was killed before its last evaluation, which is then made up for."""
         whole = maze_run()
@@ -174,6 +176,7 @@ class TestResume(WithoutXLA):
 
 
 class TestReward(InFolder):
+    @slow("20 s: trains and is gone on with")
     def test_sys_exit_in_a_reward_loses_nothing(self):
         self.addCleanup(os.chdir, os.getcwd())
         self.addCleanup(sys.path.__setitem__, slice(None), list(sys.path))
