@@ -167,6 +167,7 @@ class TestTraining(tf.test.TestCase):
         push(window, np.arange(3)[:, None], np.ones(3), -1)
         return mean_q(net.apply(state.weights, network_inputs(window)))[:, -1].numpy(), progress
 
+    @slow("10 s: test_dqn has it")
     def test_known_values_of_a_corridor(self):
         # One step from the end 1, then 1/2, then 1/4; a step left costs two steps.
         expected = [[0.125, 0.25], [0.125, 0.5], [0.25, 1.0]]

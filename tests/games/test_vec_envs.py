@@ -31,6 +31,7 @@ from tests.games.scripted import (
     looks,
     vec_of,
 )
+from tests.helpers import slow
 from tests.runs.children import Children, is_running
 from tfdqt.errors import EnvFailure
 from tfdqt.games.envs import env_info, info_of, make_env
@@ -253,6 +254,7 @@ class States(unittest.TestCase):
             functools.partial(make_env, "Breakout-ram-v0"), 4, before=100, behind=500, num_envs=1
         )
 
+    @slow("10 s: ten games of Breakout")
     def test_the_action_that_sticks_is_part_of_the_state(self):
         """ALE's own state leaves it out: an unlucky moment made a restored game go on otherwise."""
         make = functools.partial(make_env, "Breakout-ram-v0")

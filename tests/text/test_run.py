@@ -102,6 +102,7 @@ class TestResume(WithoutXLA):
         assert_same_tree(self, load_checkpoint(whole)[0], load_checkpoint(again)[0])
         self.assertEqual(log_without_time(whole), log_without_time(again))
 
+    @slow("10 s: two trainings")
     def test_a_run_of_0_1_goes_on(self):
         """Its settings call the scale far, its log the samples games."""
         whole = maze_run()
