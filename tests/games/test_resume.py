@@ -39,6 +39,7 @@ class TestResume(InFolder):
         assert_same_tree(self, load_checkpoint(whole)[0], load_checkpoint(broken)[0])
         self.assertEqual(log_without_time(whole), log_without_time(broken))
 
+    @slow("25 s: three processes; test_algorithms has it in one, benchmarks/kill a hundred times")
     def test_cartpole_survives_sigkill(self):
         # A dense network is compiled soonest.
         dense = ["--network=dense", "--hidden", "16"]
