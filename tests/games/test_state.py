@@ -225,6 +225,15 @@ class Kinds(unittest.TestCase):
         self.assertIsNot(other.held, one.held)
         self.assertEqual(other.things, one.things)
 
+    def test_what_is_made_for_saving_is_never_taken_for_another(self):
+        """An array that is made of bytes is gone before the next one, which may get its id."""
+        one, other = Elsewhere(), Elsewhere()
+        for number in range(20):
+            setattr(one, f"part{number}", bytes([number]) * 40)
+            setattr(one, f"list{number}", [number])
+        restore_env(other, env_state(one))
+        self.assertEqual(vars(other), vars(one))
+
     def test_what_cannot_be_saved_is_named(self):
         for env_fn, words in (
             (Holding, "its holds is a _thread.lock"),

@@ -54,11 +54,8 @@ def make_unsaved(env_fn):
 
 def env_state(env):
     """The state of `env` as a tree of plain values and arrays. Raises NoState if it has none."""
-    inner = env
-    while isinstance(inner, gymnasium.Wrapper):
-        if isinstance(inner, Unsaved):
-            raise NoState("it is not to be saved")
-        inner = inner.env
+    if isinstance(env, Unsaved):
+        raise NoState("it is not to be saved")
     try:
         return _Capture().tree(env, "")
     except RecursionError:
@@ -173,7 +170,7 @@ def _own_state(env):
 
 class _Capture:
     def __init__(self):
-        self.seen = {}
+        self.seen = {}  # id -> (number, the object, which keeps its id from another one)
         self.bytes = 0
         self.values = 0
 
@@ -206,8 +203,8 @@ class _Capture:
         if cls is frozenset:
             return ["frozenset", self.items(_ordered(value, path), path)]
         if id(value) in self.seen:
-            return ["same", self.seen[id(value)]]
-        self.seen[id(value)] = len(self.seen)
+            return ["same", self.seen[id(value)][0]]
+        self.seen[id(value)] = (len(self.seen), value)
         return self.mutable(value, path)
 
     def items(self, values, path):
