@@ -24,3 +24,8 @@ def sentence_of(error):
     except Exception:  # its own __str__ fails
         said = ""
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def first_line(error):
+    """The sentence of an error; an EnvFailure has a traceback behind it."""
+    return str(error).strip().partition("\n")[0]

@@ -129,10 +129,13 @@ def check_positive(cfg, *fields):
 
 
 def check_not_negative(cfg, *fields):
-    """Raise UsageError unless each of these fields is 0 or more."""
+    """Raise UsageError unless each of these fields is 0 or more, and finite."""
     for field in fields:
-        if not getattr(cfg, field) >= 0:
-            raise UsageError(f"{flag_of(field)} must be 0 or more, not {getattr(cfg, field)}.")
+        value = getattr(cfg, field)
+        if not value >= 0:
+            raise UsageError(f"{flag_of(field)} must be 0 or more, not {value}.")
+        if value == math.inf:
+            raise UsageError(f"{flag_of(field)} must be finite, not {value}.")
 
 
 def check_fractions(cfg, *fields):

@@ -30,6 +30,7 @@ sys.path.append(str(HERE.with_name("bits")))
 from same_bits import THIS, describe, differences, environ_of, read_checkpoint  # noqa: E402
 
 from tfdqt.runs.checkpoint import checkpoints  # noqa: E402
+from tfdqt.runs.log import write_rows  # noqa: E402
 
 MOMENTS = {"start": 0.2, "checkpoint": 0.33, "learning": 0.47}  # with their probabilities
 SECONDS = 600  # for which a process is waited for
@@ -209,13 +210,6 @@ def chain(run, whole, folder, seconds, kills, rng):
     return rows, compare(whole, folder)
 
 
-def write_csv(path, rows):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def main():
     args = tyro.cli(Args, description=__doc__)
     folder = Path(args.folder).resolve()
@@ -243,7 +237,7 @@ def main():
             same = dict(identical=int(not lines))
             rows += [dict(run=name, chain=chains, **row, **same) for row in killed]
             if rows:
-                write_csv(args.out, rows)
+                write_rows(args.out, rows)
     same = sum(row["identical"] for row in rows)
     print(f"{same} of {len(rows)} bit-identical")
     return int(same < len(rows))

@@ -146,6 +146,13 @@ class Closing(unittest.TestCase):
 
 
 class Ends(unittest.TestCase):
+    def ended(self, code, returncode):
+        """What came of a process that ran `code` and must end with `returncode`."""
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        self.assertEqual(done.returncode, returncode, done.stderr)
+        return done
+
     def test_a_close_that_swallows_interruptions_ends_a_script(self):
         code = (
             "import time\n"
@@ -159,9 +166,7 @@ class Ends(unittest.TestCase):
             "with a_script():\n"
             "    close_all([close], 0.1)\n"
         )
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        self.assertEqual(done.returncode, 2, done.stderr)
+        done = self.ended(code, 2)
         self.assertRegex(done.stderr, r"^error: close\(\) of an environment does not end.*\n$")
 
     def test_what_was_left_running_does_not_keep_the_interpreter_from_its_end(self):
@@ -175,9 +180,7 @@ class Ends(unittest.TestCase):
             "end_in_time(7)\n"
             "sys.exit(7)\n"
         )
-        command = [sys.executable, "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        self.assertEqual(done.returncode, 7, done.stderr)
+        done = self.ended(code, 7)
         self.assertEqual(done.stdout, "done\n")
         self.assertEqual(done.stderr, "What an environment left running was ended.\n")
 

@@ -47,7 +47,9 @@ def check_ends(info, network, windows):
     They grow with the categories of an observation and with the actions, without a bound. Raises
     UsageError if they do not fit memory, unless a GPU learns, which has its own.
     """
-    numbers = sum(max(n, 1) for n in info.nvec) or info.features
+    from tfdqt.games.features import count_numbers  # loads Keras, as the network does
+
+    numbers = count_numbers(info, network)
     outputs = info.outputs * max(1, network.quantiles)
     first = numbers
     widths = (network.width, network.width)

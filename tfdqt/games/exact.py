@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from tfdqt.errors import EnvFailure, UsageError, sentence_of
+from tfdqt.errors import EnvFailure, UsageError, first_line, sentence_of
 from tfdqt.games.envs import close_env
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.state import NoState, env_state
@@ -26,8 +26,7 @@ def state_fault(env_fn, info, seed=0):
     try:
         return _tried(env_fn, info, seed)
     except (EnvFailure, UsageError) as error:
-        sentence = str(error).strip().partition("\n")[0]
-        return f"it fails when that is tried ({sentence})"
+        return f"it fails when that is tried ({first_line(error)})"
 
 
 def _tried(env_fn, info, seed):
@@ -47,8 +46,7 @@ def _tried(env_fn, info, seed):
         try:
             other = make_vec_env(env_fn, info, 1, seed + 1, workers=0)
         except (EnvFailure, UsageError) as error:  # such as a simulator that there is one of
-            sentence = str(error).partition("\n")[0]
-            return f"no copy to try it with can be made beside it ({sentence})"
+            return f"no copy to try it with can be made beside it ({first_line(error)})"
         try:
             return _fault(one, other, info, rng)
         finally:

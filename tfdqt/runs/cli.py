@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfdqt import backend
-from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.errors import EnvFailure, UsageError, first_line
 from tfdqt.runs.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -50,11 +50,6 @@ def run_main(main):
         unlock_runs()
         end_in_time(code)
     sys.exit(code)
-
-
-def first_line(error):
-    """The sentence of an error; an EnvFailure has a traceback behind it."""
-    return str(error).partition("\n")[0]
 
 
 # -------------------------------------------------------------------------------------------------

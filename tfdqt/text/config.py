@@ -4,7 +4,6 @@ What a task changes in the defaults stands with the task, see `tasks.table`.
 """
 
 import dataclasses
-import math
 import typing
 from typing import Literal
 
@@ -14,7 +13,6 @@ from tfdqt.settings import (
     check_heads,
     check_not_negative,
     check_positive,
-    flag_of,
 )
 
 
@@ -156,11 +154,7 @@ def check_text(cfg):
     check_fractions(
         cfg, "gamma", "target_tau", "expectile", "keep_best", "advantage_learning", "plausible"
     )
-    weights = ("conservative", "cloning", "advantage_weighting")
-    check_not_negative(cfg, *weights)
-    for field in weights:
-        if not math.isfinite(getattr(cfg, field)):
-            raise UsageError(f"{flag_of(field)} must be finite, not {getattr(cfg, field)}.")
+    check_not_negative(cfg, "conservative", "cloning", "advantage_weighting")
     if cfg.advantage_learning and cfg.method != "q":
         raise UsageError(
             "--advantage-learning changes the targets of Q-learning; it needs --method=q."
@@ -180,8 +174,8 @@ def check_text(cfg):
             "--advantage-weighting weighs what is cloned by implicit values; it needs "
             "--method=implicit and --cloning."
         )
-    if cfg.beta is not None and not 0 <= cfg.beta < math.inf:
-        raise UsageError(f"--beta must be 0 or more and finite, not {cfg.beta}.")
+    if cfg.beta is not None:
+        check_not_negative(cfg, "beta")
     if cfg.beta is not None and not cfg.cloning and cfg.method not in IMITATING:
         raise UsageError(
             "--beta steers a cloned policy, which is only learned with --cloning greater than 0; "

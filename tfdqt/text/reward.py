@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.modules import import_here
 
 LARGEST = 1e7  # either way; float32, which learning is done in, has no halves beyond 1.6e7
@@ -40,10 +40,9 @@ class Reward:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit in a reward must not lose what was learned
-            said = " ".join(str(error).split())
             raise RewardFailure(
                 f"{self.name} fails on the text {_begin(text)} "
-                f"({type(error).__name__}{': ' if said else ''}{said})\n{traceback.format_exc()}"
+                f"({sentence_of(error)})\n{traceback.format_exc()}"
             ) from error
         number = _number(value)
         if number is None:
@@ -147,12 +146,11 @@ def _import(module, name):
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module may raise anything, sys.exit included
-        said = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
             advice = f"run from the folder that holds {error.name}.py, or give sentiment"
         else:
             advice = "mend the module"
         raise UsageError(
-            f"--reward={name} can't be found: importing {module} fails ({type(error).__name__}: "
-            f"{said}); {advice}; it takes module:function of a function text -> float."
+            f"--reward={name} can't be found: importing {module} fails ({sentence_of(error)}); "
+            f"{advice}; it takes module:function of a function text -> float."
         ) from None
