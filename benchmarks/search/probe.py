@@ -11,7 +11,8 @@ import numpy as np
 from tfdqt.backend import keras
 from tfdqt.errors import UsageError
 from tfdqt.games.flat import flatten_q, make_act, make_scores
-from tfdqt.games.spaces import make_action, make_reader
+from tfdqt.games.reader import make_reader
+from tfdqt.games.spaces import make_action
 from tfdqt.games.state import NoState, env_state, restore_env
 from tfdqt.games.window import Window, make_window, network_inputs, push
 

@@ -7,6 +7,7 @@ turns; then they are acted in as a DQN with its default network does, for what a
 Medians over the rounds, in microseconds for a step of one environment.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -16,7 +17,7 @@ import numpy as np
 import tyro
 
 from tfdqt.backend import set_threads
-from tfdqt.games import dqn, vec_envs
+from tfdqt.games import dqn, slots, vec_envs
 from tfdqt.games.algorithms import build_q, default_settings
 from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.flat import flatten_q, make_act
@@ -37,56 +38,26 @@ class Args:
     """Length of each half of a round."""
 
 
-class Trusting(vec_envs.Slot):
-    """A slot that takes an environment at its word."""
+class TrustingSlots(slots.Slots):
+    """Slots that take observations as they come."""
 
-    def __init__(self, env, info, seed, life_loss_ends, out):
-        super().__init__(env, info, seed, life_loss_ends, out)
-        self.read = lambda obs: obs
-
-    def step(self, action):
-        if self.ended:
-            self.lives = 0
-            self.ret = 0.0
-            self.length = 0
-            self._show(*self.env.reset(), first=True)
-            return
-        obs, reward, terminated, truncated, info = self.env.step(self.action_of(action))
-        lives = info.get("lives", 0)
-        lost_life = lives < self.lives
-        self.lives = lives
-        over = terminated or (self.life_loss_ends and lost_life)
-        self.ret += float(reward)
-        self.length += 1
-        self._show(
-            obs,
-            info,
-            first=False,
-            reward=reward,
-            discount=0.0 if over else 1.0,
-            terminated=terminated,
-            ended=terminated or truncated,
-            ret=self.ret,
-            length=self.length,
-        )
-
-
-class TrustingSlots(vec_envs.Slots):
-    """Slots whose observations are not looked at."""
+    def __init__(self, *args):
+        super().__init__(*args)
+        for slot in self.slots:
+            slot.read = lambda obs: obs
 
     def check(self):
         pass
 
 
-def made(env_fn, info, count, *, checked):
-    """A vector of environments in this process, with or without the checks."""
-    if checked:
-        return vec_envs.make_vec_env(env_fn, info, count, 0, workers=0)
+@contextlib.contextmanager
+def trusted():
+    """Within the block, what an environment's reset and step return is not checked."""
     with (
-        mock.patch.object(vec_envs, "Slot", Trusting),
-        mock.patch.object(vec_envs, "Slots", TrustingSlots),
+        mock.patch.object(slots, "checked_step", lambda answer: answer),
+        mock.patch.object(slots, "checked_reset", lambda answer: answer),
     ):
-        return vec_envs.make_vec_env(env_fn, info, count, 0, workers=0)
+        yield
 
 
 def microseconds(step, count, seconds):
@@ -107,28 +78,36 @@ def measure(name, args):
     env_fn = functools.partial(make_env, name)
     info = info_of(env_fn, name)
     rng = np.random.default_rng(0)
-    vectors = [made(env_fn, info, args.num_envs, checked=checked) for checked in (True, False)]
-    steps = [
-        lambda vec=vec: vec.step(rng.integers(info.num_actions, size=args.num_envs))
-        for vec in vectors
-    ]
+    checked = vec_envs.make_vec_env(env_fn, info, args.num_envs, 0, workers=0)
+    with mock.patch.object(vec_envs, "Slots", TrustingSlots):
+        bare = vec_envs.make_vec_env(env_fn, info, args.num_envs, 0, workers=0)
+
+    def act(vec):
+        vec.step(rng.integers(info.num_actions, size=args.num_envs))
+
     stepper = make_stepper(env_fn, info, network.context, args.num_envs, seed=0)
     net = flatten_q(build_q(info, network), info)
     collect = dqn.make_collect(make_act(net), stepper, info, cfg)
-    steps.append(lambda: collect(net.start, cfg.total_steps))
-    for step in steps:
-        step()
-    rounds = [
-        [microseconds(step, args.num_envs, args.seconds) for step in steps]
-        for _ in range(args.rounds)
-    ]
-    for vec in (*vectors, stepper.vec):
+    kinds = (
+        (contextlib.nullcontext, functools.partial(act, checked)),
+        (trusted, functools.partial(act, bare)),
+        (contextlib.nullcontext, functools.partial(collect, net.start, cfg.total_steps)),
+    )
+    rounds = []
+    for _ in range(args.rounds + 1):  # the first one warms up
+        times = []
+        for context, step in kinds:
+            with context():
+                times.append(microseconds(step, args.num_envs, args.seconds))
+        rounds.append(times)
+    for vec in (checked, bare, stepper.vec):
         vec.close()
-    checked, trusted, acted = np.median(rounds, axis=0)
-    cost = np.median([one[0] - one[1] for one in rounds])
+    rounds = np.array(rounds[1:])
+    with_checks, without, acted = np.median(rounds, axis=0)
+    cost = np.median(rounds[:, 0] - rounds[:, 1])
     print(
-        f"{name}: {checked:.2f} us with the checks, {trusted:.2f} without: {cost:.2f} us, "
-        f"{cost / trusted:.1%} of a bare step, {cost / acted:.2%} of one that is acted in "
+        f"{name}: {with_checks:.2f} us with the checks, {without:.2f} without: {cost:.2f} us, "
+        f"{cost / without:.1%} of a bare step, {cost / acted:.2%} of one that is acted in "
         f"({acted:.0f} us)"
     )
 

@@ -32,8 +32,9 @@ from tfdqt.backend import tf
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.envs import make_env
-from tfdqt.games.evaluate import evaluation_seed, load_run, play_episodes, play_games
+from tfdqt.games.evaluate import load_run, play_episodes, play_games
 from tfdqt.games.flat import make_act
+from tfdqt.games.periodic import evaluation_seed
 from tfdqt.games.window import make_window, network_inputs, push
 from tfdqt.runs.checkpoint import checkpoints, load_checkpoint
 from tfdqt.runs.cli import read_settings
@@ -190,7 +191,7 @@ class EachAlgorithm(unittest.TestCase):
         self.enterContext(without_xla())
         flags = ("--total-steps=768", "--evaluate-every=512", "--evaluate-episodes=1")
         fails = EnvFailure("An environment failed: the robot fell over")
-        with mock.patch("tfdqt.games.evaluate.play_games", side_effect=fails):
+        with mock.patch("tfdqt.games.periodic.play_games", side_effect=fails):
             done = call("run_pqn", f"--run-dir={run}", *TINY, *flags)
         self.assertEqual(done.returncode, 2)
         said = done.stderr.splitlines()[-1]

@@ -13,7 +13,7 @@ from tests.games.toys import without_xla
 from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
-from tfdqt.games import evaluate
+from tfdqt.games import evaluate, periodic
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import env_info, make_env
@@ -316,7 +316,7 @@ class TestGames(tf.test.TestCase):
         expected = random.random(), np.random.rand()
         random.seed(1)
         np.random.seed(1)
-        with self.assertRaises(ZeroDivisionError), evaluate.generators_kept():
+        with self.assertRaises(ZeroDivisionError), periodic.generators_kept():
             random.random()
             np.random.rand()
             raise ZeroDivisionError

@@ -14,11 +14,10 @@ from gymnasium import spaces
 from tests.games.scripted import Spaces, vec_of
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.envs import env_info, info_of, make_env, wrap
+from tfdqt.games.reader import make_reader
+from tfdqt.games.space_json import info_from_json, info_to_json
 from tfdqt.games.spaces import (
-    info_from_json,
-    info_to_json,
     make_action,
-    make_reader,
     read_mask,
 )
 

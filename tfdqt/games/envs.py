@@ -1,7 +1,8 @@
-"""Environments: names, what they look like to a network, and their states."""
+"""Environments: made by their names, options and wrappers, and looked at."""
 
 import ast
 import difflib
+import functools
 import json
 import re
 import traceback
@@ -9,6 +10,7 @@ import warnings
 
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.config import EnvConfig
+from tfdqt.games.space_json import info_from_json
 from tfdqt.games.spaces import MASK_KEY, describe
 from tfdqt.modules import import_here
 from tfdqt.runs.processes import close_all, tell_of_close
@@ -104,6 +106,21 @@ class StickyActions:
 
 
 DEFAULT = EnvConfig()
+
+
+def env_fn_of(settings):
+    """`env_fn(**more)` of the environment of a run's config.json, read as `settings`."""
+    return functools.partial(make_env, settings["name"], settings.get("env", DEFAULT))
+
+
+def saved_info(settings):
+    """The EnvInfo of a run's config.json, read as `settings`.
+
+    Runs from before 0.2 did not save their spaces; their environment is made to see them.
+    """
+    if "spaces" in settings:
+        return info_from_json(settings["spaces"], settings["name"])
+    return info_of(env_fn_of(settings), settings["name"])
 
 
 class ResetOptions(gymnasium.Wrapper):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-import random
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,24 +19,22 @@ from tfdqt.games.algorithms import (
     lockstep_parallel,
     settings_classes,
 )
-from tfdqt.games.config import EnvConfig
 from tfdqt.games.cost import attention_bytes
-from tfdqt.games.envs import close_env, info_of, make_env
+from tfdqt.games.envs import close_env, env_fn_of, saved_info
 from tfdqt.games.flat import FlatModel, flatten_model, make_act, make_scores, set_weights
-from tfdqt.games.loop import Evaluation, learner_snapshot
+from tfdqt.games.reader import make_reader
+from tfdqt.games.slots import REST
 from tfdqt.games.spaces import (
     MASK_KEY,
     EnvInfo,
-    info_from_json,
     legal_actions,
     make_action,
-    make_reader,
     read_mask,
 )
-from tfdqt.games.vec_envs import REST, make_vec_env
+from tfdqt.games.vec_envs import make_vec_env
 from tfdqt.games.window import make_window, network_inputs, push
 from tfdqt.policy import draw_actions, epsilon_greedy
-from tfdqt.runs.checkpoint import BEST, checkpoints, load_checkpoint, save_checkpoint
+from tfdqt.runs.checkpoint import load_checkpoint
 from tfdqt.runs.cli import read_settings
 from tfdqt.runs.evaluation import append_evaluation, check_left_out
 from tfdqt.runs.folder import find_run
@@ -76,10 +72,7 @@ def load_run(run_dir, checkpoint=None):
     algorithm = ALGORITHMS[name]
     settings = read_settings(folder, **settings_classes(name, plain))
     saved, _ = load_checkpoint(folder, checkpoint, best_too=True)
-    if "spaces" in settings:  # since 0.2
-        info = info_from_json(settings["spaces"], settings["name"])
-    else:
-        info = info_of(make_env_fn(settings), settings["name"])
+    info = saved_info(settings)
     net = flatten_model(algorithm.build(info, settings["network"]), info)
     weights = tf.constant(algorithm.acting_weights(saved))
     if weights.shape != net.start.shape:
@@ -90,11 +83,6 @@ def load_run(run_dir, checkpoint=None):
         )
     set_weights(net, weights)
     return TrainedRun(net, weights, info, algorithm, settings, saved["progress"]["step"])
-
-
-def make_env_fn(settings):
-    """`env_fn(**more)` of the environment of a run's config.json."""
-    return functools.partial(make_env, settings["name"], settings.get("env", EnvConfig()))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -355,105 +343,6 @@ def games_that_fit(env_fn, count, info, network):
     return max(1, min(count, int(0.8 * room / a_game))), a_game
 
 
-# -------------------------------------------------------------------------------------------------
-# Games in between
-
-
-@contextlib.contextmanager
-def generators_kept():
-    """Put Python's and numpy's global generators back behind the block.
-
-    Environments may draw from them, and training's are to go on as if none had played in between.
-    """
-    python = random.getstate()
-    numpy = np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def make_evaluation(
-    env_fn,
-    info,
-    algorithm,
-    network,
-    run_dir,
-    *,
-    every,
-    episodes,
-    seed=0,
-    workers=0,
-    stop_at_score=None,
-    should_stop=None,
-):
-    """An Evaluation of a run in `run_dir`, which keeps the best policy there in best/.
-
-    Every one plays the same games with the weights that act, as `evaluate_games` does by default,
-    seeded apart from all others.
-
-    Args:
-      env_fn, info: of the environments. algorithm, network: its Algorithm and NetworkConfig.
-      every: environment steps between two. episodes: games of one.
-      stop_at_score: the mean return at which the run is to stop, or None.
-      should_stop: asked at every step; when true, the evaluation is broken off.
-
-    Its `play` tells of the evaluations so far: `last` and `best`, mean returns, and whether the
-    last one `reached` stop_at_score.
-    """
-    game_seed = evaluation_seed(seed)
-    max_steps = longest_game(env_fn)
-    policies = []  # made with the first evaluation, and compiled then
-
-    def play(net, state, progress):
-        weights = getattr(state, algorithm.acting)
-        if not policies:
-            policies.append(Policy(TrainedRun(net, weights, info, algorithm, {}, 0)))
-        policy = policies[0]
-        policy.trained = policy.trained._replace(weights=weights)
-        with generators_kept():
-            at_once, _ = games_that_fit(env_fn, episodes, info, network)
-            games = play_games(
-                env_fn,
-                policy,
-                episodes=episodes,
-                seed=game_seed,
-                workers=workers,
-                max_steps=max_steps,
-                at_once=at_once,
-                should_stop=should_stop,
-            )
-        if games is None:
-            return None
-        score = float(games.returns.mean())
-        if play.best is None or score > play.best:
-            play.best = score
-            tree = learner_snapshot(state, progress, evaluation=score)
-            save_checkpoint(run_dir, progress.step, tree, folder=BEST, kept=1)
-        play.last = score
-        play.reached = stop_at_score is not None and score >= stop_at_score
-        return score, play.reached
-
-    play.last = math.nan
-    play.best = best_score(run_dir)
-    play.reached = False
-    return Evaluation(every, play)
-
-
-def evaluation_seed(seed):
-    """The seed of the games that a run of `seed` is evaluated by while it trains."""
-    return int(np.random.SeedSequence([seed, 9]).generate_state(1)[0])
-
-
-def best_score(run_dir):
-    """The mean return that the policy in best/ had in its evaluation; None without one."""
-    for path in reversed(checkpoints(run_dir, BEST)):
-        with contextlib.suppress(UsageError):  # it is damaged
-            return load_checkpoint(run_dir, path, best_too=True)[0]["evaluation"]
-    return None
-
-
 def film(env_fn, policy, folder, *, seed=0, max_steps=None):
     """Play one game with gymnasium's RecordVideo: -> (path of the MP4 in `folder`, its return).
 
@@ -520,7 +409,7 @@ def evaluate_games(run_dir, args):
     if workers is None:
         # Acting and stepping take turns here, whatever the algorithm did.
         workers = lockstep_parallel(name)["workers"]
-    env_fn = make_env_fn(trained.settings)
+    env_fn = env_fn_of(trained.settings)
     network = trained.settings["network"]
     at_once, a_game = games_that_fit(env_fn, args.episodes, trained.info, network)
     if at_once < args.episodes:
@@ -555,7 +444,7 @@ def evaluate_games(run_dir, args):
     columns = dict(epsilon=args.epsilon, sample=args.sample)
     append_evaluation(run_dir, trained.step, args.seed, columns, returns, lengths)
     if args.video:
-        make_filmed = functools.partial(make_env_fn(trained.settings), render_mode="rgb_array")
+        make_filmed = functools.partial(env_fn_of(trained.settings), render_mode="rgb_array")
         policy = Policy(trained, epsilon=args.epsilon, sample=args.sample, seed=args.seed)
         mp4, score = film(
             make_filmed, policy, args.video, seed=args.seed, max_steps=args.video_steps

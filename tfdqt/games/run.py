@@ -24,9 +24,9 @@ from tfdqt.games.algorithms import (
 )
 from tfdqt.games.config import EnvConfig, NetworkConfig
 from tfdqt.games.cost import check_attention, check_ends
-from tfdqt.games.envs import info_of, make_env
+from tfdqt.games.envs import env_fn_of, info_of, make_env, saved_info
 from tfdqt.games.exact import state_fault
-from tfdqt.games.spaces import info_from_json, info_to_json
+from tfdqt.games.space_json import info_to_json
 from tfdqt.games.state import make_unsaved
 from tfdqt.runs.checkpoint import BEST, checkpoints, quoted
 from tfdqt.runs.cli import (
@@ -211,20 +211,16 @@ def resume(args, flags, algorithm):
     return run, args
 
 
-def make_exact(args, settings):
+def make_exact(run, info):
     """`env_fn()` of a run's environment. If its state can't be saved, says so first."""
-    env_fn = functools.partial(make_env, args.name, args.env)
-    if settings["scale"].actors:
+    env_fn = env_fn_of(run.settings)
+    if run.scale.actors:
         return env_fn  # no state is saved
-    if "spaces" in settings:  # since 0.2
-        info = info_from_json(settings["spaces"], args.name)
-    else:
-        info = info_of(env_fn, args.name)
     fault = state_fault(env_fn, info)
     if fault is None:
         return env_fn
     print(
-        f"The state of {args.name} can't be saved: {fault}. A run that goes on starts fresh "
+        f"The state of {info.name} can't be saved: {fault}. A run that goes on starts fresh "
         "episodes, and differs from an unbroken one."
     )
     return functools.partial(make_unsaved, env_fn)
@@ -292,8 +288,9 @@ def main(algorithm, description, argv=None):
     fields = metrics._fields + ((EVALUATION,) if args.evaluate_every else ())
     log_settings = (fields, cfg.total_steps, args.log_lines, args.checkpoint_every)
     with saying_what_is_kept(run.folder), session(run, *log_settings, step) as (log, save, stop):
-        env_fn = make_exact(args, run.settings)
-        evaluation = evaluator(args, algorithm, run.folder, env_fn, stop)
+        info = saved_info(run.settings)
+        env_fn = make_exact(run, info)
+        evaluation = evaluator(args, algorithm, run.folder, env_fn, info, stop)
         state, net, progress = train(
             env_fn,
             build if run.scale.actors else network_fn,
@@ -325,15 +322,15 @@ def main(algorithm, description, argv=None):
     return 0
 
 
-def evaluator(args, algorithm, folder, env_fn, should_stop):
+def evaluator(args, algorithm, folder, env_fn, info, should_stop):
     """The Evaluation that the arguments ask for, or None."""
     if not args.evaluate_every:
         return None
-    from tfdqt.games.evaluate import make_evaluation  # loads TensorFlow, as training does
+    from tfdqt.games.periodic import make_evaluation  # loads TensorFlow, as training does
 
     return make_evaluation(
         env_fn,
-        info_of(env_fn, args.name),
+        info,
         ALGORITHMS[algorithm],
         args.network,
         folder,

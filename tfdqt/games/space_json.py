@@ -1,0 +1,92 @@
+"""Spaces as plain values in a run's config.json, and back."""
+
+import math
+
+import numpy as np
+from gymnasium import spaces
+
+from tfdqt.errors import UsageError
+from tfdqt.games.spaces import describe
+
+
+def space_to_json(space):
+    """A space that can be read, as plain values for JSON."""
+    plain = dict(kind=type(space).__name__)
+    if isinstance(space, spaces.Box):
+        bounds = dict(low=_bound_to_json(space.low), high=_bound_to_json(space.high))
+        return dict(plain, shape=list(space.shape), dtype=str(space.dtype), **bounds)
+    if isinstance(space, spaces.Discrete):
+        return dict(plain, n=int(space.n), start=int(space.start))
+    if isinstance(space, spaces.MultiDiscrete):
+        return dict(plain, nvec=space.nvec.tolist(), start=space.start.tolist())
+    if isinstance(space, spaces.MultiBinary):
+        return dict(plain, shape=list(space.shape))
+    if isinstance(space, spaces.Dict):
+        return dict(
+            plain, parts=[[_key(key), space_to_json(part)] for key, part in space.spaces.items()]
+        )
+    return dict(plain, parts=[space_to_json(part) for part in space.spaces])
+
+
+def _key(key):
+    return int(key) if isinstance(key, (int, np.integer)) else str(key)
+
+
+def _bound_to_json(bound):
+    """One value if all are the same; numbers that JSON has not are words."""
+    values = [value if math.isfinite(value) else str(value) for value in bound.reshape(-1).tolist()]
+    return values[0] if len(set(values)) == 1 else values
+
+
+def space_from_json(plain):
+    """The space that `space_to_json` wrote.
+
+    Raises KeyError, TypeError or ValueError if it did not.
+    """
+    kind = plain["kind"]
+    if kind == "Box":
+        shape = tuple(plain["shape"])
+        dtype = np.dtype(plain["dtype"])
+        bounds = [_bound_from_json(plain[key], shape, dtype) for key in ("low", "high")]
+        return spaces.Box(*bounds, shape, dtype)
+    if kind == "Discrete":
+        return spaces.Discrete(plain["n"], start=plain["start"])
+    if kind == "MultiDiscrete":
+        return spaces.MultiDiscrete(plain["nvec"], start=plain["start"])
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(plain["shape"])
+    if kind == "Dict":
+        return spaces.Dict([(key, space_from_json(part)) for key, part in plain["parts"]])
+    if kind == "Tuple":
+        return spaces.Tuple([space_from_json(part) for part in plain["parts"]])
+    raise ValueError(f"unknown space {kind}")
+
+
+def _bound_from_json(bound, shape, dtype):
+    if not isinstance(bound, list):
+        bound = [bound] * math.prod(shape)
+    number = float if dtype.kind == "f" else int
+    return np.array([number(value) for value in bound], dtype).reshape(shape)
+
+
+def info_to_json(info):
+    """The spaces of an EnvInfo as plain values for config.json."""
+    return dict(
+        observation=space_to_json(info.observation_space),
+        action=space_to_json(info.action_space),
+        mask=info.mask,
+    )
+
+
+def info_from_json(plain, name):
+    """The EnvInfo whose spaces `info_to_json` wrote. Raises UsageError if it did not."""
+    try:
+        observations = space_from_json(plain["observation"])
+        actions = space_from_json(plain["action"])
+        mask = plain["mask"]
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise UsageError(
+            f"The spaces in the config.json of this run of {name} can't be read ({error}); put "
+            "back the file that the run was started with."
+        ) from None
+    return describe(observations, actions, name, mask)
