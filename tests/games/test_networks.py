@@ -7,7 +7,7 @@ import numpy as np
 from tests.games.toys import BOX, CELLS, PAIR, RAM, SMALL, build, q_of, random_window, shared
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
-from tfdqt.games import networks
+from tfdqt.games import blocks, networks, tokens
 from tfdqt.games.config import NetworkConfig
 
 GPTS = (
@@ -242,7 +242,7 @@ class Sight(tf.test.TestCase):
 
     def test_same_episode_by_hand(self):
         self.assertAllEqual(
-            networks.same_episode(tf.constant([[0, 1, 0, 1]])),
+            tokens.same_episode(tf.constant([[0, 1, 0, 1]])),
             [[[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]],
         )
 
@@ -258,7 +258,7 @@ class Parts(tf.test.TestCase):
             x_in, visible_in = keras.Input((length, 8)), keras.Input((length, length))
             model = keras.Model(
                 [x_in, visible_in],
-                networks.attention(x_in, visible_in, heads=2, name="a", scale=0.02),
+                blocks.attention(x_in, visible_in, heads=2, name="a", scale=0.02),
             )
             for variable in model.trainable_variables:
                 variable.assign(rng.normal(size=variable.shape) * 0.7)
@@ -323,7 +323,7 @@ class Parts(tf.test.TestCase):
 
     def test_closed_gate_keeps_and_open_gate_forgets(self):
         x_in, y_in = keras.Input((1, 4)), keras.Input((1, 4))
-        model = keras.Model([x_in, y_in], networks.residual(x_in, y_in, name="g", gate=True))
+        model = keras.Model([x_in, y_in], blocks.residual(x_in, y_in, name="g", gate=True))
         rng = np.random.default_rng(0)
         x, y = (
             rng.normal(size=(3, 1, 4)).astype("float32"),

@@ -46,8 +46,14 @@ class Info(unittest.TestCase):
         )
         for space, expected in (
             (spaces.MultiDiscrete([3, 5]), ((2,), "int32", (3, 5))),
-            (spaces.MultiDiscrete([[2, 3], [4, 5]]), ((4,), "int32", (2, 3, 4, 5))),
-            (spaces.MultiBinary([2, 1]), ((2,), "int32", (2, 2))),
+            (spaces.MultiDiscrete([[2, 3], [4, 5]]), ((4,), "uint8", (2, 3, 4, 5))),
+            (spaces.MultiDiscrete([[2, 300]]), ((2,), "int32", (2, 300))),
+            (spaces.MultiBinary([2, 1]), ((2,), "uint8", (2, 2))),
+            (spaces.Box(0, 255, (2, 2, 3), np.uint8), ((12,), "uint8", ())),
+            (
+                spaces.Tuple([TWO, spaces.Box(0, 9, (2, 2), np.uint8)]),
+                ((5,), "uint8", (2,) + 4 * (0,)),
+            ),
             (spaces.Box(0, 9, (3,), np.int64), ((3,), "float32", ())),
             (spaces.Box(0, 9, (), np.float32), ((1,), "float32", ())),
             (spaces.Box(-1, 1, (4, 2), np.float32), ((8,), "float32", ())),
@@ -86,8 +92,6 @@ class Info(unittest.TestCase):
     def test_what_cannot_be_read_says_what_to_do(self):
         mission = spaces.Dict(image=VECTOR, mission=spaces.Text(3))
         for obs, actions, words in (
-            (spaces.Box(0, 255, (8, 8, 3), np.uint8), TWO, "images.*FlattenObservation.*`-ram`"),
-            (spaces.Box(0, 255, (84, 84), np.uint8), TWO, "images"),
             (mission, TWO, r'FilterObservation\(filter_keys=\["image"\]\)\'\.$'),
             (spaces.Text(3), TWO, "MODULE:FUNCTION"),
             (spaces.Sequence(TWO), TWO, "MODULE:FUNCTION"),
@@ -104,16 +108,13 @@ class Info(unittest.TestCase):
     def test_the_advice_works(self):
         """What the message says to put on the command line makes it readable."""
         image = spaces.Box(0, 255, (2, 2, 3), np.uint8)
-        both = spaces.Dict(image=image, direction=spaces.Discrete(4), mission=spaces.Text(9))
-        for space, expected in ((image, ((12,), "uint8")), (both, ((16,), "float32"))):
-            with self.assertRaises(UsageError) as caught:
-                told(space)
-            env = Spaces(space, TWO)
-            for wrapper in re.findall(
-                r"gymnasium\.wrappers:\w+(?:\(.*?\))?", str(caught.exception)
-            ):
-                env = wrap(env, wrapper)
-            self.assertEqual(env_info(env)[1:3], expected)
+        space = spaces.Dict(image=image, direction=spaces.Discrete(4), mission=spaces.Text(9))
+        with self.assertRaises(UsageError) as caught:
+            told(space)
+        env = Spaces(space, TWO)
+        for wrapper in re.findall(r"gymnasium\.wrappers:\w+(?:\(.*?\))?", str(caught.exception)):
+            env = wrap(env, wrapper)
+        self.assertEqual(env_info(env)[1:3], ((13,), "uint8"))
 
     def test_spaces_pass_through_json(self):
         for space in (

@@ -51,10 +51,23 @@ class NetworkConfig:
     every_step: bool | None = None
     """Whether Q is learned at every step of a window, the first with the least history, or at its
     last only; None: at every step by the gpt, at the last by the dense network."""
-    tokens: Literal["steps", "features"] = "steps"
-    """gpt: one token per step, or one per feature of each step (such as each of 128 RAM bytes)."""
+    tokens: Literal["steps", "features", "cells"] = "steps"
+    """gpt: one token per step, one per feature of each step (such as each of 128 RAM bytes), or one
+    per cell of a grid or image, [height, width] or [height, width, channels]."""
+    patch: int = 1
+    """gpt with --tokens=cells: cells of a patch of so many rows and columns share one token."""
+    categories: int = 0
+    """gpt with --tokens=cells: the numbers in the cells are categories, each below this; 0: as the
+    space says (categories if it is discrete, or of whole numbers from 0 to less than 32)."""
+    readout: Literal["step", "mean"] = "step"
+    """gpt with --tokens=cells: Q is read at a token of its own for each step, or at the mean of all
+    tokens of the step."""
     layers: int = 2
     """gpt: number of Transformer blocks."""
+    loops: int = 1
+    """gpt: how many times the blocks are run, one round after another with the same weights."""
+    loops_random: bool = False
+    """gpt: whether each update draws the number of loops, from 1 to --loops."""
     heads: int = 4
     """gpt: number of attention heads; must divide the width."""
     width: int = 64
@@ -69,10 +82,17 @@ class NetworkConfig:
 
 def check_network(cfg):
     """Raise UsageError for a network that can't be built."""
-    check_positive(cfg, "context", "layers", "heads", "width")
+    check_positive(cfg, "context", "layers", "loops", "patch", "heads", "width")
     check_heads(cfg)
     check_fractions(cfg, "min_change", "hidden_scale")
-    check_not_negative(cfg, "quantiles")
+    check_not_negative(cfg, "quantiles", "categories")
+    if cfg.loops_random and cfg.loops == 1:
+        raise UsageError("--loops-random draws from 1 to --loops; give --loops of at least 2.")
+    if cfg.tokens == "cells" and (cfg.standardize or cfg.min_change or cfg.ram_bits):
+        raise UsageError(
+            "--standardize, --min-change and --ram-bits are for rows of numbers; leave them out "
+            "with --tokens=cells."
+        )
     if cfg.network == "dense" and (not cfg.hidden or min(cfg.hidden) < 1):
         raise UsageError(f"--hidden must list one or more sizes of at least 1, not {cfg.hidden}.")
 

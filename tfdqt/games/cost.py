@@ -2,17 +2,77 @@
 
 from tfdqt import memory
 from tfdqt.backend import tf
+from tfdqt.errors import UsageError
+from tfdqt.games.spaces import grid_of
 
 WORTH_TELLING = 10**9  # bytes
+MOST_TOKENS = 2048  # of one step; attention compares every two
+LONGEST_ROW = 8192  # bytes of an image that are still read as a row of numbers
+
+
+def tokens_a_step(info, network):
+    """How many tokens a gpt reads of one step."""
+    if network.tokens == "features":
+        return info.features
+    if network.tokens == "cells":
+        grid = grid_of(info)
+        return (grid.height // network.patch) * (grid.width // network.patch) + 1
+    return 1
+
+
+def check_tokens(info, network):
+    """Raise UsageError if a network can't read the observations that `info` describes."""
+    grid = grid_of(info)
+    if network.network != "gpt" or network.tokens != "cells":
+        if grid and info.obs_dtype == "uint8" and grid.size > LONGEST_ROW:
+            raise UsageError(
+                f"{info.name} shows images of {_size(grid)}, too large for a row of numbers; read "
+                f"them with --tokens=cells{_patch_for(grid)}, or choose an Atari game's `-ram` "
+                "name."
+            )
+        return
+    if grid is None:
+        raise UsageError(
+            f"--tokens=cells reads one grid or image of two or three axes, but {info.name} shows "
+            f"{info.observation_space or 'a row of numbers'}; give --tokens=steps or features."
+        )
+    size = network.patch
+    if grid.height % size or grid.width % size:
+        fits = [n for n in _patches(grid) if n > 1]
+        advice = f"give one of {', '.join(map(str, fits))}" if fits else "leave it out"
+        raise UsageError(f"--patch={size} does not divide a grid of {_size(grid)}; {advice}.")
+    tokens = tokens_a_step(info, network)
+    if tokens > MOST_TOKENS:
+        takes = memory.in_words(attention_bytes(info, network))
+        raise UsageError(
+            f"{info.name} shows {_size(grid)}, which would be {tokens:,} tokens a step; attention "
+            f"between every two takes {takes} a window and block, so read patches with "
+            f"--tokens=cells{_patch_for(grid)}."
+        )
+
+
+def _size(grid):
+    return f"{grid.height} x {grid.width}"
+
+
+def _patches(grid):
+    """The sizes of patches that divide a grid."""
+    return [n for n in range(1, 65) if grid.height % n == 0 == grid.width % n]
+
+
+def _patch_for(grid):
+    """The flag for the smallest patches that are few, or what else to do."""
+    few = [n for n in _patches(grid) if grid.height * grid.width // n**2 <= 400]
+    if few:
+        return "" if few[0] == 1 else f" --patch={few[0]}"
+    return " after --wrappers 'gymnasium.wrappers:ResizeObservation(shape=(84, 84))' and --patch=7"
 
 
 def attention_bytes(info, network):
     """Bytes of the attention weights of one window in one layer, [H, T, T]; 0 without attention."""
     if network.network != "gpt":
         return 0
-    tokens = network.context
-    if network.tokens == "features":
-        tokens *= info.features
+    tokens = network.context * tokens_a_step(info, network)
     return 4 * network.heads * tokens**2
 
 
@@ -22,19 +82,26 @@ def check_attention(info, network, windows):
     Raises UsageError if it does not fit memory, unless a GPU learns, which has its own.
     """
     # Measured: two to four for every layer, which the gradient needs, and two to five besides.
-    size = windows * attention_bytes(info, network) * (2 + 2 * network.layers)
+    size = windows * attention_bytes(info, network) * (2 + 2 * network.layers * network.loops)
     if size < WORTH_TELLING:
         return
     how = f"{network.context} steps"
     if network.tokens == "features":
         how += f" x {info.features} features"
+    if network.tokens == "cells":
+        how += f" x {tokens_a_step(info, network)} tokens"
     takes = f"Attention over windows of {how}, {windows} at a time, takes at least"
 
     def advice(room):
         context = int(network.context * (room / size) ** 0.5)
-        steps = [] if network.tokens == "steps" else ["--tokens=steps"]
+        other = dict(steps=[], features=["--tokens=steps"], cells=["a larger --patch"])
         smaller = [f"--context={context}"] if context else []
-        return " or ".join(["give fewer --heads", "a smaller --batch-size", *smaller, *steps]) + "."
+        return (
+            " or ".join(
+                ["give fewer --heads", "a smaller --batch-size", *smaller, *other[network.tokens]]
+            )
+            + "."
+        )
 
     print(f"{takes} {memory.in_words(size)} of memory.", flush=True)
     if not tf.config.list_physical_devices("GPU"):

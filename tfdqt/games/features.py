@@ -8,6 +8,7 @@ import numpy as np
 
 from tfdqt.backend import keras
 from tfdqt.errors import UsageError
+from tfdqt.games.spaces import grid_of
 
 layers = keras.layers
 ops = keras.ops
@@ -110,18 +111,69 @@ def as_numbers(obs, info, cfg):
 
 
 def _as_numbers(obs, info, cfg):
-    if info.nvec:
+    values = _numbers_of(obs, info.nvec, info.obs_dtype)
+    if info.obs_dtype == "uint8" and not info.nvec and cfg.ram_bits:
+        return ops.concatenate([values, byte_bits(obs)], axis=-1)
+    return values
+
+
+def _numbers_of(obs, nvec, dtype):
+    if nvec:
         entries = [
-            ops.one_hot(ops.cast(obs[..., i], "int32"), n) if n else obs[..., i : i + 1]
-            for i, n in enumerate(info.nvec)
+            ops.one_hot(ops.cast(obs[..., i], "int32"), n)
+            if n
+            else _numbers_of(obs[..., i : i + 1], (), dtype)
+            for i, n in enumerate(nvec)
         ]
         return ops.concatenate(entries, axis=-1)
-    if info.obs_dtype == "uint8":
-        values = ops.cast(obs, "float32") / 128.0 - 1.0
-        if not cfg.ram_bits:
-            return values
-        return ops.concatenate([values, byte_bits(obs)], axis=-1)
-    return ops.cast(obs, "float32")
+    x = ops.cast(obs, "float32")
+    return x / 128.0 - 1.0 if dtype == "uint8" else x
+
+
+def cells_as_numbers(obs, info, cfg):
+    """The grid in observations, cut into patches: [B, C, F] -> [B, C, H / P, W / P, N] float32."""
+    grid = grid_of(info)
+    x = obs[..., grid.start : grid.start + grid.size]
+    x = ops.reshape(x, (-1, cfg.context, grid.height, grid.width, grid.channels))
+    counts = cell_categories(info, cfg)
+    if any(counts):
+        if info.obs_dtype == "float32" and grid.bytes:  # beside other numbers they were scaled
+            x = (x + 1.0) * 128.0
+        codes = ops.cast(ops.round(ops.cast(x, "float32")), "int32")
+        hot = [
+            ops.one_hot(ops.minimum(codes[..., i], count - 1), count)
+            for i, count in enumerate(counts)
+        ]
+        x = ops.concatenate(hot, axis=-1)
+    elif info.obs_dtype == "uint8":
+        x = ops.cast(x, "float32") / 128.0 - 1.0
+    size = cfg.patch
+    if size == 1:
+        return ops.cast(x, "float32")
+    numbers = x.shape[-1]
+    rows = grid.height // size
+    columns = grid.width // size
+    x = ops.reshape(x, (-1, cfg.context, rows, size, columns, size, numbers))
+    x = ops.transpose(x, (0, 1, 2, 4, 3, 5, 6))
+    return ops.reshape(x, (-1, cfg.context, rows, columns, size * size * numbers))
+
+
+def cell_categories(info, cfg):
+    """The number of categories of each channel of the grid, 0 of a number: a tuple [channels].
+
+    Of `cfg.categories` if that is given, else those of the space.
+    """
+    grid = grid_of(info)
+    return (cfg.categories,) * grid.channels if cfg.categories else grid.counts
+
+
+def rest_as_numbers(obs, info):
+    """What is no cell of the grid, as numbers: [B, C, F] -> [B, C, F'] float32."""
+    grid = grid_of(info)
+    end = grid.start + grid.size
+    rest = ops.concatenate([obs[..., : grid.start], obs[..., end : info.features]], axis=-1)
+    nvec = info.nvec and info.nvec[: grid.start] + info.nvec[end:]
+    return _numbers_of(rest, nvec, info.obs_dtype)
 
 
 def byte_bits(obs):

@@ -46,6 +46,50 @@ class EnvInfo(NamedTuple):
         return self.obs_shape[0] - (self.outputs if self.mask else 0)
 
 
+class Grid(NamedTuple):
+    """The one part of an observation that has rows and columns, such as a board or an image."""
+
+    start: int  # its first entry among those of the row
+    height: int
+    width: int
+    channels: int
+    counts: tuple  # number of categories of each channel, 0 of a number
+    bytes: bool  # whether its space is of bytes
+
+    @property
+    def size(self):
+        """Entries of the row that are of the grid."""
+        return self.height * self.width * self.channels
+
+
+MOST_CATEGORIES = 32  # whole numbers from 0 up to less than this are taken for categories in a grid
+
+
+def grid_of(info):
+    """The Grid of the observations that `info` describes; None if there is none, or several."""
+    if info.observation_space is None:
+        return None
+    start = 0
+    grids = []
+    for part in parts_of(without_mask(info.observation_space)):
+        if len(part.space.shape or ()) in (2, 3):
+            height, width, *channels = part.space.shape
+            depth = channels[0] if channels else 1
+            counts = _channel_counts(part, depth)
+            grids.append(Grid(start, height, width, depth, counts, _is_bytes(part.space)))
+        start += len(part.counts)
+    return grids[0] if len(grids) == 1 else None
+
+
+def _channel_counts(part, channels):
+    if any(part.counts):
+        return tuple(int(n) for n in np.reshape(part.counts, (-1, channels)).max(axis=0))
+    whole = part.space.dtype.kind in "biu"
+    if whole and part.space.low.min() >= 0 and part.space.high.max() < MOST_CATEGORIES:
+        return tuple(int(n) + 1 for n in part.space.high.reshape(-1, channels).max(axis=0))
+    return (0,) * channels
+
+
 def legal_actions(info, obs):
     """Which actions are legal by observations [..., F]: bool [..., A], or None if all always are.
 
@@ -97,10 +141,8 @@ def choices_of(space):
     return None
 
 
-def _is_image(space):
-    if not isinstance(space, spaces.Box):
-        return False
-    return len(space.shape) > 2 or len(space.shape) == 2 and space.dtype == np.uint8
+def _is_bytes(space):
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8
 
 
 def _is_numbers(space):
@@ -112,17 +154,12 @@ def _is_numbers(space):
 
 def _advice(space):
     """What a user can do about observations that can't be read."""
-    masked = isinstance(space, spaces.Dict) and MASK_KEY in space.spaces
-    flatten = "gymnasium.wrappers:FlattenObservation"
-    if isinstance(space, spaces.Dict) and not _is_numbers(space):
+    if isinstance(space, spaces.Dict):
         good = [key for key, part in space.spaces.items() if _is_numbers(part)]
-        images = any(_is_image(part.space) for key in good for part in parts_of(space[key]))
-        if good and not (masked and images):
+        if good:
             keys = ", ".join(f'"{key}"' for key in good)
             keep = f"gymnasium.wrappers:FilterObservation(filter_keys=[{keys}])"
-            return f"leave out the rest with --wrappers '{keep}'" + f" {flatten}" * images
-    if _is_numbers(space) and not masked:
-        return f"make it a row with --wrappers {flatten}, or choose an Atari game's `-ram` name"
+            return f"leave out the rest with --wrappers '{keep}'"
     return "make it numbers in a wrapper of your own, and give that as --wrappers MODULE:FUNCTION"
 
 
@@ -148,12 +185,6 @@ def describe(observation_space, action_space, name, mask=None):
             f"The observations of {name} can't be read, because {error}; "
             f"{_advice(observation_space)}."
         ) from None
-    image = next((part for part in parts if _is_image(part.space)), None)
-    if image:
-        raise UsageError(
-            f"{name} shows images or grids of shape {image.space.shape}{image.path and ' in '}"
-            f"{image.path}, but tfdqt reads rows of numbers; {_advice(observation_space)}."
-        )
     counts = tuple(n for part in parts for n in part.counts)
     if not counts:
         raise UsageError(f"The observations of {name} are empty ({observation_space}).")
@@ -176,9 +207,12 @@ def describe(observation_space, action_space, name, mask=None):
 
 def _kept_as(parts):
     """How observations are kept: as uint8 or int32 if that holds all parts."""
+    grid = any(len(part.space.shape or ()) > 1 for part in parts)
+    if grid and all(_is_bytes(part.space) or 0 < max(part.counts) <= 256 for part in parts):
+        return "uint8"
     if all(all(part.counts) for part in parts if part.counts):
         return "int32"
-    if all(isinstance(part.space, spaces.Box) and part.space.dtype == np.uint8 for part in parts):
+    if all(_is_bytes(part.space) for part in parts):
         return "uint8"
     return "float32"
 
