@@ -202,7 +202,7 @@ class TestCommand(unittest.TestCase):
 
     def probe(self, run, out, *flags):
         command = (run, "--states=30", *flags, f"--out={self.tmp / out}")
-        return script("benchmarks/search/probe_search.py", *command)
+        return script("benchmarks/probe/probe_search.py", *command)
 
     def test_the_whole_command(self):
         gpt = self.train("gpt")

@@ -1,6 +1,6 @@
 """Do the layers of a trained Transformer search?
 
-    python benchmarks/search/probe_search.py RUN --out=runs/probe
+    python benchmarks/probe/probe_search.py RUN --out=runs/probe
 
 The Q-network of a DQN run is read after each of its blocks, by its own final norm and head (a
 "logit lens") and by a linear map fitted to what the head reads there. Both are compared with
