@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "ground": set(),
     "scale": {"ground"},
     "runs": {"ground", "scale"},
-    "games": {"ground", "scale", "runs"},
+    "puzzles": {"ground"},
+    "games": {"ground", "scale", "runs", "puzzles"},
     "text": {"ground", "scale", "runs"},
     "tfdqt": {"ground", "games", "text"},  # the package itself: load_policy and load_writer
 }

@@ -8,6 +8,7 @@ import re
 import traceback
 import warnings
 
+from tfdqt import puzzles
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.config import EnvConfig
 from tfdqt.games.space_json import info_from_json
@@ -23,6 +24,7 @@ with warnings.catch_warnings():
 
 ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
 gymnasium.register_envs(ale_py)
+gymnasium.register_envs(puzzles)
 
 
 def _register_ram_names():

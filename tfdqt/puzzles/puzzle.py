@@ -1,0 +1,118 @@
+"""What all puzzles have in common: checked options, the reward, the end of an episode, pictures."""
+
+import math
+import numbers
+
+import gymnasium
+import numpy as np
+
+from tfdqt.errors import UsageError
+
+TILE = 32  # pixels of a cell
+GIVE_UP = 20_000  # levels that are drawn in vain
+
+
+def check_whole(name, value, least, most=None):
+    """Raise UsageError if an option is no whole number of the range."""
+    good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not good or value < least or most is not None and value > most:
+        span = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise UsageError(f"{name} is a whole number {span}, not {value!r}.")
+
+
+def check_share(name, value):
+    """Raise UsageError if an option is no number from 0 to 1."""
+    good = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not good or not 0 <= value <= 1:
+        raise UsageError(f"{name} is a number from 0 to 1, not {value!r}.")
+
+
+def check_lengths(least, most):
+    """Raise UsageError if no solution can be as long as asked for."""
+    check_whole("least", least, 1)
+    if most is not None:
+        check_whole("most", most, least)
+
+
+def no_level(what, split, least, most):
+    """The UsageError of levels that can't be drawn."""
+    span = f"{least} or more" if most is None else f"{least} to {most}"
+    return UsageError(
+        f"Of {GIVE_UP:,} drawings none was {what} of the set {split!r} with a solution of {span} "
+        "steps; ask for a less rare one."
+    )
+
+
+def optimal_q(next_distance, discount, step_cost=0.0):
+    """The value of each action under optimal play without a limit of steps.
+
+    next_distance: steps to the solution after each action, inf where there is none.
+    discount: from 0 to 1; step_cost: taken off the reward of every step, as by the environments.
+    Returns an array of the shape of next_distance, float64.
+    """
+    steps = np.asarray(next_distance, np.float64)
+    solved = np.where(np.isinf(steps), 0.0, discount**steps)
+    if not step_cost:
+        return solved
+    if discount == 1:
+        return solved - step_cost * (steps + 1)
+    powers = np.where(np.isinf(steps), 0.0, discount ** (steps + 1))
+    return solved - step_cost * (1 - powers) / (1 - discount)
+
+
+def picture(tiles, grid):
+    """A grid [H, W] of codes drawn with tiles [codes, TILE, TILE, 3]: -> [H*TILE, W*TILE, 3]."""
+    height, width = grid.shape
+    return tiles[grid].transpose(0, 2, 1, 3, 4).reshape(height * TILE, width * TILE, 3)
+
+
+class Puzzle(gymnasium.Env):
+    """A puzzle that is solved or not. `NAME` is what messages call it.
+
+    The reward is 1 for the step that solves it, and 0 otherwise, less `step_cost`; then the episode
+    terminates. After `max_steps` it is truncated. `info["distance"]` of a reset is the least number
+    of steps to the solution.
+    """
+
+    NAME = "A puzzle"
+    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+
+    def __init__(self, max_steps, step_cost, render_mode):
+        check_whole("max_steps", max_steps, 1)
+        if not isinstance(step_cost, numbers.Real) or not math.isfinite(step_cost):
+            raise UsageError(f"step_cost is a number, not {step_cost!r}.")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise UsageError(f"render_mode is ansi or rgb_array, not {render_mode!r}.")
+        self.max_steps = max_steps
+        self.step_cost = float(step_cost)
+        self.render_mode = render_mode
+        self.steps = 0
+
+    def level_of(self, options):
+        """The text of a level that a reset was given, or None."""
+        unknown = sorted(map(str, set(options or {}) - {"level"}))
+        if unknown:
+            raise UsageError(f"{self.NAME}'s reset takes the option level, not {unknown[0]!r}.")
+        level = (options or {}).get("level")
+        if level is not None and not isinstance(level, str):
+            raise UsageError(f"The level of a {self.NAME} is text, not {level!r:.60}.")
+        return level
+
+    def answer(self, obs, solved, info):
+        """What `step` returns."""
+        self.steps += 1
+        reward = (1.0 if solved else 0.0) - self.step_cost
+        return obs, reward, solved, not solved and self.steps >= self.max_steps, info
+
+    def text(self):
+        """The present state as a reset takes it."""
+        raise NotImplementedError
+
+    def image(self):
+        """The present state as a picture [pixels, pixels, 3] uint8."""
+        raise NotImplementedError
+
+    def render(self):
+        if self.render_mode == "ansi":
+            return self.text()
+        return self.image() if self.render_mode == "rgb_array" else None
