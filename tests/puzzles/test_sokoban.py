@@ -292,6 +292,11 @@ class BadInput(unittest.TestCase):
                 make_env("Sokoban-v0", **options)
 
     def test_levels_that_are_too_rare(self):
+        for walls in (0.95, 1):
+            with self.assertRaisesRegex(UsageError, "none was a level"):
+                Sokoban(walls=walls, split="test", least=9).reset(seed=0)
+        with self.assertRaisesRegex(UsageError, "none was a level"):
+            solver.dataset(np.random.default_rng(0), 1, walls=1)
         with self.assertRaisesRegex(UsageError, "none was a level of 3 x 3 cells .* 90 or more"):
             Sokoban(size=3, least=90).reset(seed=0)
 

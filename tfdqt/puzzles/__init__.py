@@ -2,6 +2,5 @@
 
 import gymnasium
 
-for _name, _entry in (("Sokoban-v0", "tfdqt.puzzles.sokoban:Sokoban"),):
-    if _name not in gymnasium.registry:
-        gymnasium.register(_name, _entry)
+gymnasium.register("Sokoban-v0", "tfdqt.puzzles.sokoban:Sokoban")
+gymnasium.register("LightsOut-v0", "tfdqt.puzzles.lights_out:LightsOut")

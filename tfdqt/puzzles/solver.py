@@ -59,9 +59,9 @@ class StateSpace(NamedTuple):
 
     def valid(self, walls):
         """Which states of layouts hold nothing in a wall: walls [N, H, W] -> [N, S + 1] bool."""
-        free = ~walls.reshape(len(walls), -1)
+        free = ~walls.reshape(len(walls), self.cells)
         boxes = free[:, self.boxes].all(-1)
-        both = (boxes[:, :, None] & free[:, None, :]).reshape(len(walls), -1)
+        both = (boxes[:, :, None] & free[:, None, :]).reshape(len(walls), self.size)
         return np.pad(both, ((0, 0), (0, 1))) & self.open
 
 
@@ -140,7 +140,7 @@ def distances(layouts, boxes):
     """
     space = state_space(*layouts.walls.shape[1:], boxes)
     valid = space.valid(layouts.walls)
-    on_target = layouts.targets.reshape(len(valid), -1)[:, space.boxes].all(-1)
+    on_target = layouts.targets.reshape(len(valid), space.cells)[:, space.boxes].all(-1)
     solved = np.pad(np.repeat(on_target, space.cells, 1), ((0, 0), (0, 1))) & valid
     found = np.full(valid.size, np.inf, np.float32)
     todo = (valid & ~solved).reshape(-1)
@@ -203,7 +203,7 @@ def observations(layout, states, boxes=None):
     boxes = int(layout.targets.reshape(-1, *walls.shape[1:])[0].sum()) if boxes is None else boxes
     space = state_space(*walls.shape[1:], boxes)
     grids = np.where(walls, WALL, np.where(targets, TARGET, FLOOR)).astype(np.uint8)
-    flat = grids.reshape(len(states), -1)
+    flat = grids.reshape(len(states), space.cells)
     row = np.arange(len(states))
     player = states % space.cells
     flat[row, player] = PLAYER + (flat[row, player] == TARGET)

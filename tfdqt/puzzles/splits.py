@@ -22,11 +22,11 @@ def canonical(grids):
     grids: [N, H, H] uint8.
     Returns N bytes objects: the least of the 8 forms of each grid.
     """
-    count = len(grids)
+    count, height, width = grids.shape
+    size = height * width
     turned = [np.rot90(grids, quarter, axes=(1, 2)) for quarter in range(4)]
     forms = [*turned, *(each.transpose(0, 2, 1) for each in turned)]
-    rows = np.stack(forms, 1).reshape(count * 8, -1)
-    size = rows.shape[1]
+    rows = np.stack(forms, 1).reshape(count * 8, size)
     data = rows.tobytes()
     pieces = [data[start : start + size] for start in range(0, len(data), size)]
     return [min(pieces[8 * i : 8 * i + 8]) for i in range(count)]
