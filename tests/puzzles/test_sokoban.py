@@ -159,6 +159,13 @@ class Levels(unittest.TestCase):
         self.assertEqual(seen["train"] & seen["tune"], set())
         self.assertEqual(seen["tune"] & seen["test"], set())
 
+    def test_a_level_stays_in_its_set(self):
+        # Else a run would be tested on what an earlier version trained it on.
+        grids = np.arange(25).reshape(5, 5) * np.arange(1, 41)[:, None, None] % 251
+        grids = grids.astype(np.uint8)
+        places = [[i for i in range(40) if in_split(grids, split)[i]] for split in ("tune", "test")]
+        self.assertEqual(places, [[3, 8, 17, 28, 38], [15, 34, 37]])
+
     def test_sets_have_their_shares(self):
         grids = np.random.default_rng(0).integers(3, size=(3000, 5, 5)).astype(np.uint8)
         shares = [in_split(grids, split).mean() for split in SPLITS]
