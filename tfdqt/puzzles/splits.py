@@ -16,6 +16,12 @@ def check_split(split):
         raise UsageError(f"split is one of {', '.join(SPLITS)}, not {split!r}.")
 
 
+def belongs(form, split):
+    """Whether a level, by the bytes that are all it has of its own, is one of a set."""
+    digest = hashlib.blake2b(form, digest_size=8).digest()
+    return int.from_bytes(digest, "little") % 10 in SPLITS[split]
+
+
 def canonical(grids):
     """What a grid has in common with its mirror images and rotations.
 
@@ -37,7 +43,4 @@ def in_split(grids, split):
 
     All 8 symmetric forms of a grid belong to the same one.
     """
-    check_split(split)
-    tenths = SPLITS[split]
-    hashes = (hashlib.blake2b(form, digest_size=8).digest() for form in canonical(grids))
-    return np.array([int.from_bytes(each, "little") % 10 in tenths for each in hashes], bool)
+    return np.array([belongs(form, split) for form in canonical(grids)], bool)
