@@ -26,10 +26,8 @@ BARE = (FLOOR, WALL, TARGET, FLOOR, TARGET, FLOOR, TARGET)
 WITH_BOX = {FLOOR: BOX, TARGET: BOX_ON_TARGET}
 WITH_PLAYER = {FLOOR: PLAYER, TARGET: PLAYER_ON_TARGET}
 
-# Of each number whose bits are legal moves; one array for all infos, so nobody may write to it.
+# Of each number whose bits are legal moves.
 MASKS = [np.array([bits >> move & 1 for move in range(4)], np.int8) for bits in range(16)]
-for _mask in MASKS:
-    _mask.setflags(write=False)
 
 
 class Sokoban(Puzzle):
@@ -128,7 +126,7 @@ class Sokoban(Puzzle):
             code = cells[player + offset]
             if FREE[code] or HAS_BOX[code] and FREE[cells[player + 2 * offset]]:
                 bits |= 1 << move
-        return MASKS[bits]
+        return MASKS[bits].copy()
 
     def get_state(self):
         """Everything about the present state but the random generator. Cheap, for searches."""
