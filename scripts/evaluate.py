@@ -1,6 +1,7 @@
 """Play whole games with the network of a run, or write with one of texts.
 
 python scripts/evaluate.py runs/breakout-1 --episodes=30 --epsilon=0.05 --video=film
+python scripts/evaluate.py runs/frozenlake-0 --simulations=32
 python scripts/evaluate.py runs/writer --best-of=4
 """
 
@@ -10,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from tfdqt.games.algorithms import is_game_run
+from tfdqt.games.config import EXPLORATION
 from tfdqt.runs.cli import read_settings, run_main
 from tfdqt.runs.folder import find_run
 from tfdqt.settings import check_at_least_one, check_fractions, check_not_negative
@@ -42,6 +44,17 @@ class Args:
     """Folder for a film (MP4 and GIF) of one more game."""
     video_steps: int = 2_000
     """Longest film, in steps."""
+    simulations: int | None = None
+    """Search a tree of what can come next before each move, by so many simulations of PUCT over
+    copies of the environment; 1: the network alone."""
+    exploration: float = EXPLORATION
+    """With --simulations: c of PUCT, how much actions are tried that seem worse."""
+    avoid_repeats: bool = False
+    """With --simulations: take no action that surely leads to an observation already met in this
+    game, unless all do."""
+    leaves: int = 1
+    """With --simulations: states of one game that are valued at a time; more is quicker, and
+    searches a little worse."""
     beta: float | None = None
     """Text runs: strength of the advantage over the cloned policy (0: that policy alone, inf: Q
     alone); by default as trained."""
@@ -53,10 +66,12 @@ class Args:
 
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__)
-    check_at_least_one(args, "episodes", "best_of", "max_steps", "video_steps")
+    check_at_least_one(
+        args, "episodes", "best_of", "max_steps", "video_steps", "simulations", "leaves"
+    )
     check_fractions(args, "epsilon")
     given = [name for name in ("seed", "workers", "temperature") if getattr(args, name) is not None]
-    check_not_negative(args, *given)
+    check_not_negative(args, *given, "exploration")
     run_dir = find_run(args.run)
     if is_game_run(read_settings(run_dir)):
         from tfdqt.games.evaluate import evaluate_games

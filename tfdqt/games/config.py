@@ -6,6 +6,8 @@ from typing import Literal
 from tfdqt.errors import UsageError
 from tfdqt.settings import check_fractions, check_heads, check_not_negative, check_positive
 
+EXPLORATION = 1.25  # c of the PUCT of a search at decision time, as MuZero's
+
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:

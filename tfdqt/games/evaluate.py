@@ -23,6 +23,7 @@ from tfdqt.games.cost import attention_bytes
 from tfdqt.games.envs import close_env, env_fn_of, saved_info
 from tfdqt.games.flat import FlatModel, flatten_model, make_act, make_scores, set_weights
 from tfdqt.games.reader import make_reader
+from tfdqt.games.search import game_seed, play_searched
 from tfdqt.games.slots import REST
 from tfdqt.games.spaces import (
     MASK_KEY,
@@ -57,6 +58,7 @@ class TrainedRun(NamedTuple):
 
 # A longer game is cut, if the environment has no limit of its own; Atari's is 27,000 steps.
 LONGEST_GAME = 30_000
+SEARCHED_AT_ONCE = 64  # games by a search, each of which holds a tree
 
 
 def load_run(run_dir, checkpoint=None):
@@ -267,7 +269,7 @@ def play_games(
       should_stop: asked at every step; when true, what was played is dropped, and None returned.
       close_seconds: that the environments have to close.
     """
-    env_seed = np.random.SeedSequence([seed, 3]).generate_state(1)[0]
+    env_seed = game_seed(seed)
     games = []
     for first in range(0, episodes, at_once or episodes):
         count = min(at_once or episodes, episodes - first)
@@ -400,25 +402,96 @@ def evaluate_games(run_dir, args):
         "temperature",
         "best_of",
     )
-    policy = load_policy(
-        run_dir, args.checkpoint, epsilon=args.epsilon, sample=args.sample, seed=args.seed
-    )
-    trained = policy.trained
+    if args.simulations is None:
+        check_left_out(
+            args,
+            "is for a search; add --simulations=N (1: the network alone), or leave it out",
+            "exploration",
+            "avoid_repeats",
+            "leaves",
+        )
+        evaluated = _evaluated_plain(run_dir, args)
+    else:
+        check_left_out(
+            args,
+            "is for games without --simulations, which plays what the search chose; leave one out",
+            "epsilon",
+            "sample",
+            "workers",
+        )
+        evaluated = _evaluated_search(run_dir, args)
+    trained = evaluated.trained
     name = trained.settings["name"]
-    workers = args.workers
-    if workers is None:
-        # Acting and stepping take turns here, whatever the algorithm did.
-        workers = lockstep_parallel(name)["workers"]
+    returns, lengths, cut = evaluated.games
+    if cut:
+        print(
+            f"{cut} of {args.episodes} games were not over after {evaluated.max_steps} steps, and "
+            "count as they stood; --max-steps sets how long a game is waited for."
+        )
+    low, high = confidence(returns)
+    print(
+        f"{name} seed {trained.settings['seed']} after {trained.step} steps: {args.episodes} games "
+        f"{evaluated.how}: mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean "
+        f"[{low:.1f}, {high:.1f}], min {returns.min():.0f}, median "
+        f"{np.median(returns):.0f}, max {returns.max():.0f}, mean length "
+        f"{lengths.mean():.0f}"
+    )
+    columns = dict(epsilon=args.epsilon, sample=args.sample, **evaluated.columns)
+    append_evaluation(run_dir, trained.step, args.seed, columns, returns, lengths, evaluated.a_game)
+    if args.video:
+        make_filmed = functools.partial(env_fn_of(trained.settings), render_mode="rgb_array")
+        mp4, score = film(
+            make_filmed,
+            evaluated.filmed,
+            args.video,
+            seed=args.seed,
+            max_steps=evaluated.longest_film,
+        )
+        gif_of(mp4, mp4.with_suffix(".gif"))
+        print(f"Film of a game that scored {score:g}: {mp4} and {mp4.with_suffix('.gif')}")
+
+
+class _Evaluated(NamedTuple):
+    """What came of an evaluation."""
+
+    trained: TrainedRun
+    games: Games
+    max_steps: int
+    how: str  # they were played, in words
+    columns: dict  # of evaluation.csv: how they were played
+    a_game: dict  # the same, with a value for each game
+    filmed: object  # what `film` plays with
+    longest_film: int
+
+
+def _fitting(trained, args, most=None):
+    """How many games are played at once, of `args.episodes` or `most`."""
+    name = trained.settings["name"]
+    wanted = min(args.episodes, most or args.episodes)
     env_fn = env_fn_of(trained.settings)
-    network = trained.settings["network"]
-    at_once, a_game = games_that_fit(env_fn, args.episodes, trained.info, network)
-    if at_once < args.episodes:
+    at_once, a_game = games_that_fit(env_fn, wanted, trained.info, trained.settings["network"])
+    if at_once < wanted:
         print(
             f"A game of {name} takes {memory.in_words(a_game)} of memory: {at_once} are played at "
             "a time."
         )
+    return at_once
+
+
+def _evaluated_plain(run_dir, args):
+    """Whole games by the network alone: -> _Evaluated."""
+    policy = load_policy(
+        run_dir, args.checkpoint, epsilon=args.epsilon, sample=args.sample, seed=args.seed
+    )
+    trained = policy.trained
+    workers = args.workers
+    if workers is None:
+        # Acting and stepping take turns here, whatever the algorithm did.
+        workers = lockstep_parallel(trained.settings["name"])["workers"]
+    env_fn = env_fn_of(trained.settings)
+    at_once = _fitting(trained, args)
     max_steps = longest_game(env_fn) if args.max_steps is None else args.max_steps
-    returns, lengths, cut = play_games(
+    games = play_games(
         env_fn,
         policy,
         episodes=args.episodes,
@@ -427,27 +500,60 @@ def evaluate_games(run_dir, args):
         max_steps=max_steps,
         at_once=at_once,
     )
-    if cut:
-        print(
-            f"{cut} of {args.episodes} games were not over after {max_steps} steps, and count as "
-            "they stood; --max-steps sets how long a game is waited for."
-        )
     how = "with actions drawn from the policy" if args.sample else f"at epsilon {args.epsilon:g}"
-    low, high = confidence(returns)
-    print(
-        f"{name} seed {trained.settings['seed']} after {trained.step} steps: {args.episodes} games "
-        f"{how}: mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean "
-        f"[{low:.1f}, {high:.1f}], min {returns.min():.0f}, median "
-        f"{np.median(returns):.0f}, max {returns.max():.0f}, mean length "
-        f"{lengths.mean():.0f}"
+    filmed = Policy(trained, epsilon=args.epsilon, sample=args.sample, seed=args.seed)
+    return _Evaluated(trained, games, max_steps, how, {}, {}, filmed, args.video_steps)
+
+
+def _evaluated_search(run_dir, args):
+    """Whole games by a search: -> _Evaluated."""
+    trained = load_run(run_dir, args.checkpoint)
+    env_fn = env_fn_of(trained.settings)
+    max_steps = longest_game(env_fn) if args.max_steps is None else args.max_steps
+    columns = dict(
+        simulations=args.simulations,
+        exploration=args.exploration,
+        avoid_repeats=args.avoid_repeats,
+        leaves=args.leaves,
     )
-    columns = dict(epsilon=args.epsilon, sample=args.sample)
-    append_evaluation(run_dir, trained.step, args.seed, columns, returns, lengths)
-    if args.video:
-        make_filmed = functools.partial(env_fn_of(trained.settings), render_mode="rgb_array")
-        policy = Policy(trained, epsilon=args.epsilon, sample=args.sample, seed=args.seed)
-        mp4, score = film(
-            make_filmed, policy, args.video, seed=args.seed, max_steps=args.video_steps
-        )
-        gif_of(mp4, mp4.with_suffix(".gif"))
-        print(f"Film of a game that scored {score:g}: {mp4} and {mp4.with_suffix('.gif')}")
+    games = play_searched(
+        env_fn,
+        trained,
+        episodes=args.episodes,
+        seed=args.seed,
+        max_steps=max_steps,
+        at_once=_fitting(trained, args, most=SEARCHED_AT_ONCE),
+        **columns,
+    )
+    a_game = dict(evaluations=games.evaluations, ms_a_move=1000 * games.seconds / games.lengths)
+    moves = games.lengths.sum()
+    how = (
+        f"by {args.simulations} simulations a move ({games.evaluations.sum() / moves:.1f} "
+        f"evaluations of the network, {1000 * games.seconds.sum() / moves:.1f} ms)"
+    )
+    return _Evaluated(
+        trained,
+        Games(games.returns, games.lengths, games.cut),
+        max_steps,
+        how,
+        columns,
+        a_game,
+        Replayed(trained.info, games.actions[0]),
+        min(args.video_steps, len(games.actions[0])),
+    )
+
+
+class Replayed:
+    """Plays the actions of a game that was played before, counted from 0; see `Policy`."""
+
+    def __init__(self, info, actions):
+        self.info = info
+        self.actions = actions
+
+    def reset(self, num_envs=None):
+        """Begin again. num_envs: None or 1."""
+        self.rest = iter(self.actions)
+
+    def act(self, obs, first=None):
+        """The next action: -> [1]."""
+        return np.array([next(self.rest)])

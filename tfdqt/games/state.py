@@ -54,12 +54,36 @@ def make_unsaved(env_fn):
 
 def env_state(env):
     """The state of `env` as a tree of plain values and arrays. Raises NoState if it has none."""
+    return env_state_and_chance(env)[0]
+
+
+def env_state_and_chance(env):
+    """The state of `env`, and the parts of it that are states of random generators, in order.
+
+    Raises NoState.
+    """
     if isinstance(env, Unsaved):
         raise NoState("it is not to be saved")
+    capture = _Capture()
     try:
-        return _Capture().tree(env, "")
+        return capture.tree(env, ""), capture.generators
     except RecursionError:
         raise NoState("its objects are nested too deeply") from None
+
+
+def reseed(generator, rng):
+    """Let a part that `env_state_and_chance` gave stand for a generator seeded by another one."""
+    seed = int(rng.integers(2**63))
+    if generator[0] == "generator":
+        fresh = getattr(np.random, generator[1])(seed)
+        generator[2] = _plain_arrays(fresh.state)
+    elif generator[0] == "random_state":
+        fresh = np.random.RandomState(seed % 2**32)
+        generator[1] = _plain_arrays(fresh.get_state(legacy=False))
+    else:
+        state = random.Random(seed).getstate()
+        generator[1] = list(state[1])
+        generator[2] = state[2]
 
 
 def restore_env(env, state, *, reset=True):
@@ -148,7 +172,7 @@ def _ordered(values, path):
     return values
 
 
-def _own_state(env):
+def has_own_state(env):
     """Whether an object has `get_state()` and `set_state(state)` as we know them."""
     if not isinstance(env, gymnasium.Env) or isinstance(env, gymnasium.Wrapper):
         return False
@@ -173,6 +197,7 @@ class _Capture:
         self.seen = {}  # id -> (number, the object, which keeps its id from another one)
         self.bytes = 0
         self.values = 0
+        self.generators = []
 
     def tree(self, value, path):
         self.values += 1
@@ -205,7 +230,10 @@ class _Capture:
         if id(value) in self.seen:
             return ["same", self.seen[id(value)][0]]
         self.seen[id(value)] = (len(self.seen), value)
-        return self.mutable(value, path)
+        tree = self.mutable(value, path)
+        if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
+            self.generators.append(tree)
+        return tree
 
     def items(self, values, path):
         return [self.tree(value, f"{path}[{i}]") for i, value in enumerate(values)]
@@ -245,7 +273,7 @@ class _Capture:
             return ["space", self.tree(value._np_random, f"{path}.np_random")]
         if isinstance(value, ale_py.env.AtariEnv):
             return self.atari(value, path)
-        if _own_state(value):
+        if has_own_state(value):
             rng = self.tree(value.np_random, f"{path}.np_random")
             return ["own", self.tree(value.get_state(), f"{path}.get_state()"), rng]
         if hasattr(value, "__dict__") and _is_python(cls):

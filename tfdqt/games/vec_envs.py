@@ -163,6 +163,19 @@ def _parted(link, process, deadline):
     return faults or []
 
 
+def env_seeds(seed, num_envs, first=0):
+    """The seeds of environments `first` and on: a list of num_envs."""
+    children = np.random.SeedSequence(seed).spawn(first + num_envs)[first:]
+    return [int(child.generate_state(1)[0]) for child in children]
+
+
+def make_slots(env_fn, info, seeds, *, life_loss_ends=False):
+    """Environments of this process, each at hand in `slots`: -> (Slots, its arrays)."""
+    layout, size = _layout(info, len(seeds))
+    arrays = _arrays(layout, bytearray(size))
+    return Slots(env_fn, info, seeds, life_loss_ends, arrays, np.arange(len(seeds))), arrays
+
+
 def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=False, first=0):
     """Step `num_envs` environments in lockstep in `workers` processes (0: in this one).
 
@@ -172,8 +185,7 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
     seeded with the child `first` + i of `seed`. Any call raises EnvFailure when an environment
     raised or gave something that is not a number.
     """
-    children = np.random.SeedSequence(seed).spawn(first + num_envs)[first:]
-    seeds = [int(child.generate_state(1)[0]) for child in children]
+    seeds = env_seeds(seed, num_envs, first)
     layout, size = _layout(info, num_envs)
     if workers == 0:
         arrays = _arrays(layout, bytearray(size))

@@ -18,21 +18,24 @@ def check_left_out(args, why, *fields):
             raise UsageError(f"{flag_of(field)} {why}.")
 
 
-def append_evaluation(run_dir, step, seed, how, returns, lengths):
+def append_evaluation(run_dir, step, seed, how, returns, lengths, more=None):
     """Add games, or texts, to evaluation.csv in a run's folder, a row each.
 
     Args:
       step: of the checkpoint. seed: of the games.
       how: dict of how they were played, a column each; rows from before a column was there have
-        nothing in it.
+        nothing in it, and neither have new rows in other columns that are there.
       returns, lengths: one of each a game.
+      more: dict of columns with one value a game.
     """
-    columns = ["step", *how, "seed", "episode", "return", "length"]
+    more = more or {}
+    columns = ["step", *how, "seed", "episode", "return", "length", *more]
     new = []
     for episode, (value, length) in enumerate(zip(returns, lengths)):
         row = dict(step=step, **how, seed=seed, episode=episode)
         row["return"] = value
         row["length"] = length
+        row.update({name: values[episode] for name, values in more.items()})
         new.append(row)
     with locked(run_dir / ".evaluation.lock"):  # another process may add rows just now
         path = run_dir / "evaluation.csv"
@@ -40,6 +43,7 @@ def append_evaluation(run_dir, step, seed, how, returns, lengths):
         if path.exists():
             with open(path, newline="", encoding="utf-8") as file:
                 old = csv.DictReader(file)
+                columns += [name for name in old.fieldnames or () if name not in columns]
                 rows = [{name: row.get(name, "") for name in columns} for row in old]
         temporary = path.with_suffix(".writing")
         write_rows(temporary, rows + new)

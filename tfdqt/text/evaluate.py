@@ -221,6 +221,10 @@ def evaluate_text(run_dir, args):
         "workers",
         "video",
         "video_steps",
+        "simulations",
+        "exploration",
+        "avoid_repeats",
+        "leaves",
     )
     writer = load_writer(run_dir, args.checkpoint, beta=args.beta, temperature=args.temperature)
     run = writer.run
