@@ -80,6 +80,37 @@ class TestScripts(unittest.TestCase):
         self.assertEqual(len(list((self.tmp / "film").glob("*.gif"))), 1)
         refused(self, "--beta is for text runs", "evaluate", self.run_dir, "--beta=0")
 
+    def test_evaluate_searches(self):
+        flags = ["--episodes=1", "--max-steps=6", "--simulations=3", "--avoid-repeats"]
+        done = succeeds(self, "evaluate", self.run_dir, *flags)
+        self.assertRegex(
+            done.stdout,
+            r"1 games by 3 simulations a move \([\d.]+ evaluations of the network, [\d.]+ ms\): me",
+        )
+        with open(self.run_dir / "evaluation.csv", newline="") as file:
+            (row,) = [row for row in csv.DictReader(file) if row.get("simulations") == "3"]
+        self.assertEqual((row["avoid_repeats"], row["leaves"], row["length"]), ("True", "1", "6"))
+        self.assertLessEqual(6, int(row["evaluations"]))
+        self.assertLessEqual(int(row["evaluations"]), 18)
+        self.assertGreater(float(row["ms_a_move"]), 0)
+
+    def test_a_search_that_can_not_be_gets_one_sentence(self):
+        evaluate = ["evaluate", self.run_dir]
+        refused(self, "--simulations must be at least 1", *evaluate, "--simulations=0")
+        refused(self, "--leaves must be at least 1", *evaluate, "--simulations=2", "--leaves=0")
+        refused(
+            self, "--exploration must be 0 or", *evaluate, "--simulations=2", "--exploration=-1"
+        )
+        refused(
+            self, "--exploration must be fin", *evaluate, "--simulations=2", "--exploration=inf"
+        )
+        refused(self, "--avoid-repeats is for a search; add", *evaluate, "--avoid-repeats")
+        refused(self, "--leaves is for a search; add", *evaluate, "--leaves=2")
+        for flag in ("--epsilon=0.1", "--sample", "--workers=2"):
+            name = flag.partition("=")[0]
+            words = f"{name} is for games without --simulations"
+            refused(self, words, *evaluate, "--simulations=2", flag)
+
     def test_plot(self):
         picture = self.tmp / "curve.png"
         flags = [f"--out={picture}", "--column=loss", "--level", "human=30.5"]

@@ -17,7 +17,7 @@ from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.copies import AnyStates, QuickStates, states_of
 from tfdqt.games.envs import info_of, make_env
-from tfdqt.games.evaluate import Policy, TrainedRun, play_games
+from tfdqt.games.evaluate import Policy, Replayed, TrainedRun, play_games
 from tfdqt.games.search import Rules, play_searched, rules_of
 from tfdqt.games.spaces import MASK_KEY
 from tfdqt.games.state import NoState, env_state, make_unsaved
@@ -247,6 +247,15 @@ class TestSearch(SearchCase):
         self.assertIn(((0, 1, -1), (1, 0, 1), (2, 0, 1)), seen)
         self.assertIn(((0, 1, -1), (0, 1, -1), (1, 0, 1)), seen)
 
+    def test_the_same_actions_play_the_same_game_again(self):
+        run = untrained(info_of(lambda: make_env("CartPole-v1")), network=MARKOV)
+        options = dict(episodes=1, seed=2, max_steps=30)
+        games = searched(lambda: make_env("CartPole-v1"), run, 4, **options)
+        again = Replayed(run.info, games.actions[0])
+        replayed = play_games(lambda: make_env("CartPole-v1"), again, **options)
+        self.assertAllEqual(replayed.returns, games.returns)
+        self.assertAllEqual(replayed.lengths, games.lengths)
+
     def test_signs_of_rewards_and_lost_lives_count_as_they_were_learned(self):
         class Dear(Stateful):
             """Right pays 1 at once, left 9; the end is the same."""
@@ -308,7 +317,7 @@ class TestChance(SearchCase):
     def test_a_search_can_not_see_what_the_game_will_draw(self):
         for env_fn in (Bet, TakenApart):
             run = told(info_of(env_fn), always(0.0, 0.0))
-            games = searched(env_fn, run, 60, episodes=4, at_once=4, rules=RULES)
+            games = searched(env_fn, run, 50, episodes=2)
             bets = np.concatenate(games.actions)
             # A bet costs 2 on average; one that is known to win would be made half the time.
             self.assertLess(bets.mean(), 0.1, env_fn)

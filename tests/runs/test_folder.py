@@ -189,6 +189,20 @@ class Locks(InFolder):
         thread.join(10)
         np.testing.assert_array_equal(read_csv(path)["return"], [9, 1, 2])
 
+    def test_columns_that_only_some_evaluations_have_are_kept(self):
+        plain = dict(epsilon=0.5)
+        append_evaluation(self.tmp, 10, 0, plain, [1.0], [5])
+        first = (self.tmp / "evaluation.csv").read_text()
+        self.assertEqual(first, "step,epsilon,seed,episode,return,length\n10,0.5,0,0,1,5\n")
+        more = dict(evaluations=[7, 8])
+        append_evaluation(self.tmp, 10, 0, dict(plain, simulations=4), [2.0, 3.0], [6, 7], more)
+        append_evaluation(self.tmp, 10, 0, plain, [4.0], [8])
+        rows = read_csv(self.tmp / "evaluation.csv")
+        nan = np.nan
+        np.testing.assert_array_equal(rows["return"], [1, 2, 3, 4])
+        np.testing.assert_array_equal(rows["simulations"], [nan, 4, 4, nan])
+        np.testing.assert_array_equal(rows["evaluations"], [nan, 7, 8, nan])
+
 
 class Freed(InFolder):
     def started(self):

@@ -41,7 +41,7 @@ _CONSTANT = (
 )
 _COUNTING = (wrappers.TimeLimit,)
 
-_PLAIN = (type(None), bool, int, float, str, bytes, tuple)
+_PLAIN = frozenset((type(None), bool, int, float, str, bytes))
 _KNOWN_HOMES = ("gymnasium.envs.classic_control.", "gymnasium.envs.toy_text.")
 # Of those: what no step changes, besides spaces and the like; P is toy text's table of transitions.
 _FIXED_NAMES = ("P", "spec", "_np_random", "_np_random_seed")
@@ -67,6 +67,8 @@ class _Own:
 def _copied(value):
     """A state with arrays and collections of its own, since either side may change them."""
     kind = type(value)
+    if kind in _PLAIN:
+        return value
     if kind is np.ndarray:
         return value.copy()
     if kind is dict:
@@ -75,7 +77,7 @@ def _copied(value):
         return [_copied(part) for part in value]
     if kind is tuple:
         return tuple(_copied(part) for part in value)
-    if kind in _PLAIN or isinstance(value, np.generic):
+    if isinstance(value, np.generic):
         return value
     return copy.deepcopy(value)
 
@@ -110,13 +112,15 @@ class _Attributes:
         saved = {}
         for name, value in vars(self.base).items():
             kind = type(value)
-            if kind in _PLAIN:
+            if kind in _PLAIN or kind is tuple:
                 saved[name] = value
             elif name in self.fixed:
                 continue
             elif kind is np.ndarray:
                 saved[name] = value.copy()
-            elif kind is list and all(type(part) in _PLAIN for part in value):
+            elif kind is list and all(
+                type(part) in _PLAIN or type(part) is tuple for part in value
+            ):
                 saved[name] = list(value)
             elif isinstance(value, np.generic):
                 saved[name] = value
@@ -221,17 +225,13 @@ class AnyStates:
         return [_words(generator) for generator in self.after[1]] != self.before
 
 
-def _words(generator):
+def _words(state):
     """A part that holds a generator's state, as what can be compared."""
-    if generator[0] == "random_state":
-        return [
-            (key, value.tolist() if isinstance(value, np.ndarray) else value)
-            for key, value in generator[1].items()
-        ]
-    return [
-        {key: repr(value) for key, value in part.items()} if isinstance(part, dict) else part
-        for part in generator
-    ]
+    if isinstance(state, dict):
+        return {key: _words(part) for key, part in state.items()}
+    if isinstance(state, list):
+        return [_words(part) for part in state]
+    return state.tobytes() if isinstance(state, np.ndarray) else state
 
 
 def states_of(env):

@@ -527,9 +527,11 @@ def _evaluated_search(run_dir, args):
     )
     a_game = dict(evaluations=games.evaluations, ms_a_move=1000 * games.seconds / games.lengths)
     moves = games.lengths.sum()
+    evaluations = games.evaluations.sum() / moves
+    milliseconds = 1000 * games.seconds.sum() / moves
     how = (
-        f"by {args.simulations} simulations a move ({games.evaluations.sum() / moves:.1f} "
-        f"evaluations of the network, {1000 * games.seconds.sum() / moves:.1f} ms)"
+        f"by {args.simulations} simulation{'s' * (args.simulations > 1)} a move "
+        f"({evaluations:.1f} evaluations of the network, {milliseconds:.1f} ms)"
     )
     return _Evaluated(
         trained,
