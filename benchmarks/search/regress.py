@@ -126,6 +126,7 @@ def train_arm(args, name):
     import optax
 
     from tfdqt.games.blocks import LoopLimit
+
     began = time.perf_counter()
     info = puzzle_info("sokoban" if args.boxes else "lights", args.size)
     starts = []
@@ -174,11 +175,11 @@ def train_arm(args, name):
         return (weights, moments, count + 1), error
 
     @jax.jit
-    def train(states, keys):
+    def train(which, states, keys):
         def one_run(run, state, keys):
             return jax.lax.scan(functools.partial(update, run), state, keys)
 
-        states, errors = jax.vmap(one_run)(jnp.arange(len(runs)), states, keys)
+        states, errors = jax.vmap(one_run)(which, states, keys)
         return states, errors.mean(1)
 
     @jax.jit
@@ -211,18 +212,27 @@ def train_arm(args, name):
         spread = ((target - target[legal].mean())[legal] ** 2).sum()
         alive = (np.where(legal, target, 0).max(-1) > 0).sum()
         return dict(
-            loss=sums["loss"] / rows, r2=1 - sums["squared"] / spread, optimal=sums["optimal"] / alive
+            loss=sums["loss"] / rows,
+            r2=1 - sums["squared"] / spread,
+            optimal=sums["optimal"] / alive,
         )
 
-    keys = jnp.stack([jax.random.key(10_000 + args.first_seed + seed) for _, seed in runs])
-    states = (weights, jax.vmap(adam.init)(weights), jnp.zeros(len(runs)))
+    # A GPU trains all side by side; to a CPU batches of matrix products are slow.
+    at_once = len(runs) if jax.default_backend() == "gpu" else 1
     chunk = max(1, args.updates // 20)
-    for done in range(0, args.updates, chunk):
-        of_chunk = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, done), chunk))
-        states, errors = train(states, of_chunk(keys))
-        seconds = time.perf_counter() - began
-        print(f"{name} {done + chunk} {seconds:.1f}s {np.asarray(errors).round(4)}", flush=True)
-    weights = states[0]
+    trained = []
+    for begin in range(0, len(runs), at_once):
+        which = jnp.arange(begin, begin + at_once)
+        of_group = [part[begin : begin + at_once] for part in weights]
+        state = (of_group, jax.vmap(adam.init)(of_group), jnp.zeros(at_once))
+        keys = jnp.stack([jax.random.key(10_000 + args.first_seed + runs[i][1]) for i in which])
+        for done in range(0, args.updates, chunk):
+            of_chunk = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, done), chunk))
+            state, errors = train(which, state, of_chunk(keys))
+            seconds = time.perf_counter() - began
+            print(f"{name} {done + chunk} {seconds:.1f}s {np.asarray(errors).round(4)}", flush=True)
+        trained.append(state[0])
+    weights = [jnp.concatenate(parts) for parts in zip(*trained)]
     tuned = report(weights, "tune")
     tested = report(weights, "test")
     by_rate = np.nan_to_num(tuned["loss"], nan=1e9).reshape(len(args.rates), args.seeds).mean(1)
