@@ -35,6 +35,7 @@ MAY_IMPORT = {
 ALONE = {
     "tf_agents": "tfdqt.replay",
     "ray": "tfdqt.scale.ray_pool",
+    "pyspiel": "tfdqt.games.open_spiel",
     "tensorflow_model_optimization": "tfdqt.text.encoder",
 }
 ALGORITHMS = {"tfdqt.games.dqn", "tfdqt.games.ppo", "tfdqt.games.pqn", "tfdqt.games.apex"}

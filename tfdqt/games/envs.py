@@ -75,6 +75,7 @@ def _cartpole_positions(**kwargs):
 gymnasium.register(
     "CartPolePositions-v1", _cartpole_positions, max_episode_steps=500, reward_threshold=475
 )
+gymnasium.register("OpenSpiel-v0", "tfdqt.games.open_spiel:OpenSpiel")
 
 
 class StickyActions:

@@ -8,7 +8,7 @@ import numpy as np
 
 from tfdqt.backend import keras
 from tfdqt.errors import UsageError
-from tfdqt.games.spaces import grid_of
+from tfdqt.games.spaces import grid_of, parts_of, without_mask
 
 layers = keras.layers
 ops = keras.ops
@@ -111,10 +111,22 @@ def as_numbers(obs, info, cfg):
 
 
 def _as_numbers(obs, info, cfg):
-    values = _numbers_of(obs, info.nvec, info.obs_dtype)
+    dtype = info.obs_dtype
+    if dtype == "uint8" and not info.nvec and not cfg.ram_bits and _are_bits(info):
+        dtype = "float32"
+    values = _numbers_of(obs, info.nvec, dtype)
     if info.obs_dtype == "uint8" and not info.nvec and cfg.ram_bits:
         return ops.concatenate([values, byte_bits(obs)], axis=-1)
     return values
+
+
+def _are_bits(info):
+    """Whether the space has bytes of 0 and 1 alone, which scaled as others would look the same."""
+    space = info.observation_space
+    return space is not None and all(
+        part.space.low.min() >= 0 and part.space.high.max() <= 1
+        for part in parts_of(without_mask(space))
+    )
 
 
 def _numbers_of(obs, nvec, dtype):
