@@ -3,6 +3,7 @@
 import unittest
 
 import numpy as np
+from gymnasium import spaces
 
 from tests.games.toys import BOX, PAIR, RAM, build, q_of, random_window
 from tfdqt.backend import tf
@@ -26,6 +27,13 @@ class Features(tf.test.TestCase):
             bits[0, :, 2:], [[1, 0, 1, 0, 0, 0, 0, 0] + [1] * 8, [0] * 8 + [0, 0, 0, 0, 0, 0, 0, 1]]
         )
         self.assertAllClose(bits[0, :, :2], [[5 / 128 - 1, 255 / 128 - 1], [-1, 0]])
+
+    def test_bytes_of_zero_and_one_stay_so(self):
+        obs = tf.constant([[[0, 1]]], tf.uint8)
+        for high, expected in ((1, [[[0, 1]]]), (2, [[[-1, 1 / 128 - 1]]])):
+            space = spaces.Box(0, high, (2,), np.uint8)
+            info = RAM._replace(obs_shape=(2,), observation_space=space)
+            self.assertAllClose(features.as_numbers(obs, info, NetworkConfig()), expected)
 
     def test_discrete_by_hand(self):
         one_hot = features.as_numbers(tf.constant([[[2, 0]]]), PAIR, NetworkConfig())

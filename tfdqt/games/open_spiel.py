@@ -213,18 +213,16 @@ class OpenSpiel(gymnasium.Env):
         return str(self._state)
 
     def get_state(self):
-        """The game and the learner's seat; np_random is not in it."""
+        """The moves of the game and the learner's seat; np_random is not in it."""
         state = None if self._state is None else self._state.serialize()
-        return dict(state=state, player=self._player)
+        return dict(game=str(self._game), state=state, player=self._player)
 
     def set_state(self, state):
         """Go on from what `get_state` gave. Raises ValueError if it is of another game."""
-        text = state["state"]
-        try:
-            game = None if text is None else self._game.deserialize_state(text)
-        except RuntimeError as error:
-            raise ValueError(sentence_of(error)) from None
-        self._state = game
+        if state["game"] != str(self._game):
+            raise ValueError(f"it is of {state['game']}, not of {self._game}")
+        moves = state["state"]
+        self._state = None if moves is None else self._game.deserialize_state(moves)
         self._player = state["player"]
 
     def _play_others(self):
