@@ -122,9 +122,20 @@ class Games(unittest.TestCase):
             _, reward, over, _, _ = env.step(8)  # leaves 5 to win by
             self.assertEqual((reward, over), (-1.0, True))
 
+    def test_each_of_several_opponents_has_games_of_its_own(self):
+        env = make("tic_tac_toe", opponent="random,mcts:7")
+        met = set()
+        for seed in range(8):
+            env.reset(seed=seed)
+            with unittest.mock.patch.object(env.unwrapped, "_search", return_value=8) as search:
+                env.unwrapped.set_state(dict(env.unwrapped.get_state(), state="0\n", player=0))
+                env.unwrapped._play_others()
+            met.add(search.called)
+        self.assertEqual(met, {True, False})
+
     def test_one_seed_is_one_game(self):
         for game, opponent in (
-            ("connect_four(rows=4,columns=5)", "mcts:5"),
+            ("connect_four(rows=4,columns=5)", "random,mcts:5"),
             ("kuhn_poker", "random"),
             ("skat", "random"),  # three players
         ):
@@ -134,7 +145,7 @@ class Games(unittest.TestCase):
                 self.assertNotEqual(one, played(make(game, opponent=opponent), 4))
 
     def test_a_state_goes_on_elsewhere_as_it_would_have_gone_on(self):
-        for game, opponent in (("tic_tac_toe", "mcts:3"), ("pig", "random")):  # pig has dice
+        for game, opponent in (("tic_tac_toe", "random,mcts:3"), ("pig", "random")):  # pig has dice
             with self.subTest(game):
                 env_fn = functools.partial(make, game, ROW, opponent=opponent)
                 self.assertIsNone(state_fault(env_fn, info_of(env_fn)))
@@ -183,6 +194,7 @@ class Games(unittest.TestCase):
             (dict(game="hex", player=True), "seat from 0 to 1"),
             (dict(game="hex", opponent="mcts"), "mcts:100"),
             (dict(game="hex", opponent="mcts:0"), "mcts:100"),
+            (dict(game="hex", opponent="mcts:9,best"), "mcts:100"),
             (dict(game="kuhn_poker", opponent="mcts:9"), 'opponent="random"'),
             (dict(game="hex", dtype="int8"), "float32"),
             (dict(game="hex", render_mode="rgb_array"), "as text"),

@@ -109,21 +109,22 @@ def _apply_random(state, rng):
         state.apply_action(int(legal[rng.integers(len(legal))]))
 
 
-def simulations_of(opponent, game):
-    """What an `opponent` is: 0 for "random", N for "mcts:N". Raises UsageError for anything else.
+def simulations_of(opponents, game):
+    """Simulations of each of the `opponents`, 0 of random play: "random,mcts:100" -> (0, 100).
 
-    Search is refused in games that hide something, for it would look at it.
+    Raises UsageError for what is none of these, and for a search in a game that hides something,
+    which it would look at.
     """
-    found = re.fullmatch(r"random|mcts:([1-9]\d{0,8})", str(opponent))
-    if not found:
+    found = [re.fullmatch(r"random|mcts:([1-9]\d{0,8})", one) for one in opponents.split(",")]
+    if None in found:
         raise UsageError(
-            'opponent is "random", or "mcts:100" for a tree search of 100 simulations, not '
-            f"{opponent!r}."
+            'opponent is "random", "mcts:100" for a tree search of 100 simulations, or several '
+            f"with commas between them, not {opponents!r}."
         )
-    simulations = int(found[1] or 0)
+    simulations = tuple(int(one[1] or 0) for one in found)
     kind = game.get_type()
     pyspiel = import_pyspiel()
-    if simulations and (
+    if any(simulations) and (
         kind.information != pyspiel.GameType.Information.PERFECT_INFORMATION
         or kind.reward_model != pyspiel.GameType.RewardModel.TERMINAL
     ):
@@ -143,13 +144,14 @@ class OpenSpiel(gymnasium.Env):
     are. `info` has "action_mask" [A] and "player". The reward is the player's return, when the game
     ends. Games that end before the learner's first move are drawn anew.
 
-    All that is drawn (seat, chance, opponents) comes from `np_random`.
+    All that is drawn (seat, chance, opponents and their moves) comes from `np_random`.
 
     Args:
       game: OpenSpiel's name, with parameters if any: "breakthrough(rows=5,columns=5)".
       player: the learner's seat, from 0; None: drawn at every reset.
       opponent: who plays every other seat: "random", or "mcts:N", OpenSpiel's MCTS with random
-        rollouts and N simulations a move.
+        rollouts and N simulations a move; of several, "random,mcts:10,mcts:100", one is drawn at
+        every reset, so that there are games to be won before the best can be beaten.
       dtype: "uint8" or "float32", where the choice by random play is not right.
 
     Raises UsageError for what can't be made, MissingPackage without OpenSpiel.
@@ -172,7 +174,8 @@ class OpenSpiel(gymnasium.Env):
         if render_mode not in (None, "ansi"):
             raise UsageError(f'OpenSpiel draws its games as text, "ansi", not {render_mode!r}.')
         self.render_mode = render_mode
-        self._simulations = simulations_of(opponent, self._game)
+        self._opponents = simulations_of(str(opponent), self._game)
+        self._simulations = self._opponents[0]
         self._seat = player
         self._seats = players if player is None and players > 1 else 0  # shown beside the tensor
         self._shape = self._game.observation_tensor_shape()
@@ -192,6 +195,8 @@ class OpenSpiel(gymnasium.Env):
         self._player = self._seat
         if self._seat is None:
             self._player = int(self.np_random.integers(self._game.num_players()))
+        if len(self._opponents) > 1:
+            self._simulations = int(self.np_random.choice(self._opponents))
         for _ in range(MOST_RESETS):
             self._state = self._game.new_initial_state()
             self._play_others()
@@ -213,9 +218,13 @@ class OpenSpiel(gymnasium.Env):
         return str(self._state)
 
     def get_state(self):
-        """The moves of the game and the learner's seat; np_random is not in it."""
-        state = None if self._state is None else self._state.serialize()
-        return dict(game=str(self._game), state=state, player=self._player)
+        """The moves of the game, the learner's seat and the opponent; np_random is not in it."""
+        return dict(
+            game=str(self._game),
+            state=None if self._state is None else self._state.serialize(),
+            player=self._player,
+            simulations=self._simulations,
+        )
 
     def set_state(self, state):
         """Go on from what `get_state` gave. Raises ValueError if it is of another game."""
@@ -224,6 +233,7 @@ class OpenSpiel(gymnasium.Env):
         moves = state["state"]
         self._state = None if moves is None else self._game.deserialize_state(moves)
         self._player = state["player"]
+        self._simulations = state["simulations"]
 
     def _play_others(self):
         """Play on until the learner is to move, or the game is over."""
