@@ -1,4 +1,4 @@
-"""How often runs of OpenSpiel-v0 win, greedily, against opponents other than that of training.
+"""How often runs of OpenSpiel-v0 win against opponents other than that of training.
 
 python benchmarks/search/connect_four/play.py runs/four-* --out=games.csv
 """
@@ -29,6 +29,8 @@ class Args:
     """Whom they play."""
     episodes: int = 200
     """Games against each."""
+    epsilon: float = 0.0
+    """Probability of a random action; 1 shows what a random player wins."""
     seed: int = 1_000
     """Seeds the games."""
     out: str | None = None
@@ -61,7 +63,7 @@ def main(argv=None):
     lines = [COLUMNS]
     print(COLUMNS)
     for run in args.runs:
-        policy = load_policy(find_run(run))
+        policy = load_policy(find_run(run), epsilon=args.epsilon, seed=args.seed)
         for opponent in args.opponents:
             *counts, low, high = count(policy, opponent, episodes=args.episodes, seed=args.seed)
             rate = counts[0] / args.episodes
