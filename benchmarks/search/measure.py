@@ -1,4 +1,4 @@
-"""How well the networks of regress.py play by themselves and with a tree search, on held-out levels.
+"""How well networks of regress.py play by themselves and with a tree search, on held-out levels.
 
     python benchmarks/search/measure.py --weights=runs/search --arms blocks-1 --simulations 1 4 16
     python benchmarks/search/measure.py --weights=runs/search --arms loops-8 blocks-8

@@ -28,10 +28,15 @@ class Features(tf.test.TestCase):
         )
         self.assertAllClose(bits[0, :, :2], [[5 / 128 - 1, 255 / 128 - 1], [-1, 0]])
 
-    def test_bytes_of_zero_and_one_stay_so(self):
+    def test_bytes_of_zero_and_one_stay_so_in_a_grid(self):
         obs = tf.constant([[[0, 1]]], tf.uint8)
-        for high, expected in ((1, [[[0, 1]]]), (2, [[[-1, 1 / 128 - 1]]])):
-            space = spaces.Box(0, high, (2,), np.uint8)
+        scaled = [[[-1, 1 / 128 - 1]]]
+        for high, shape, expected in (
+            (1, (1, 2), [[[0, 1]]]),
+            (2, (1, 2), scaled),
+            (1, (2,), scaled),
+        ):
+            space = spaces.Box(0, high, shape, np.uint8)
             info = RAM._replace(obs_shape=(2,), observation_space=space)
             self.assertAllClose(features.as_numbers(obs, info, NetworkConfig()), expected)
 

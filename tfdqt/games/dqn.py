@@ -25,6 +25,7 @@ from tfdqt.games.envs import info_of
 from tfdqt.games.flat import (
     FlatModel,
     adapt,
+    draw_loops,
     flatten,
     flatten_q,
     make_act,
@@ -394,7 +395,8 @@ def make_update(net, cfg, strategy=None) -> Callable:
         return _make_shared_update(net, cfg, strategy, tf.function(follow, jit_compile=True))
 
     def one(state, steps):
-        loss, gradient, diagnostics = q_learning(net, cfg, state.online, state.target, steps)
+        online = draw_loops(net, state.online, state.updates)
+        loss, gradient, diagnostics = q_learning(net, cfg, online, state.target, steps)
         state, norm = follow(state, gradient)
         return state, dict(diagnostics, loss=loss, grad_norm=norm)
 
@@ -411,14 +413,16 @@ def make_update(net, cfg, strategy=None) -> Callable:
 def _make_shared_update(net, cfg, strategy, follow):
     check_even(cfg, strategy)
     names = [name for name in DIAGNOSTICS if name != "grad_norm"]
-    learned = tf.function(
-        lambda online, target, steps: q_learning(net, cfg, online, target, steps), jit_compile=True
-    )
+
+    @tf.function(jit_compile=True)
+    def learned(state, steps):
+        online = draw_loops(net, state.online, state.updates)
+        return q_learning(net, cfg, online, state.target, steps)
 
     def share(state, steps, i, part, parts):
         """A device's part of batch i: its number of decisions, and what is a mean over them."""
         batch = slice_batch(tf.nest.map_structure(lambda field: field[i], steps), part, parts)
-        loss, gradient, diagnostics = learned(state.online, state.target, batch)
+        loss, gradient, diagnostics = learned(state, batch)
         scalars = dict(diagnostics, loss=loss)
         vector = tf.concat([tf.stack([scalars[name] for name in names]), gradient], 0)
         return [(diagnostics["count"], vector)]

@@ -121,11 +121,10 @@ def _as_numbers(obs, info, cfg):
 
 
 def _are_bits(info):
-    """Whether the space has bytes of 0 and 1 alone, which scaled as others would look the same."""
-    space = info.observation_space
-    return space is not None and all(
+    """Whether a grid has bytes of 0 and 1 alone, which scaled as others would look the same."""
+    return grid_of(info) is not None and all(
         part.space.low.min() >= 0 and part.space.high.max() <= 1
-        for part in parts_of(without_mask(space))
+        for part in parts_of(without_mask(info.observation_space))
     )
 
 

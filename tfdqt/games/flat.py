@@ -10,6 +10,7 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
+from tfdqt.games.blocks import LoopLimit
 from tfdqt.games.spaces import legal_actions
 
 
@@ -27,6 +28,8 @@ class FlatModel(NamedTuple):
     positions: int  # P
     parts: tuple = ()  # of an action that has outputs for each, see `losses`
     masked: bool = False  # whether illegal actions get the output losses.ILLEGAL
+    loop_limit: int | None = None  # which weight is the number of loops, where that is drawn
+    loops: int = 1  # the most that are drawn
 
 
 def flatten_model(model, info=None):
@@ -57,7 +60,42 @@ def flatten_model(model, info=None):
     start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
     context = model.input["obs"].shape[1]
     parts = () if info is None else info.parts
-    return FlatModel(model, apply, unflatten, start, context, model.output.shape[1], parts, masked)
+    limited = [layer for layer in model.layers if isinstance(layer, LoopLimit)]
+    limit = None
+    if limited:
+        index = next(i for i, variable in enumerate(fixed) if variable is limited[0].limit)
+        limit = sum(sizes[: len(trained) + index])
+    return FlatModel(
+        model,
+        apply,
+        unflatten,
+        start,
+        context,
+        model.output.shape[1],
+        parts,
+        masked,
+        limit,
+        limited[0].loops if limited else 1,
+    )
+
+
+def with_loops(net, weights, loops):
+    """The weights [W] with which a network runs `loops` loops, at most as many as it has."""
+    here = tf.range(weights.shape[0]) == net.loop_limit
+    return tf.where(here, tf.cast(loops, tf.float32), weights)
+
+
+def draw_loops(net, weights, updates):
+    """The weights [W] for an update, with the number of loops drawn if the network wants that.
+
+    updates: how many there were before; they are what is drawn by, so that a resumed run draws the
+    same.
+    """
+    if net.loop_limit is None:
+        return weights
+    seed = tf.stack([tf.constant(7, tf.int64), tf.cast(updates, tf.int64)])
+    drawn = tf.random.stateless_uniform([], seed, 1, net.loops + 1, tf.int32)
+    return with_loops(net, weights, drawn)
 
 
 def _masked(outputs, legal):

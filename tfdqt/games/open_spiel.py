@@ -139,7 +139,7 @@ class OpenSpiel(gymnasium.Env):
     """A game of OpenSpiel from the seat of one player.
 
     Observations are the game's tensor for that player: [C, H, W] as [H, W, C], [H, W] as it is, any
-    other as a row; uint8 where all numbers are 0 or 1, else float32. With player=None one channel
+    other as a row; a table of 0 and 1 is uint8, else float32. With player=None one channel
     or number a seat is added, 1 for the learner's own, because many tensors don't say whose they
     are. `info` has "action_mask" [A] and "player". The reward is the player's return, when the game
     ends. Games that end before the learner's first move are drawn anew.
@@ -181,8 +181,10 @@ class OpenSpiel(gymnasium.Env):
         self._shape = self._game.observation_tensor_shape()
         self._state = None
         self._player = None
-        bits = has_only_bits(game) if dtype is None else dtype == "uint8"
         shape = self._arranged(np.zeros(int(np.prod(self._shape))), 0).shape
+        bits = dtype == "uint8"
+        if dtype is None:  # a row of bytes would be scaled as bytes are
+            bits = len(shape) > 1 and has_only_bits(game)
         self.observation_space = (
             spaces.Box(0, 1, shape, np.uint8)
             if bits

@@ -19,7 +19,14 @@ from tfdqt import losses
 from tfdqt.backend import keras, tf
 from tfdqt.games.config import check_network, check_policy_network
 from tfdqt.games.envs import info_of
-from tfdqt.games.flat import flatten, flatten_pi_v, repeat_update, set_weights, step_adam
+from tfdqt.games.flat import (
+    draw_loops,
+    flatten,
+    flatten_pi_v,
+    repeat_update,
+    set_weights,
+    step_adam,
+)
 from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
 from tfdqt.games.rollout import (
     check_adapts,
@@ -273,7 +280,7 @@ def make_learn(net, cfg) -> Callable:
             deviation = tf.sqrt(tf.reduce_sum(mask * tf.square(centred)) / count)
             advantages = centred / (deviation + 1e-8)
         with tf.GradientTape() as tape:
-            trained, fixed = net.unflatten(state.weights)
+            trained, fixed = net.unflatten(draw_loops(net, state.weights, state.updates))
             tape.watch(trained)
             logits, value = policy_and_value(net, (trained, fixed), inputs)
             terms = losses.ppo_losses(

@@ -19,7 +19,15 @@ from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games.config import check_network
 from tfdqt.games.envs import info_of
-from tfdqt.games.flat import flatten, flatten_q, make_scores, repeat_update, set_weights, step_adam
+from tfdqt.games.flat import (
+    draw_loops,
+    flatten,
+    flatten_q,
+    make_scores,
+    repeat_update,
+    set_weights,
+    step_adam,
+)
 from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
 from tfdqt.games.rollout import (
     check_adapts,
@@ -249,7 +257,7 @@ def make_learn(net, cfg) -> Callable:
     def one(state, batch, inputs):
         part = tf.cast(state.updates, tf.float32) / total
         with tf.GradientTape() as tape:
-            trained, fixed = net.unflatten(state.weights)
+            trained, fixed = net.unflatten(draw_loops(net, state.weights, state.updates))
             tape.watch(trained)
             q = net.apply((trained, fixed), inputs)  # [B, P, A, 1]
             loss, diagnostics = losses.td_loss(
