@@ -51,7 +51,7 @@ class Args:
     """With --simulations: c of PUCT, how much actions are tried that seem worse."""
     avoid_repeats: bool = False
     """With --simulations: take no action that surely leads to an observation already met in this
-    game, unless all do."""
+    game, unless all do; with --simulations=1 too."""
     leaves: int = 1
     """With --simulations: states of one game that are valued at a time; more is quicker, and
     searches a little worse."""

@@ -3,7 +3,7 @@
 import math
 import unittest
 
-from tfdqt.games.tree import Step, Tree
+from tfdqt.games.tree import BARRED, Step, Tree
 
 # Deterministic: state -> {action: (next state, reward, over)}.
 GRAPH = {
@@ -137,21 +137,51 @@ class TestSeveralLeaves(unittest.TestCase):
 
 
 class TestRoot(unittest.TestCase):
-    def test_a_look_is_no_visit_and_is_not_stepped_again(self):
-        steps = []
+    def repeating(self, met, edges, said, count):
+        def step(state, action):
+            self.steps.append((state, action))
+            return Step(*edges[state][action])
 
-        def noted(state, action):
-            steps.append((state, action))
-            return walk(state, action)
+        self.steps = []
+        tree = Tree("a", step, gamma=0.5, exploration=1.0, look=lambda state: state, met=met)
+        simulate(tree, said, 1)
+        tree.bar_repeats()
+        simulate(tree, said, count - 1)
+        return tree
 
-        tree = Tree("root", noted, gamma=0.5, exploration=1.0)
-        simulate(tree, SAID, 1)
-        self.assertEqual(tree.look(1).state, "right")
-        self.assertEqual((tree.count, tree.root.visits), (1, [0, 0]))
-        tree.keep([1])
-        simulate(tree, SAID, 1)
-        self.assertEqual(steps, [("root", 1)])
+    def test_the_root_takes_no_action_that_repeats(self):
+        edges = dict(a=[("b", 0.0, 1.0, False), ("c", 0.0, 1.0, False), ("a", 1.0, 1.0, False)])
+        said = {state: ([0, 1, 2], [0.3, 0.3, 0.4], [0.3, 0.1, 0.9], 0.9) for state in "abc"}
+        tree = self.repeating({"a", "b"}, edges, said, 2)
         self.assertEqual((tree.root.legal, tree.root.visits, tree.choose()), ([1], [1], 1))
+        self.assertEqual(self.steps, [("a", 0), ("a", 1), ("a", 2)])  # none of them twice
+        everything = self.repeating({"a", "b", "c"}, edges, said, 1)
+        self.assertEqual((everything.root.legal, everything.choose()), ([0, 1, 2], 2))
+
+    def test_an_end_and_chance_are_no_repeats(self):
+        edges = dict(a=[("a", 0.0, 0.0, True), ("a", 0.0, 1.0, False, True, "a")])
+        tree = self.repeating({"a"}, edges, dict(a=([0, 1], [0.5, 0.5], [0.3, 0.1], 0.3)), 1)
+        self.assertEqual(tree.root.legal, [0, 1])
+
+    def test_neither_does_the_tree_but_where_nothing_else_is_left(self):
+        edges = dict(
+            a=[("b", 0.0, 1.0, False)],
+            b=[("a", 0.0, 1.0, False), ("b", 0.0, 1.0, False), ("c", 0.0, 1.0, False)],
+            c=[("b", 0.0, 1.0, False)],
+        )
+        said = dict(
+            a=([0], [1.0], [0.9], 0.9),
+            b=([0, 1, 2], [0.3, 0.3, 0.4], [0.9, 0.8, 0.1], 0.9),
+            c=([0], [1.0], [0.5], 0.5),
+        )
+        tree = self.repeating({"a"}, edges, said, 3)
+        b = tree.root.edges[0].node
+        self.assertEqual((b.visits, b.means[:2]), ([0, 0, 1], [BARRED, BARRED]))
+        self.assertEqual(tree.count, 3)
+        simulate(tree, said, 1)
+        c = b.edges[2].node
+        self.assertEqual((c.visits, c.edges[0].node.look), ([1], "b"))
+        self.assertGreater(tree.low, BARRED)
 
     def test_the_bonus_grows_with_the_root(self):
         tree = Tree("root", walk, gamma=0.5, exploration=2.0)

@@ -57,14 +57,12 @@ class Valued(NamedTuple):
 class Valuer:
     """The compiled network, called for any number of windows at a time.
 
-    Batches are filled up to a power of two, so that few sizes are compiled. `evaluations` counts
-    the windows that were asked for.
+    Batches are filled up to a power of two, so that few sizes are compiled.
     """
 
     def __init__(self, net, weights, algorithm, info):
         self.info = info
         self.context = net.context
-        self.evaluations = 0
         self.idle = 0.0  # seconds that compiling took
         self.sizes = {}  # of batches: (arrays of the inputs, the function compiled for them)
         weights = net.unflatten(weights)
@@ -99,7 +97,6 @@ class Valuer:
             inputs["first"][row] = state.first
             inputs["prev_action"][row, 1:] = state.prev_action[1:]
         scores, values = function({name: tf.constant(x) for name, x in inputs.items()})
-        self.evaluations += count
         return Valued(scores.numpy()[:count], values.numpy()[:count])
 
 
@@ -245,15 +242,16 @@ class _Game:
         self.evaluations = 0
         self.seconds = 0.0
         self.tree = None
+        self.known = {}  # what the network said in this search, by the window it was shown
 
     @property
     def playing(self):
         slot = self.slot
         return not slot.ended and (self.limit is None or slot.length < self.limit)
 
-    def look(self, row):
-        """The observation [F] without the mask, as `met` has it."""
-        return row[: self.slot.info.features].tobytes()
+    def look(self, state):
+        """The latest observation without the mask, as `met` has it."""
+        return state.obs[-1, : self.slot.info.features].tobytes()
 
 
 def play_searched(
@@ -285,7 +283,7 @@ def play_searched(
       simulations: how often a move's root is valued, itself once included.
       exploration: c of PUCT.
       avoid_repeats: never take an action that surely leads to an observation already met in this
-        game, unless all do.
+        game, unless all do; in the tree neither.
       leaves: of one game that are valued at a time. More than 1 is quicker, and searches a little
         worse: they are chosen before the values of the others are known.
       at_once: games side by side, whose leaves are valued in one call of the network.
@@ -346,7 +344,7 @@ def play_searched(
                     )
                     for number, slot in zip(numbers, slots.slots)
                 ]
-                _play(slots, arrays, games, trials, make_tree, search, valuer)
+                _play(slots, arrays, games, trials, make_tree, search, valuer, avoid_repeats)
             played += games
     return Searched(
         np.array([game.slot.ret for game in played], np.float64),
@@ -413,7 +411,7 @@ def _limit(max_steps, number, env):
     return int(max_steps(env) if callable(max_steps) else max_steps[number])
 
 
-def _play(slots, arrays, games, trials, make_tree, search, valuer):
+def _play(slots, arrays, games, trials, make_tree, search, valuer, avoid_repeats):
     """Play games side by side to their ends."""
     info = trials.slot.info
     window = make_window(info, len(games), valuer.context)
@@ -428,8 +426,12 @@ def _play(slots, arrays, games, trials, make_tree, search, valuer):
             game = games[row]
             shown = (part[row].copy() for part in window)
             state = _State(game.states.save(), game.slot.lives, *shown)
-            game.met.add(game.look(state.obs[-1]))
-            game.tree = make_tree(state, functools.partial(trials.step, game.rng))
+            game.known = {}
+            repeats = {}
+            if avoid_repeats:
+                game.met.add(game.look(state))
+                repeats = dict(look=game.look, met=game.met)
+            game.tree = make_tree(state, functools.partial(trials.step, game.rng), **repeats)
         search([games[row] for row in rows])
         for row in rows:
             action[row] = games[row].tree.choose()
@@ -447,45 +449,46 @@ def _search(games, *, valuer, judge, simulations, leaves, avoid_repeats):
     info = valuer.info
 
     def value(waiting):
-        valued = valuer([leaf.node.state for _, leaf in waiting])
-        for (game, leaf), scores, number in zip(waiting, valued.scores, valued.values.tolist()):
+        valued = valuer([leaf.node.state for _, leaf, _ in waiting])
+        for (game, leaf, window), scores, number in zip(
+            waiting, valued.scores, valued.values.tolist()
+        ):
+            said = judge(leaf.node.state.obs[-1], info, scores, number)
+            game.known[window] = said
             game.evaluations += 1
-            game.tree.expand(leaf, *judge(leaf.node.state.obs[-1], info, scores, number))
+            game.tree.expand(leaf, *said)
 
-    value([(game, game.tree.descend()) for game in games])
+    value([leaf for game in games for leaf in _leaves(game, 1, 1)])
     if avoid_repeats:
         for game in games:
-            _avoid_repeats(game)
+            game.tree.bar_repeats()
     busy = games
     while busy := [game for game in busy if game.tree.count < simulations]:
-        waiting = []
-        for game in busy:
-            waiting += [(game, leaf) for leaf in _leaves(game.tree, simulations, leaves)]
+        waiting = [leaf for game in busy for leaf in _leaves(game, simulations, leaves)]
         if waiting:
             value(waiting)
 
 
-def _leaves(tree, simulations, leaves):
-    """The next leaves of a tree, as many as may be valued at a time and the search has left."""
+def _leaves(game, simulations, leaves):
+    """The next leaves of a game's tree that the network must value: [(game, Leaf, window)].
+
+    As many as may be valued at a time, and the search has left. What the network was shown in this
+    search already is not asked again.
+    """
+    tree = game.tree
     found = []
     while len(found) < leaves and tree.count < simulations:
         before = tree.count
         leaf = tree.descend(several=leaves > 1)
-        if leaf is not None:
-            found.append(leaf)
-        elif tree.count == before:  # it came to one that waits already
-            break
+        if leaf is None:
+            if tree.count == before:  # it came to one that waits already
+                break
+            continue
+        _, _, obs, first, action = leaf.node.state
+        window = obs.tobytes(), first.tobytes(), action[1:].tobytes()
+        said = game.known.get(window)
+        if said is None:
+            found.append((game, leaf, window))
+        else:
+            tree.expand(leaf, *said)
     return found
-
-
-def _avoid_repeats(game):
-    """Leave the root only actions that lead to what was not met in this game, if there are any."""
-    tree = game.tree
-    fresh = []
-    for index in range(len(tree.root.legal)):
-        step = tree.look(index)
-        repeats = game.look(step.state.obs[-1]) in game.met
-        if step.drawn or not step.discount or not repeats:
-            fresh.append(index)
-    if fresh:
-        tree.keep(fresh)

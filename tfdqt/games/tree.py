@@ -13,6 +13,9 @@ that c says the same in every game (Schrittwieser et al., 2020, "Mastering Atari
 shogi by planning with a learned model", equation 5; its c grows with N by less than a hundredth
 within 100 simulations and is constant here).
 
+Where repeats are to be avoided, an action that surely leads to what was met before, in the game or
+on the way from the root, is barred unless it is the last one of its node.
+
 An action that drew from a random generator is a node of chance: it is drawn anew at each visit, and
 has a child for each outcome.
 """
@@ -21,6 +24,8 @@ from __future__ import annotations
 
 import math
 from typing import Any, NamedTuple
+
+BARRED = -1e300  # the value of an action that is not to be taken
 
 
 class Step(NamedTuple):
@@ -39,6 +44,7 @@ class Node:
 
     __slots__ = (
         "state",
+        "look",
         "over",
         "value",
         "waits",
@@ -52,8 +58,9 @@ class Node:
         "edges",
     )
 
-    def __init__(self, state, over=False, value=None):
+    def __init__(self, state, look=None, over=False, value=None):
         self.state = state
+        self.look = look  # what another state that is no news has too
         self.over = over
         self.value = value  # None: not valued yet
         self.waits = False  # whether it is being valued just now
@@ -96,10 +103,14 @@ class Tree:
       state: of the root.
       step: (state, action) -> Step.
       exploration: c.
+      look: state -> what tells whether it was met before, hashable; None: repeats are not avoided.
+      met: the looks that were met before the root, and its own.
     """
 
-    def __init__(self, state, step, *, gamma, exploration):
+    def __init__(self, state, step, *, gamma, exploration, look=None, met=()):
         self.root = Node(state)
+        self.look = look
+        self.met = met
         self.step = step
         self.gamma = gamma
         self.exploration = exploration
@@ -127,6 +138,8 @@ class Tree:
             edge = node.edges[index]
             if type(edge) is not _Edge:
                 edge = self._try(node, index)
+                if self._bar(node, index, path):
+                    continue
             node.visits[index] += 1
             path.append((node, index, edge))
             node = edge.node
@@ -172,9 +185,28 @@ class Tree:
             outcomes[step.outcome] = edge
         return edge
 
+    def _bar(self, node, index, path):
+        """Bar an action that was just tried if it only repeats: whether it is barred now."""
+        edge = node.edges[index]
+        if self.look is None or type(edge) is not _Edge or not self._repeats(edge, path):
+            return False
+        if sum(mean > BARRED for mean in node.means) == 1:
+            return False
+        node.means[index] = BARRED
+        node.prior[index] = 0.0
+        return True
+
+    def _repeats(self, edge, path):
+        look = edge.node.look
+        if not edge.discount:
+            return False
+        # The node that it was tried at is the last one on the path, or the root, which is in `met`.
+        return look in self.met or any(look == on.node.look for _, _, on in path)
+
     def _edge(self, step):
         known = None if step.discount else 0.0
-        node = Node(step.state, step.over, known)
+        look = None if self.look is None else self.look(step.state)
+        node = Node(step.state, look, step.over, known)
         return _Edge(step.reward, self.gamma * step.discount, node)
 
     def _take_back(self, path, node):
@@ -222,23 +254,26 @@ class Tree:
             node.means[index] = mean
             self._stretch(mean)
 
-    def look(self, index):
-        """What the root's legal action number `index` leads to: -> Step. It counts as no visit.
+    def bar_repeats(self):
+        """Leave the root only actions that may lead to what was not met yet, if there are any.
 
-        If chance has no part in it, it is not stepped again.
+        Before the first simulation by any of them. Each is stepped, which is not done again where
+        chance has no part in it.
         """
         root = self.root
-        step = self.step(root.state, root.legal[index])
-        if not step.drawn:
-            root.edges[index] = self._edge(step)
-        return step
-
-    def keep(self, indices):
-        """Leave the root only these of its legal actions; before the first simulation by any."""
-        root = self.root
+        fresh = []
+        for index in range(len(root.legal)):
+            step = self.step(root.state, root.legal[index])
+            edge = self._edge(step)
+            if not step.drawn:
+                root.edges[index] = edge
+            if step.drawn or not self._repeats(edge, []):
+                fresh.append(index)
+        if not fresh:
+            return
         for name in ("legal", "prior", "first", "visits", "totals", "means", "edges"):
             values = getattr(root, name)
-            setattr(root, name, [values[index] for index in indices])
+            setattr(root, name, [values[index] for index in fresh])
 
     def choose(self):
         """The root's action of the most visits; of equal ones that of the greatest value.
