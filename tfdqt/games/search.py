@@ -34,7 +34,7 @@ from tfdqt.games.slots import REST
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.state import NoState
 from tfdqt.games.tree import Step, Tree
-from tfdqt.games.vec_envs import env_seeds, make_slots
+from tfdqt.games.vec_envs import env_seeds, make_slots, noting
 from tfdqt.games.window import make_window, push
 
 
@@ -319,7 +319,7 @@ def play_searched(
     with _failures(info, envs):
         copy = _opened(ResetOptions, env_fn, {}) if starts is not None else env_fn
         slots, _ = make_slots(
-            _noting(copy, envs), info, env_seeds(seed, 1), life_loss_ends=rules.life_loss_ends
+            noting(copy, envs), info, env_seeds(seed, 1), life_loss_ends=rules.life_loss_ends
         )
         trials = _Trials(slots.slots[0], rules)
         make_tree = functools.partial(Tree, gamma=rules.gamma, exploration=exploration)
@@ -334,7 +334,7 @@ def play_searched(
                         for number in numbers
                     ]
                 )
-                slots, arrays = make_slots(_noting(lambda: next(fns)(), made), info, seeds)
+                slots, arrays = make_slots(noting(lambda: next(fns)(), made), info, seeds)
                 games = [
                     _Game(
                         slot,
@@ -374,16 +374,6 @@ def _no_state(info, why):
 
 def _opened(wrapper, env_fn, options):
     return lambda: wrapper(env_fn(), options)
-
-
-def _noting(env_fn, envs):
-    """`env_fn`, which notes what it made, to be closed even if its first reset fails."""
-
-    def make():
-        envs.append(env_fn())
-        return envs[-1]
-
-    return make
 
 
 @contextlib.contextmanager

@@ -102,7 +102,7 @@ def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, mem
     seconds = CLOSE_SECONDS
     deserted = False
     try:
-        env_fn = _noting(cloudpickle.loads(pickled_env_fn), envs)
+        env_fn = noting(cloudpickle.loads(pickled_env_fn), envs)
         slots = Slots(env_fn, info, seeds, life_loss_ends, arrays, rows)
         connection.send((True, slots.serve("begin")))
         while True:
@@ -131,7 +131,7 @@ def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, mem
             end_own_group_in(0)  # with what environments left running
 
 
-def _noting(env_fn, envs):
+def noting(env_fn, envs):
     """`env_fn`, which notes in `envs` what it made: to be closed even if its first reset fails."""
 
     def make():
@@ -312,7 +312,7 @@ def _in_process(env_fn, info, seeds, life_loss_ends, arrays):
 
     try:
         with failures():
-            slots = Slots(_noting(env_fn, envs), info, seeds, life_loss_ends, arrays, rows)
+            slots = Slots(noting(env_fn, envs), info, seeds, life_loss_ends, arrays, rows)
         serve("begin")
     except BaseException:
         close()
