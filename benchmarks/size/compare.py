@@ -47,10 +47,28 @@ KINDS = {
     "gpt": "GPT",
     "gpt-last": "GPT, at last step",
     "gpt-present": "GPT, present step",
+    "gru": "GRU, same history, at every step",
+    "residual": "residual dense, same history, at every step",
+    "residual-present": "residual dense, present step",
+    "norm": "normalised dense, same history, at every step",
     "dense-every": "dense, same history, at every step",
     "dense-history": "dense, same history, at last step",
     "dense": "dense, present step",
 }
+# The settings of a kind, but for its size.
+SETTINGS = {
+    "gpt": dict(network="gpt"),
+    "gpt-last": dict(network="gpt", every_step=False),
+    "gpt-present": dict(network="gpt", context=1),
+    "gru": dict(network="gru"),
+    "residual": dict(network="dense", every_step=True, residual=True),
+    "residual-present": dict(network="dense", context=1, residual=True),
+    "norm": dict(network="dense", every_step=True, layer_norm=True),
+    "dense-every": dict(network="dense", every_step=True),
+    "dense-history": dict(network="dense"),
+    "dense": dict(network="dense", context=1),
+}
+SWITCHES = ("dueling", "residual", "layer_norm")
 TUNING_SEED = 1_000  # the first seed of the runs that choose a learning rate
 
 
@@ -142,19 +160,21 @@ def count_weights(info, network):
 def match(info, base, kind, size):
     """The NetworkConfig of a kind whose number of weights is nearest to `size`, and that number.
 
-    A GPT has two layers and a width that its heads divide; a dense network has two hidden layers of
-    one size. `base` is the NetworkConfig that gives everything else.
+    A GPT has two layers and a width that its heads divide, a GRU two layers; a dense network has
+    two hidden layers of one size, or two residual blocks with an inner layer four times as wide, as
+    the GPT's are. `base` is the NetworkConfig that gives everything else.
     """
     base = dataclasses.replace(
-        base,
-        every_step={"gpt-last": False, "dense-every": True}.get(kind),
-        context=1 if kind in ("gpt-present", "dense") else base.context,
+        base, **dict(every_step=None, residual=False, layer_norm=False) | SETTINGS[kind]
     )
 
     def network(units):
-        if kind.startswith("gpt"):
-            return dataclasses.replace(base, network="gpt", layers=2, width=base.heads * units)
-        return dataclasses.replace(base, network="dense", hidden=(units, units))
+        if base.network == "gpt":
+            return dataclasses.replace(base, layers=2, width=base.heads * units)
+        if base.network == "gru":
+            return dataclasses.replace(base, layers=2, width=units)
+        hidden = (units, 4 * units, 4 * units) if base.residual else (units, units)
+        return dataclasses.replace(base, hidden=hidden)
 
     # Weights grow as a polynomial of degree 2, so that three small networks tell of all others.
     one, two, three = (count_weights(info, network(units)) for units in (1, 2, 3))
@@ -174,7 +194,11 @@ def flags_of(network):
     """The flags of run_dqn.py that make a network of `match`."""
     fields = ("network", "context", "every_step", "layers", "width", "quantiles", "hidden_scale")
     flags = [f"--{field.replace('_', '-')}={getattr(network, field)}" for field in fields]
-    return (*flags, "--no-dueling", "--hidden", *map(str, network.hidden))
+    flags += [
+        f"--{'' if getattr(network, field) else 'no-'}{field.replace('_', '-')}"
+        for field in SWITCHES
+    ]
+    return (*flags, "--hidden", *map(str, network.hidden))
 
 
 def make_cells(args):

@@ -86,10 +86,10 @@ def _blocked(visible):
     return (1.0 - visible) * -1e9  # [B, T, T]
 
 
-def mlp(x, *, name, scale):
-    """The feed-forward part of a block: four times as wide, GELU, and back."""
+def mlp(x, *, name, scale, units=None):
+    """The feed-forward part of a block: to `units` (None: four times as wide), GELU, and back."""
     width = x.shape[-1]
-    hidden = ops.gelu(linear(x, 4 * width, name=f"{name}_in"), approximate=True)
+    hidden = ops.gelu(linear(x, units or 4 * width, name=f"{name}_in"), approximate=True)
     return linear(hidden, width, name=f"{name}_out", scale=scale)
 
 

@@ -1,7 +1,7 @@
 """Settings of networks on games, and kinds of environments. Imports no TensorFlow."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from tfdqt.errors import UsageError
 from tfdqt.settings import check_fractions, check_heads, check_not_negative, check_positive
@@ -22,12 +22,16 @@ class EnvConfig:
     """Options that every reset is given, as JSON."""
 
 
+Network = Literal["gpt", "dense", "gru"]
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
     """The network: what it sees and how large it is."""
 
-    network: Literal["gpt", "dense"] = "gpt"
-    """gpt: a Transformer decoder. dense: a feed-forward network over the same steps, flattened."""
+    network: Network = "gpt"
+    """gpt: a Transformer decoder. dense: a feed-forward network over the same steps, flattened.
+    gru: a recurrent network over the same steps."""
     context: int = 4
     """How many of the latest steps the network sees (1: only the present one)."""
     prev_action: bool = False
@@ -52,7 +56,7 @@ class NetworkConfig:
     2018); 0 or 1: only the mean."""
     every_step: bool | None = None
     """Whether Q is learned at every step of a window, the first with the least history, or at its
-    last only; None: at every step by the gpt, at the last by the dense network."""
+    last only; None: at every step by the gpt and the gru, at the last by the dense network."""
     tokens: Literal["steps", "features", "cells"] = "steps"
     """gpt: one token per step, one per feature of each step (such as each of 128 RAM bytes), or one
     per cell of a grid or image, [height, width] or [height, width, channels]."""
@@ -65,7 +69,7 @@ class NetworkConfig:
     """gpt with --tokens=cells: Q is read at a token of its own for each step, or at the mean of all
     tokens of the step."""
     layers: int = 2
-    """gpt: number of Transformer blocks."""
+    """gpt: number of Transformer blocks. gru: number of GRU layers."""
     loops: int = 1
     """gpt: how many times the blocks are run, one round after another with the same weights."""
     loops_random: bool = False
@@ -73,19 +77,29 @@ class NetworkConfig:
     heads: int = 4
     """gpt: number of attention heads; must divide the width."""
     width: int = 64
-    """gpt: size of a token's vector."""
+    """gpt: size of a token's vector. gru: size of each layer's state."""
     gru_gate: bool = False
     """gpt: whether GRU gates replace the residual additions (GTrXL, Parisotto et al., 2020)."""
     hidden: tuple[int, ...] = (256, 256)
-    """dense: sizes of the hidden layers."""
+    """dense: sizes of the hidden layers; with --residual the size of the residual stream, then the
+    inner size of each block."""
+    residual: bool = False
+    """dense: whether its layers are residual blocks, as the feed-forward parts of a Transformer:
+    x + W2 gelu(W1 norm(x))."""
     layer_norm: bool = False
-    """dense: whether each hidden layer is normalised before its activation; a gpt always is."""
+    """dense: whether each hidden layer is normalised before its activation; a gpt and residual
+    blocks always are. gru: whether what each layer gives is normalised."""
 
 
 def check_network(cfg):
     """Raise UsageError for a network that can't be built."""
+    if cfg.network not in get_args(Network):
+        raise UsageError(
+            f"--network must be one of {', '.join(get_args(Network))}, not {cfg.network}."
+        )
     check_positive(cfg, "context", "layers", "loops", "patch", "heads", "width")
-    check_heads(cfg)
+    if cfg.network != "gru":
+        check_heads(cfg)
     check_fractions(cfg, "min_change", "hidden_scale")
     check_not_negative(cfg, "quantiles", "categories")
     if cfg.loops_random and cfg.loops == 1:
@@ -97,6 +111,20 @@ def check_network(cfg):
         )
     if cfg.network == "dense" and (not cfg.hidden or min(cfg.hidden) < 1):
         raise UsageError(f"--hidden must list one or more sizes of at least 1, not {cfg.hidden}.")
+    if cfg.residual and cfg.network != "dense":
+        raise UsageError(
+            "--residual is for --network=dense; leave it out (a gpt always has residual blocks)."
+        )
+    if cfg.residual and len(cfg.hidden) < 2:
+        raise UsageError(
+            "--residual takes the size of the stream and then of each block; give --hidden two or "
+            "more sizes, such as 64 256."
+        )
+    if cfg.network == "gru" and (cfg.tokens != "steps" or cfg.loops > 1 or cfg.gru_gate):
+        raise UsageError(
+            "--tokens, --loops and --gru-gate are for --network=gpt; leave them out with "
+            "--network=gru."
+        )
 
 
 def check_policy_network(cfg):

@@ -1,20 +1,21 @@
-"""Networks in Keras 3, smallest function first: a GPT-like decoder and a dense one; their heads.
+"""Networks in Keras 3, smallest function first: GPT-like decoder, dense, recurrent; their heads.
 
 Every network maps a window of steps to numbers for its last steps. Inputs, by name:
   obs [B, C, F]        uint8, int32 or float32, as the replay buffer keeps them
   first [B, C]         1 where an episode starts; a step never sees past the start of its episode
   prev_action [B, C]   the action before each step, -1 where there is none (with `prev_action`)
-Output: [B, P, ...] of the last P steps; P is C with `every_step`, which is the decoder's default,
-and 1 without, the dense network's.
+Output: [B, P, ...] of the last P steps; P is C with `every_step`, which is the default of decoder
+and recurrent network, and 1 without, the dense network's.
 """
 
 import numpy as np
 
 from tfdqt.backend import keras
-from tfdqt.games.blocks import decode, linear, norm
+from tfdqt.games.blocks import decode, linear, mlp, norm
 from tfdqt.games.config import check_network, check_policy_network
 from tfdqt.games.cost import check_tokens
 from tfdqt.games.features import as_numbers, hide_static
+from tfdqt.games.recurrent import ResettingGRU
 from tfdqt.games.tokens import (
     action_before,
     cell_tokens,
@@ -59,18 +60,23 @@ def gpt_body(inputs, info, cfg, depth=None):
     return norm(x, name="norm")
 
 
+def numbers_of_steps(inputs, info, cfg):
+    """All that is known of each step, as one row of numbers: the named inputs -> [B, C, F]."""
+    steps = [as_numbers(hide_static(features_of(inputs, info), info, cfg), info, cfg)]
+    if cfg.prev_action:
+        steps.append(action_before(inputs, info))
+    if info.mask:
+        steps.append(legal_of(inputs, info))
+    return ops.concatenate(steps, axis=-1)
+
+
 def dense_body(inputs, info, cfg):
     """The dense network over the same window, flattened: the named inputs -> [B, P, D].
 
     Of the last step, or with `every_step` of each. Steps before the episode's start, or the
     window's, are zeros.
     """
-    steps = [as_numbers(hide_static(features_of(inputs, info), info, cfg), info, cfg)]
-    if cfg.prev_action:
-        steps.append(action_before(inputs, info))
-    if info.mask:
-        steps.append(legal_of(inputs, info))
-    x = ops.concatenate(steps, axis=-1)  # [B, C, F]
+    x = numbers_of_steps(inputs, info, cfg)
     visible = same_episode(inputs["first"])
     last = cfg.context - 1
     ends = range(cfg.context) if cfg.every_step else [last]
@@ -82,6 +88,8 @@ def dense_body(inputs, info, cfg):
     ]
     x = ops.stack(histories, axis=1)
     x = ops.reshape(x, (-1, len(ends), cfg.context * x.shape[-1]))
+    if cfg.residual:
+        return _residual_blocks(x, cfg)
     for index, units in enumerate(cfg.hidden):
         x = _hidden_layer(x, units, cfg, name=f"hidden{index}")
     return x
@@ -95,12 +103,39 @@ def _hidden_layer(x, units, cfg, *, name):
     return ops.relu(norm(x, name=f"{name}_norm"))
 
 
+def _residual_blocks(x, cfg):
+    """Feed-forward parts of Transformer blocks, without attention: [B, P, F] -> [B, P, D].
+
+    They start as those of a decoder of as many blocks do, so that attention is what differs.
+    """
+    width, *inner = cfg.hidden
+    x = linear(x, width, name="embed_obs", scale=min(0.3, x.shape[-1] ** -0.5))
+    scale = 0.02 / np.sqrt(2 * len(inner))
+    for index, units in enumerate(inner):
+        y = norm(x, name=f"block{index}_norm")
+        x = x + mlp(y, units=units, name=f"block{index}_mlp", scale=scale)
+    return norm(x, name="norm")
+
+
+def gru_body(inputs, info, cfg):
+    """GRU layers over the steps of the window: the named inputs -> [B, P, D]."""
+    x = numbers_of_steps(inputs, info, cfg)
+    for index in range(cfg.layers):
+        x = ResettingGRU(cfg.width, name=f"gru{index}")(x, inputs["first"])
+        if cfg.layer_norm:
+            x = norm(x, name=f"gru{index}_norm")
+    return x[:, -1:] if cfg.every_step is False else x
+
+
+BODIES = dict(gpt=gpt_body, dense=dense_body, gru=gru_body)
+
+
 def body(info, cfg):
     """The network that `cfg.network` names, without a head: -> (named inputs, [B, P, D])."""
     check_network(cfg)
     check_tokens(info, cfg)
     inputs = input_layers(info, cfg)
-    return inputs, (gpt_body if cfg.network == "gpt" else dense_body)(inputs, info, cfg)
+    return inputs, BODIES[cfg.network](inputs, info, cfg)
 
 
 # -------------------------------------------------------------------------------------------------
