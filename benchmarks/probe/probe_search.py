@@ -266,7 +266,7 @@ def read_other(args, setting, run):
         )
     windows = Window(*(part[:, -context:] for part in setting.windows))  # what it can see of them
     _, network, _ = settings_of(run)
-    layers = network.layers if network.network == "gpt" else len(network.hidden)
+    layers = len(network.hidden) if network.network == "dense" else network.layers
     q = probe.values_at(other.net, other.weights, windows)
     score = mean_return(args, other)
     who = f"{network.network} of {layers} layers"
@@ -287,8 +287,8 @@ def check_args(args):
     name, network, cfg = settings_of(args.run)
     if network.network != "gpt":
         raise UsageError(
-            f"{args.run} has a dense network, which has no blocks to read; give it to --against of "
-            "a gpt run."
+            f"{args.run} has a {network.network} network, which has no blocks to read; give it to "
+            "--against of a gpt run."
         )
     for other in args.against:
         if settings_of(other)[0] != name:

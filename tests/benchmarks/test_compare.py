@@ -8,6 +8,7 @@ from pathlib import Path
 import compare
 import comparison_plot
 import numpy as np
+import tyro
 
 from tests.helpers import slow
 from tfdqt.errors import UsageError
@@ -36,10 +37,21 @@ class TestSizes(unittest.TestCase):
                 network, weights = compare.match(info, NetworkConfig(), kind, 25_000)
                 self.assertEqual(weights, compare.count_weights(info, network))
                 self.assertAlmostEqual(weights / 25_000, 1, delta=0.1)
-                self.assertEqual(network.context, 1 if kind in ("gpt-present", "dense") else 4)
-                self.assertEqual(network.network, kind.split("-")[0])
+                present = kind == "dense" or kind.endswith("-present")
+                self.assertEqual(network.context, 1 if present else 4)
+                name = kind.split("-")[0]
+                self.assertEqual(network.network, name if name in ("gpt", "gru") else "dense")
                 positions = build_q(info, network).output.shape[1]
-                self.assertEqual(positions, 4 if kind in ("gpt", "dense-every") else 1)
+                one = present or kind in ("gpt-last", "dense-history")
+                self.assertEqual(positions, 1 if one else 4)
+
+    def test_a_run_is_given_the_network_that_was_counted(self):
+        # An environment's defaults may be other than what a kind has.
+        base = NetworkConfig(layer_norm=True, dueling=True, context=4)
+        for kind in compare.KINDS:
+            network, _ = compare.match(CARTPOLE, NetworkConfig(), kind, 5_000)
+            said = tyro.cli(NetworkConfig, args=compare.flags_of(network), default=base)
+            self.assertEqual(said, network)
 
     def test_weights_on_hidden_features_are_not_counted(self):
         env = make_env("Breakout-ram-v0")

@@ -5,6 +5,7 @@ A new one is tested by these without a line more.
 
 import csv
 import functools
+import itertools
 import json
 import shutil
 import signal
@@ -31,6 +32,7 @@ from tests.helpers import (
 from tfdqt.backend import tf
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.algorithms import ALGORITHMS
+from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import make_env
 from tfdqt.games.evaluate import load_run, play_episodes, play_games
 from tfdqt.games.flat import make_act
@@ -43,6 +45,12 @@ from tfdqt.runs.log import read_log
 # A dense network is compiled soonest.
 TINY = ["--network=dense", "--hidden", "16", "--context=2", "--num-envs=8", "--workers=0"]
 STEPS = 2_048
+# Settings with which an algorithm learns within 512 steps.
+SHORT = dict(
+    dqn=dict(replay_size=1_000, learning_starts=128, updates_per_step=0.25, chunk=1),
+    ppo=dict(rollout_steps=64),
+    pqn=dict(rollout_steps=64),
+)
 
 
 class HugeRewards(Forever):
@@ -360,6 +368,36 @@ class EachAlgorithm(unittest.TestCase):
             tfdqt.load_policy(trained("dqn")[0], sample=True)
         with self.assertRaisesRegex(UsageError, "without --epsilon"):
             tfdqt.load_policy(trained("ppo")[0], sample=True, epsilon=0.1)
+
+
+class OtherNetworks(unittest.TestCase):
+    def check(self, names, cfgs):
+        """All weights of a network are learned, but those on what is never seen, and finite."""
+        for name, cfg in itertools.product(names, cfgs):
+            with self.subTest(algorithm=name, network=cfg.network), without_xla():
+                algorithm = ALGORITHMS[name]
+                build = functools.partial(algorithm.build, cfg=cfg)
+                settings = algorithm.settings(
+                    total_steps=512, num_envs=4, batch_size=32, **SHORT[name]
+                )
+                state, net, progress = algorithm.train(Corridor, build, settings, workers=0)
+                weights = getattr(state, algorithm.acting).numpy()
+                self.assertEqual(progress.step, 512)
+                self.assertTrue(np.isfinite(weights).all())
+                self.assertGreater(np.mean(weights != net.start), 0.8)  # the end is never read
+
+    def test_ppo_and_pqn_train_a_gru(self):
+        self.check(("ppo", "pqn"), [NetworkConfig(network="gru", context=2, layers=1, width=4)])
+
+    @slow("15 s: three algorithms train two networks")
+    def test_each_algorithm_trains_each(self):
+        self.check(
+            ALGORITHMS,
+            [
+                NetworkConfig(network="gru", context=3, width=8, prev_action=True),
+                NetworkConfig(network="dense", context=3, hidden=(8, 16), residual=True),
+            ],
+        )
 
 
 class OldRuns(unittest.TestCase):

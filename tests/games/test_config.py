@@ -55,9 +55,19 @@ class Checks(unittest.TestCase):
             (dict(min_change=2.0), "--min-change"),
             (dict(network="dense", hidden=()), "--hidden"),
             (dict(network="dense", hidden=(8, 0)), "--hidden"),
+            (dict(network="lstm"), "--network must be one of gpt, dense, gru, not lstm"),
+            (dict(network="dense", residual=True, hidden=(8,)), "give --hidden two or more sizes"),
+            (dict(network="gpt", residual=True), "--residual is for --network=dense"),
+            (dict(network="gru", tokens="features"), "leave them out with --network=gru"),
+            (dict(network="gru", loops=2), "leave them out with --network=gru"),
+            (dict(network="gru", gru_gate=True), "leave them out with --network=gru"),
+            (dict(network="gru", width=0), "--width"),
         ):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 check_network(NetworkConfig(**fault))
+
+    def test_a_gru_has_no_heads_to_divide_its_width(self):
+        check_network(NetworkConfig(network="gru", width=10, heads=4))
 
     def test_suggested_width_works(self):
         for width, heads in ((10, 4), (3, 8), (100, 7)):

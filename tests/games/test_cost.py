@@ -25,9 +25,31 @@ class TestEnds(unittest.TestCase):
             check_ends(EnvInfo("Small", (1,), "int32", (10**4,), 4), NetworkConfig(), 32)
             self.assertEqual(said.getvalue(), "")
             for info in (state, arms):
-                for network in ("gpt", "dense"):
+                for network in ("gpt", "dense", "gru"):
                     with self.assertRaisesRegex(UsageError, "100,000,000.*but 24.0 GB"):
                         check_ends(info, NetworkConfig(network=network), 32)
+
+    def test_first_and_last_layer_by_hand(self):
+        # Weights count seven times. Besides, with their gradients, 10**6 categories in 4 steps and
+        # 10**4 values at each step that is learned from.
+        info = EnvInfo("State", (1,), "int32", (10**6,), 10**4)
+        for settings, first, last, positions in (
+            (dict(width=8, heads=2), 8, 8, 4),
+            (dict(network="gru", width=8), 3 * 8, 8, 4),
+            (dict(network="gru", width=8, every_step=False), 3 * 8, 8, 1),
+            (dict(network="dense", hidden=(8, 16)), 4 * 8, 16, 1),
+            (dict(network="dense", hidden=(8, 16), every_step=True), 4 * 8, 16, 4),
+            (dict(network="dense", hidden=(8, 16), residual=True), 4 * 8, 8, 1),
+        ):
+            weights = first * 10**6 + last * 10**4
+            size = 4 * (7 * weights + 2 * 32 * (4 * 10**6 + positions * 10**4))
+            with (
+                self.subTest(**settings),
+                mock.patch.object(memory, "check_fits") as check_fits,
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                check_ends(info, NetworkConfig(**settings), 32)
+                self.assertEqual(check_fits.call_args[0][0], size)
 
 
 class TestAttention(unittest.TestCase):

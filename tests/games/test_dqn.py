@@ -209,6 +209,16 @@ class TestUpdate(tf.test.TestCase):
         with without_xla():
             return dqn.make_update(self.net, cfg)
 
+    def test_xla_updates_a_gru_as_tensorflow_does(self):
+        network = NetworkConfig(network="gru", context=2, layers=1, width=4)
+        net = flatten_q(build_q(NUMBER, network), NUMBER)
+        start = dqn.first_state(net)
+        state, _ = dqn.make_update(net, CFG)(start, self.steps)
+        with without_xla():
+            expected, _ = dqn.make_update(net, CFG)(start, self.steps)
+        self.assertAllClose(state.online, expected.online, rtol=0, atol=1e-5)
+        self.assertNotAllClose(state.online, start.online, rtol=0, atol=1e-4)
+
     def test_target_follows_by_polyak_or_copy(self):
         start = dqn.first_state(self.net)
         state, _ = self.compiled(dataclasses.replace(CFG, target_tau=0.25))(

@@ -9,6 +9,7 @@ from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import blocks, networks, tokens
 from tfdqt.games.config import NetworkConfig
+from tfdqt.games.recurrent import ResettingGRU
 
 GPTS = (
     dict(),
@@ -16,6 +17,8 @@ GPTS = (
     dict(tokens="features", prev_action=True),
     dict(tokens="features", context=8, layers=2),
 )
+GRUS = (dict(network="gru"), dict(network="gru", layers=2, prev_action=True, layer_norm=True))
+RESIDUAL = dict(network="dense", residual=True, hidden=(8, 16, 12))
 
 
 def changed(inputs, steps, info, seed=2):
@@ -52,13 +55,19 @@ class Shapes(tf.test.TestCase):
             (BOX, dict(quantiles=5, network="dense")),
             (RAM, dict(every_step=False, quantiles=5)),
             (PAIR, dict(network="dense", every_step=True, prev_action=True)),
+            (BOX, dict(network="gru")),
+            (RAM, dict(network="gru", layers=2, ram_bits=True, prev_action=True, quantiles=5)),
+            (PAIR, dict(network="gru", every_step=False, dueling=True, layer_norm=True, width=7)),
+            (BOX, dict(network="gru", context=1, standardize=True)),
+            (BOX, dict(RESIDUAL)),
+            (RAM, dict(RESIDUAL, every_step=True, prev_action=True, quantiles=5, dueling=True)),
         ):
             with self.subTest(info=info.name, **settings):
                 model, cfg = build(info, **settings)
                 q = q_of(model, random_window(info, cfg.context))
                 steps = (
                     cfg.context
-                    if cfg.every_step or cfg.every_step is None and cfg.network == "gpt"
+                    if cfg.every_step or cfg.every_step is None and cfg.network != "dense"
                     else 1
                 )
                 self.assertEqual(q.shape, (5, steps, info.num_actions, max(1, cfg.quantiles)))
@@ -75,6 +84,8 @@ class Shapes(tf.test.TestCase):
             networks.build_q(BOX, NetworkConfig(context=0))
         with self.assertRaisesRegex(UsageError, "--hidden"):
             networks.build_q(BOX, NetworkConfig(network="dense", hidden=()))
+        with self.assertRaisesRegex(UsageError, "--network must be one of gpt, dense, gru"):
+            networks.build_q(BOX, NetworkConfig(network="lstm"))
 
     def test_first_values_are_small(self):
         for settings in ({}, dict(gru_gate=True), dict(tokens="features")):
@@ -125,6 +136,26 @@ class ParameterCounts(tf.test.TestCase):
             normed = build(BOX, network=network, layer_norm=True)[0].count_params()
             self.assertEqual(normed - plain, more, network)
 
+    def test_gru_by_hand(self):
+        # Three parts, each with 8 weights for every one of 3 inputs and of 8 states, and two
+        # biases; the second layer has 8 inputs.
+        head = 8 * 2 + 2
+        one = 3 * (3 * 8 + 8 * 8 + 2 * 8)
+        two = 3 * (8 * 8 + 8 * 8 + 2 * 8)
+        for settings, expected in (
+            (dict(layers=1), one + head),
+            (dict(layers=2), one + two + head),
+            (dict(layers=2, layer_norm=True), one + two + head + 2 * 16),
+        ):
+            model, _ = build(BOX, network="gru", **settings)
+            self.assertEqual(model.count_params(), expected, settings)
+
+    def test_residual_by_hand(self):
+        # 4 steps of 3 features to 8; blocks of 16 and 12 with a norm each; a norm, 2 actions.
+        blocks = (16 + 8 * 16 + 16 + 16 * 8 + 8) + (16 + 8 * 12 + 12 + 12 * 8 + 8)
+        expected = 12 * 8 + 8 + blocks + 16 + 8 * 2 + 2
+        self.assertEqual(build(BOX, **RESIDUAL)[0].count_params(), expected)
+
     def test_inputs_by_hand(self):
         # What a further feature costs: a row of the embedding for a step's token.
         for info, settings, features in (
@@ -142,7 +173,12 @@ class Sight(tf.test.TestCase):
 
     def test_no_step_sees_a_later_one(self):
         for info in (BOX, RAM, PAIR):
-            for settings in (*GPTS, dict(network="dense", every_step=True)):
+            for settings in (
+                *GPTS,
+                *GRUS,
+                dict(network="dense", every_step=True),
+                dict(RESIDUAL, every_step=True),
+            ):
                 with self.subTest(info=info.name, **settings):
                     model, cfg = shared(info, tuple(settings.items()))
                     inputs = random_window(info, cfg.context)
@@ -155,8 +191,10 @@ class Sight(tf.test.TestCase):
         for info in (BOX, RAM, PAIR):
             for settings in (
                 *GPTS,
+                *GRUS,
                 dict(network="dense"),
                 dict(network="dense", prev_action=True, standardize=True),
+                RESIDUAL,
             ):
                 with self.subTest(info=info.name, **settings):
                     model, cfg = shared(info, tuple(settings.items()))
@@ -176,7 +214,13 @@ class Sight(tf.test.TestCase):
 
     def test_values_of_the_last_step_do_not_depend_on_whether_every_step_has_some(self):
         for info in (BOX, RAM, PAIR):
-            for settings in (*GPTS, dict(network="dense"), dict(network="dense", prev_action=True)):
+            for settings in (
+                *GPTS,
+                *GRUS,
+                dict(network="dense"),
+                dict(network="dense", prev_action=True),
+                RESIDUAL,
+            ):
                 with self.subTest(info=info.name, **settings):
                     last, cfg = shared(info, (*settings.items(), ("every_step", False)))
                     every, _ = shared(info, (*settings.items(), ("every_step", True)))
@@ -196,7 +240,7 @@ class Sight(tf.test.TestCase):
 
     def test_window_cut_by_a_reset_is_one_that_starts_there(self):
         for info in (BOX, RAM, PAIR):
-            for settings in GPTS:
+            for settings in (*GPTS, *GRUS):
                 with self.subTest(info=info.name, **settings):
                     model, cfg = shared(info, tuple(settings.items()))
                     cut = random_window(info, cfg.context)
@@ -274,6 +318,61 @@ class Parts(tf.test.TestCase):
             self.assertAllClose(
                 model([x, visible]), expected, rtol=1e-4, atol=1e-5, msg=f"length {length}"
             )
+
+    def test_gru_agrees_with_keras(self):
+        x_in = keras.Input((5, 3))
+        first_in = keras.Input((5,), dtype="int32")
+        model = keras.Model([x_in, first_in], ResettingGRU(7)(x_in, first_in))
+        other = keras.layers.GRU(7, return_sequences=True)
+        other.build((None, 5, 3))
+        rng = np.random.default_rng(0)
+        weights = [rng.normal(size=weight.shape) for weight in other.get_weights()]
+        model.set_weights(weights)
+        other.set_weights(weights)
+        x = rng.normal(size=(2, 5, 3)).astype("float32")
+        said = model([x, np.array([[1, 0, 0, 0, 0], [0, 0, 1, 0, 1]])]).numpy()
+        self.assertAllClose(said[0], other(x[:1])[0], atol=1e-6)
+        # A start in the middle is a start, whatever came before.
+        self.assertAllClose(said[1, :2], other(x[1:, :2])[0], atol=1e-6)
+        self.assertAllClose(said[1, 2:4], other(x[1:, 2:4])[0], atol=1e-6)
+        self.assertAllClose(said[1, 4:], other(x[1:, 4:])[0], atol=1e-6)
+
+    def test_nothing_of_another_episode_is_left_in_a_gru(self):
+        model, cfg = shared(BOX, (("network", "gru"), ("layers", 2)))
+        inputs = random_window(BOX, cfg.context)
+        inputs["first"][:, 2] = 1
+        other = changed(inputs, slice(0, 2), BOX)
+        self.assertAllEqual(q_of(model, other)[:, 2:], q_of(model, inputs)[:, 2:])
+
+    def test_residual_dense_is_a_gpt_without_attention(self):
+        gpt, cfg = build(BOX, context=1, layers=2)
+        dense, _ = build(BOX, network="dense", residual=True, context=1, hidden=(8, 32, 32))
+        for block in ("block0", "block1"):
+            out = gpt.get_layer(f"{block}_attention_out")
+            out.set_weights([np.zeros(weight.shape) for weight in out.get_weights()])
+            dense.get_layer(f"{block}_norm").set_weights(
+                gpt.get_layer(f"{block}_norm2").get_weights()
+            )
+            for part in ("mlp_in", "mlp_out"):
+                name = f"{block}_{part}"
+                dense.get_layer(name).set_weights(gpt.get_layer(name).get_weights())
+        for name in ("embed_obs", "norm", "q"):
+            dense.get_layer(name).set_weights(gpt.get_layer(name).get_weights())
+        place = gpt.get_layer("embed_place")  # all see one step, which the dense network isn't told
+        place.kernel.assign(np.zeros(place.kernel.shape))
+        inputs = random_window(BOX, cfg.context)
+        self.assertAllClose(q_of(dense, inputs), q_of(gpt, inputs), atol=1e-5)
+
+    def test_residual_dense_starts_as_a_gpt(self):
+        sizes = []
+        for settings in (dict(network="gpt"), dict(network="dense", residual=True)):
+            keras.utils.set_random_seed(0)
+            model = networks.build_q(
+                RAM, NetworkConfig(context=1, layers=2, width=64, hidden=(64, 256, 256), **settings)
+            )
+            names = ("embed_obs", "block0_mlp_in", "block0_mlp_out", "block1_mlp_out", "q")
+            sizes.append([np.std(model.get_layer(name).get_weights()[0]) for name in names])
+        self.assertAllClose(*sizes, rtol=0.2)  # 256 draws for each deviation at least
 
     def test_entries_have_values_of_their_own(self):
         # 3 values of the first entry, then 5 of the second: with the latter all alike, the second

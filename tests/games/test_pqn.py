@@ -179,6 +179,13 @@ class TestTraining(tf.test.TestCase):
                 self.assertAllClose(q, expected, atol=0.06)
                 self.assertGreater(progress.games, 50)
 
+    @slow("10 s: test_known_values_of_a_corridor has other networks")
+    def test_known_values_by_a_gru(self):
+        cfg = dataclasses.replace(CFG, q_lambda=0.0, learning_rate=1e-2, total_steps=8_192)
+        network = NetworkConfig(network="gru", context=2, layers=1, width=16)
+        q, _ = self.values(Corridor, cfg=cfg, network=network)
+        self.assertAllClose(q, [[0.125, 0.25], [0.125, 0.5], [0.25, 1.0]], atol=0.1)
+
     def test_learns_the_way_through_a_corridor(self):
         cfg = dataclasses.replace(CFG, epsilon_end=0.05)
         q, progress = self.values(Corridor, cfg=cfg)

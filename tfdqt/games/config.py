@@ -91,6 +91,11 @@ class NetworkConfig:
     blocks always are. gru: whether what each layer gives is normalised."""
 
 
+def learns_every_step(cfg):
+    """Whether a network gives Q at every step of a window: `every_step`, or what None means."""
+    return cfg.network != "dense" if cfg.every_step is None else cfg.every_step
+
+
 def check_network(cfg):
     """Raise UsageError for a network that can't be built."""
     if cfg.network not in get_args(Network):

@@ -3,6 +3,7 @@
 from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
+from tfdqt.games.config import learns_every_step
 from tfdqt.games.spaces import grid_of
 
 WORTH_TELLING = 10**9  # bytes
@@ -108,6 +109,16 @@ def check_attention(info, network, windows):
         memory.check_fits(size, takes, advice)
 
 
+def _end_weights(network):
+    """Weights of the first layer for a number of an observation, and of the last for an output."""
+    if network.network == "gpt":
+        return network.width, network.width
+    if network.network == "gru":
+        return 3 * network.width, network.width
+    last = network.hidden[0 if network.residual else -1]
+    return network.context * network.hidden[0], last
+
+
 def check_ends(info, network, windows):
     """Tell what the first and the last layer take in an update on so many windows, if that is much.
 
@@ -118,15 +129,11 @@ def check_ends(info, network, windows):
 
     numbers = count_numbers(info, network)
     outputs = info.outputs * max(1, network.quantiles)
-    first = numbers
-    widths = (network.width, network.width)
-    if network.network == "dense":
-        first *= network.context
-        widths = (network.hidden[0], network.hidden[-1])
-    weights = first * widths[0] + outputs * widths[1]
+    first, last = _end_weights(network)
+    weights = numbers * first + outputs * last
     # The weights, those of the target and of acting, two moments, a gradient and one on the way;
     # and the categories and values of every window, with their gradients.
-    positions = network.context if network.network == "gpt" else 1
+    positions = network.context if learns_every_step(network) else 1
     size = 4 * (7 * weights + 2 * windows * (network.context * numbers + positions * outputs))
     if size < WORTH_TELLING:
         return

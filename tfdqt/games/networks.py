@@ -12,7 +12,7 @@ import numpy as np
 
 from tfdqt.backend import keras
 from tfdqt.games.blocks import decode, linear, mlp, norm
-from tfdqt.games.config import check_network, check_policy_network
+from tfdqt.games.config import check_network, check_policy_network, learns_every_step
 from tfdqt.games.cost import check_tokens
 from tfdqt.games.features import as_numbers, hide_static
 from tfdqt.games.recurrent import ResettingGRU
@@ -55,7 +55,7 @@ def gpt_body(inputs, info, cfg, depth=None):
     if cfg.tokens != "steps":  # the last token of a step has seen the whole step
         x = ops.reshape(x, (-1, cfg.context, x.shape[1] // cfg.context, cfg.width))
         x = ops.mean(x, axis=2) if cfg.readout == "mean" else x[:, :, -1]
-    if cfg.every_step is False:
+    if not learns_every_step(cfg):
         x = x[:, -1:]
     return norm(x, name="norm")
 
@@ -79,7 +79,7 @@ def dense_body(inputs, info, cfg):
     x = numbers_of_steps(inputs, info, cfg)
     visible = same_episode(inputs["first"])
     last = cfg.context - 1
-    ends = range(cfg.context) if cfg.every_step else [last]
+    ends = range(cfg.context) if learns_every_step(cfg) else [last]
     histories = [
         ops.pad(
             x[:, : end + 1] * visible[:, end, : end + 1, None], ((0, 0), (last - end, 0), (0, 0))
@@ -124,7 +124,7 @@ def gru_body(inputs, info, cfg):
         x = ResettingGRU(cfg.width, name=f"gru{index}")(x, inputs["first"])
         if cfg.layer_norm:
             x = norm(x, name=f"gru{index}_norm")
-    return x[:, -1:] if cfg.every_step is False else x
+    return x if learns_every_step(cfg) else x[:, -1:]
 
 
 BODIES = dict(gpt=gpt_body, dense=dense_body, gru=gru_body)
