@@ -1,12 +1,14 @@
-"""Transformer against dense networks of equal size.
+"""Transformer against dense and recurrent networks of equal size.
 
     python benchmarks/size/compare.py --out=runs/compare
 
-Every environment is learned by four kinds of network, each at several sizes in weights (weights on
-features that --min-change hides are not counted): a GPT, two dense networks that see the same
-history, and a dense network that sees the present step only. Of the two with history one learns Q
-at every step of a window, as the GPT does, and one at its last step only, so that the network's
-form and the number of targets in an update are told apart.
+Every environment is learned by several kinds of network, each at several sizes in weights (weights
+on features that --min-change hides are not counted), by default four: a GPT, two dense networks
+that see the same history, and a dense network that sees the present step only. Of the two with
+history one learns Q at every step of a window, as the GPT does, and one at its last step only, so
+that the network's form and the number of targets in an update are told apart. Between the GPT and
+the dense network lie one whose layers are normalised (norm) and one of residual blocks, which are
+the GPT's without attention (residual); a GRU carries the same history in a state (gru).
 
 The learning rate of each is chosen among --rates by the return after training of --tuning-seeds
 runs, whose seeds are not compared. The runs are those of run_dqn.py, in folders under --out; a run
@@ -74,7 +76,7 @@ TUNING_SEED = 1_000  # the first seed of the runs that choose a learning rate
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Compare a GPT with dense networks of equal size, with and without its history."""
+    """Compare a GPT with other networks of equal size, with and without its history."""
 
     out: str = "runs/compare"
     """Folder of the runs, the CSVs and the picture."""
@@ -83,9 +85,9 @@ class Args:
     sizes: tuple[int, ...] = (5_000, 25_000, 100_000)
     """Sizes in weights; each network is made as near to them as it can be."""
     kinds: tuple[Literal[tuple(KINDS)], ...] = ("gpt", "dense-every", "dense-history", "dense")
-    """Networks: gpt and dense-every learn Q at every step of a window, gpt-last and dense-history
-    at its last; gpt-present and dense have no history, and gpt-present no use for queries and keys,
-    which are counted."""
+    """Networks: gpt, gru, residual, norm and dense-every learn Q at every step of a window,
+    gpt-last and dense-history at its last; gpt-present, residual-present and dense have no history,
+    and gpt-present no use for queries and keys, which are counted."""
     seeds: int = 5
     """Runs of each."""
     rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
