@@ -70,15 +70,16 @@ class Puzzle(gymnasium.Env):
     """A puzzle that is solved or not. `NAME` is what messages call it.
 
     The reward is 1 for the step that solves it, and 0 otherwise, less `step_cost`; then the episode
-    terminates. After `max_steps` it is truncated. `info["distance"]` of a reset is the least number
-    of steps to the solution.
+    terminates. After `max_steps` it is truncated; max_steps=None: after twice the shortest solution
+    and 10 steps. `info["distance"]` of a reset is the least number of steps to the solution.
     """
 
     NAME = "A puzzle"
     metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
 
     def __init__(self, max_steps, step_cost, render_mode):
-        check_whole("max_steps", max_steps, 1)
+        if max_steps is not None:
+            check_whole("max_steps", max_steps, 1)
         if not isinstance(step_cost, numbers.Real) or not math.isfinite(step_cost):
             raise UsageError(f"step_cost is a number, not {step_cost!r}.")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -87,6 +88,7 @@ class Puzzle(gymnasium.Env):
         self.step_cost = float(step_cost)
         self.render_mode = render_mode
         self.steps = 0
+        self._distance = 0  # at the start of the episode
 
     def level_of(self, options):
         """The text of a level that a reset was given, or None."""
@@ -102,7 +104,8 @@ class Puzzle(gymnasium.Env):
         """What `step` returns."""
         self.steps += 1
         reward = (1.0 if solved else 0.0) - self.step_cost
-        return obs, reward, solved, not solved and self.steps >= self.max_steps, info
+        most = 2 * self._distance + 10 if self.max_steps is None else self.max_steps
+        return obs, reward, solved, not solved and self.steps >= most, info
 
     def text(self):
         """The present state as a reset takes it."""

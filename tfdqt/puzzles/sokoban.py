@@ -15,7 +15,7 @@ from tfdqt.puzzles.levels import (
     from_text,
     to_text,
 )
-from tfdqt.puzzles.puzzle import TILE, Puzzle, check_lengths, picture
+from tfdqt.puzzles.puzzle import TILE, Puzzle, check_lengths, check_whole, picture
 from tfdqt.puzzles.solver import STEPS, check_options, draw_level, moves_from
 from tfdqt.puzzles.splits import check_split
 
@@ -27,6 +27,7 @@ WITH_BOX = {FLOOR: BOX, TARGET: BOX_ON_TARGET}
 WITH_PLAYER = {FLOOR: PLAYER, TARGET: PLAYER_ON_TARGET}
 
 # Of each number whose bits are legal moves.
+LONGEST = 100  # moves of a solution, to which a curriculum grows
 MASKS = [np.array([bits >> move & 1 for move in range(4)], np.int8) for bits in range(16)]
 
 
@@ -35,7 +36,9 @@ class Sokoban(Puzzle):
 
     size: cells of a side, without the wall around; boxes: and targets; walls: the probability of a
     wall in a cell; split: "train", "tune" or "test" layouts, which have none in common, symmetric
-    ones included; least and most: moves of the shortest solution (most=None: any number).
+    ones included; least and most: moves of the shortest solution (most=None: any number);
+    curriculum: starts are at most so many moves from the solution at first, one more after each
+    episode that was solved and two fewer after one that was not (None: any number at once).
     See Puzzle for max_steps and step_cost.
 
     Observations [size, size] are codes of `levels`; actions are up, down, left, right. The
@@ -54,6 +57,7 @@ class Sokoban(Puzzle):
         split="train",
         least=1,
         most=None,
+        curriculum=None,
         max_steps=120,
         step_cost=0.0,
         render_mode=None,
@@ -62,6 +66,11 @@ class Sokoban(Puzzle):
         check_options(size, boxes, walls)
         check_split(split)
         check_lengths(least, most)
+        if curriculum is not None:
+            check_whole("curriculum", curriculum, least, most)
+        self.curriculum = curriculum
+        self._longest = curriculum
+        self._solved = None  # whether the episode before was
         self.size = int(size)
         self.drawn = dict(boxes=int(boxes), walls=walls, split=split, least=least, most=most)
         self.observation_space = spaces.MultiDiscrete(np.full((size, size), 7), dtype=np.uint8)
@@ -81,10 +90,20 @@ class Sokoban(Puzzle):
         super().reset(seed=seed)
         level = self.level_of(options)
         if level is None:
-            self._show(*draw_level(self.np_random, size=self.size, **self.drawn))
+            self._show(*draw_level(self.np_random, size=self.size, **self._drawn_now()))
         else:
             self._show(*self._given(level))
         return self.grid(), {"action_mask": self._mask(), "distance": self._distance}
+
+    def _drawn_now(self):
+        """The options of the level to come, by how the episode before ended."""
+        if self.curriculum is None:
+            return self.drawn
+        if self._solved is not None:
+            longest = self._longest + (1 if self._solved else -2)
+            self._longest = min(max(longest, self.curriculum), self.drawn["most"] or LONGEST)
+        self._solved = False
+        return dict(self.drawn, most=self._longest)
 
     def _given(self, text):
         grid = from_text(text, self.size)
@@ -111,7 +130,8 @@ class Sokoban(Puzzle):
             cells[ahead] = WITH_PLAYER[code]
             cells[self._player] = BARE[cells[self._player]]
             self._player = ahead
-        return self.answer(self.grid(), self._missing == 0, {"action_mask": self._mask()})
+        self._solved = self._missing == 0
+        return self.answer(self.grid(), self._solved, {"action_mask": self._mask()})
 
     def grid(self):
         """The observation, [size, size] uint8."""
@@ -136,6 +156,8 @@ class Sokoban(Puzzle):
             missing=self._missing,
             distance=self._distance,
             steps=self.steps,
+            longest=self._longest,
+            solved=self._solved,
         )
 
     def set_state(self, state):
@@ -147,6 +169,8 @@ class Sokoban(Puzzle):
         self._missing = state["missing"]
         self._distance = state["distance"]
         self.steps = state["steps"]
+        self._longest = state["longest"]
+        self._solved = state["solved"]
 
     def text(self):
         return to_text(self.grid())
