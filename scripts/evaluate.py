@@ -47,6 +47,8 @@ class Args:
     simulations: int | None = None
     """Search a tree of what can come next before each move, by so many simulations of PUCT over
     copies of the environment; 1: the network alone."""
+    loops: int | None = None
+    """Looped networks: run the blocks so many times instead of as often as trained."""
     exploration: float = EXPLORATION
     """With --simulations: c of PUCT, how much actions are tried that seem worse."""
     avoid_repeats: bool = False
@@ -67,7 +69,14 @@ class Args:
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__)
     check_at_least_one(
-        args, "episodes", "best_of", "max_steps", "video_steps", "simulations", "leaves"
+        args,
+        "episodes",
+        "best_of",
+        "max_steps",
+        "video_steps",
+        "simulations",
+        "leaves",
+        "loops",
     )
     check_fractions(args, "epsilon")
     given = [name for name in ("seed", "workers", "temperature") if getattr(args, name) is not None]

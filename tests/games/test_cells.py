@@ -1,17 +1,21 @@
 """Grids as tokens, and blocks that are run many times with the same weights."""
 
+import json
 import unittest
+from pathlib import Path
 
 import numpy as np
 from gymnasium import spaces
 
-from tests.games.toys import BOX, build, q_of
+from tests.games.toys import BOX, build, q_of, without_xla
+from tests.helpers import refused, slow, succeeds
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.games import networks
 from tfdqt.games.blocks import AddPlaceBias
 from tfdqt.games.config import NetworkConfig, check_network
 from tfdqt.games.cost import check_tokens
+from tfdqt.games.evaluate import load_run
 from tfdqt.games.features import cells_as_numbers
 from tfdqt.games.flat import draw_loops, flatten_model, with_loops
 from tfdqt.games.spaces import describe, grid_of
@@ -221,6 +225,45 @@ class Loops(tf.test.TestCase):
         self.assertAllEqual(rest, np.zeros_like(rest))
         plain = flatten_model(networks.build_q(BOARD, NetworkConfig(**CELLS, width=8)), BOARD)
         self.assertIs(draw_loops(plain, plain.start, 0), plain.start)
+
+
+class Runs(tf.test.TestCase):
+    """Whole runs on a puzzle, with loops drawn in training."""
+
+    def flags(self, folder):
+        board = "--tokens=cells --context=1 --width=8 --heads=2 --layers=1 --loops=3 --loops-random"
+        return ["--name=Sokoban-v0", f"--run-dir={folder}", *board.split(), "--num-envs=8"]
+
+    def check(self, script, *flags):
+        folder = f"{self.get_temp_dir()}/{script}"
+        succeeds(self, script, *self.flags(folder), "--total-steps=512", "--workers=0", *flags)
+        run = load_run(folder)
+        self.assertEqual(run.weights[run.net.loop_limit], 3)  # acting keeps all loops
+        self.assertNotAllClose(run.weights, run.net.start)
+        more = load_run(folder, loops=5)
+        self.assertEqual(more.weights[more.net.loop_limit], 5)
+        flags = ["--episodes=2", "--simulations=2", "--max-steps=20"]
+        said = succeeds(self, "evaluate", folder, "--loops=1", *flags).stdout
+        self.assertIn("2 simulations a move", said)
+        self.without_loops(folder)
+        refused(self, "--loops is for runs trained with --loops", "evaluate", folder, "--loops=2")
+
+    def without_loops(self, folder):
+        """Let a run be one that was trained without loops."""
+        path = Path(folder, "config.json")
+        plain = json.loads(path.read_text())
+        plain["network"]["loops"] = 1
+        plain["network"]["loops_random"] = False
+        path.write_text(json.dumps(plain))
+
+    def test_dqn(self):
+        with without_xla():
+            self.check("run_dqn", "--learning-starts=128", "--replay-size=1000", "--chunk=1")
+
+    @slow("networks are compiled")
+    def test_ppo_and_pqn(self):
+        self.check("run_ppo", "--rollout-steps=32", "--batch-size=64", "--update-epochs=1")
+        self.check("run_pqn", "--rollout-steps=32", "--update-epochs=1")
 
 
 class Sentences(unittest.TestCase):

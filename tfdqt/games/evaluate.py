@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,14 @@ from tfdqt.games.algorithms import (
 )
 from tfdqt.games.cost import attention_bytes
 from tfdqt.games.envs import close_env, env_fn_of, saved_info
-from tfdqt.games.flat import FlatModel, flatten_model, make_act, make_scores, set_weights
+from tfdqt.games.flat import (
+    FlatModel,
+    flatten_model,
+    make_act,
+    make_scores,
+    set_weights,
+    with_loops,
+)
 from tfdqt.games.reader import make_reader
 from tfdqt.games.search import game_seed, play_searched
 from tfdqt.games.slots import REST
@@ -61,9 +69,10 @@ LONGEST_GAME = 30_000
 SEARCHED_AT_ONCE = 64  # games by a search, each of which holds a tree
 
 
-def load_run(run_dir, checkpoint=None):
+def load_run(run_dir, checkpoint=None, loops=None):
     """The network of a run's newest checkpoint, of the one named, or of "best".
 
+    loops: how often a looped network runs its blocks; by default as often as it was trained.
     Raises UsageError if there is none that is whole, or it does not fit its config.json.
     """
     folder = find_run(run_dir)
@@ -75,7 +84,15 @@ def load_run(run_dir, checkpoint=None):
     settings = read_settings(folder, **settings_classes(name, plain))
     saved, _ = load_checkpoint(folder, checkpoint, best_too=True)
     info = saved_info(settings)
-    net = flatten_model(algorithm.build(info, settings["network"]), info)
+    network = settings["network"]
+    if loops is not None:
+        if network.loops == 1:
+            raise UsageError(
+                f"--loops is for runs trained with --loops, and {run_dir} was trained without; "
+                "leave it out."
+            )
+        network = dataclasses.replace(network, loops=max(loops, 2 if network.loops_random else 1))
+    net = flatten_model(algorithm.build(info, network), info)
     weights = tf.constant(algorithm.acting_weights(saved))
     if weights.shape != net.start.shape:
         raise UsageError(
@@ -83,6 +100,8 @@ def load_run(run_dir, checkpoint=None):
             f"config.json has {net.start.shape[0]}; put back the config.json that the run was "
             "started with."
         )
+    if net.loop_limit is not None:
+        weights = with_loops(net, weights, loops or network.loops)
     set_weights(net, weights)
     return TrainedRun(net, weights, info, algorithm, settings, saved["progress"]["step"])
 
@@ -215,13 +234,13 @@ def _apart(obs):
     return list(obs) if np.ndim(obs) else [obs]
 
 
-def load_policy(run_dir, checkpoint=None, *, epsilon=0.0, sample=False, seed=0):
+def load_policy(run_dir, checkpoint=None, *, epsilon=0.0, sample=False, seed=0, loops=None):
     """The Policy of a run's newest checkpoint, of the one named, or of "best" (the one that played
-    best while it trained); see `Policy` for the others.
+    best while it trained); see `Policy` and `load_run` for the others.
 
     Raises UsageError if there is none that is whole, or nothing to draw from.
     """
-    trained = load_run(run_dir, checkpoint)
+    trained = load_run(run_dir, checkpoint, loops)
     if sample and (not trained.algorithm.is_policy or epsilon):
         raise UsageError(
             "--sample draws from the policy of a PPO run, without --epsilon; leave it out."
@@ -437,6 +456,8 @@ def evaluate_games(run_dir, args):
         f"{lengths.mean():.0f}"
     )
     columns = dict(epsilon=args.epsilon, sample=args.sample, **evaluated.columns)
+    if args.loops is not None:
+        columns["loops"] = args.loops
     append_evaluation(run_dir, trained.step, args.seed, columns, returns, lengths, evaluated.a_game)
     if args.video:
         make_filmed = functools.partial(env_fn_of(trained.settings), render_mode="rgb_array")
@@ -481,7 +502,12 @@ def _fitting(trained, args, most=None):
 def _evaluated_plain(run_dir, args):
     """Whole games by the network alone: -> _Evaluated."""
     policy = load_policy(
-        run_dir, args.checkpoint, epsilon=args.epsilon, sample=args.sample, seed=args.seed
+        run_dir,
+        args.checkpoint,
+        epsilon=args.epsilon,
+        sample=args.sample,
+        seed=args.seed,
+        loops=args.loops,
     )
     trained = policy.trained
     workers = args.workers
@@ -507,7 +533,7 @@ def _evaluated_plain(run_dir, args):
 
 def _evaluated_search(run_dir, args):
     """Whole games by a search: -> _Evaluated."""
-    trained = load_run(run_dir, args.checkpoint)
+    trained = load_run(run_dir, args.checkpoint, args.loops)
     env_fn = env_fn_of(trained.settings)
     max_steps = longest_game(env_fn) if args.max_steps is None else args.max_steps
     columns = dict(

@@ -221,6 +221,7 @@ def evaluate_text(run_dir, args):
         "workers",
         "video",
         "video_steps",
+        "loops",
         "simulations",
         "exploration",
         "avoid_repeats",
