@@ -2,6 +2,7 @@
 
 python scripts/evaluate.py runs/breakout-1 --episodes=30 --epsilon=0.05 --video=film
 python scripts/evaluate.py runs/frozenlake-0 --simulations=32
+python scripts/evaluate.py runs/sokoban-0 --env-options='{"split": "test"}'
 python scripts/evaluate.py runs/writer --best-of=4
 """
 
@@ -25,6 +26,9 @@ class Args:
     """Folder of the run."""
     episodes: int = 100
     """Games to play, or texts to write."""
+    env_options: str = ""
+    """Options of the environment, as JSON, put over those that the run was trained on:
+    '{"split": "test"}'."""
     epsilon: float = 0.0
     """Probability of a random action (0: greedy)."""
     sample: bool = False
@@ -39,7 +43,7 @@ class Args:
     or the environment's own limit if that is more."""
     workers: int | None = None
     """Processes that step the environments (0: none), by default one a core, or none for
-    CartPole."""
+    CartPole and puzzles."""
     video: Annotated[str | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder for a film (MP4 and GIF) of one more game."""
     video_steps: int = 2_000

@@ -13,7 +13,7 @@ import numpy as np
 
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.config import EnvConfig
-from tfdqt.games.envs import env_info, info_of, make_env
+from tfdqt.games.envs import env_fn_of, env_info, info_of, make_env, with_env_options
 
 GAMES = sorted(
     match[1]
@@ -129,6 +129,14 @@ def leaves(env):
         self.addCleanup(env.close)
         env.reset(seed=0)
         self.assertEqual(env.step(0)[1:4], (5.0, False, True))
+
+    def test_options_over_those_of_a_run(self):
+        run = dict(name="Sokoban-v0", env=EnvConfig(env_options='{"size": 4, "split": "train"}'))
+        env = env_fn_of(with_env_options(run, '{"split": "test", "boxes": 2}'))()
+        self.assertEqual(env.spec.kwargs, dict(size=4, split="test", boxes=2))
+        self.assertEqual(env_fn_of(run)().spec.kwargs, dict(size=4, split="train"))
+        before = with_env_options(dict(name="Sokoban-v0"), '{"size": 3}')  # a run from before 0.2
+        self.assertEqual(env_fn_of(before)().spec.kwargs, dict(size=3))
 
     def test_what_cannot_be_used_is_one_sentence(self):
         for wrapper, words in (

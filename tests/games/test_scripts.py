@@ -111,6 +111,25 @@ class TestScripts(unittest.TestCase):
             words = f"{name} is for games without --simulations"
             refused(self, words, *evaluate, "--simulations=2", flag)
 
+    def test_other_options_of_the_environment(self):
+        evaluate = ["evaluate", self.run_dir]
+        ends = '{"max_episode_steps": 5}'
+        flags = [f"--env-options={ends}", "--episodes=2"]
+        for more in (["--workers=0", f"--video={self.tmp / 'ends'}"], ["--simulations=2"]):
+            done = succeeds(self, *evaluate, *flags, *more)
+            self.assertIn(f" with {ends}: mean", done.stdout)
+            self.assertIn("mean length 5", done.stdout)
+            self.assertNotIn("were not over", done.stdout)
+        with open(self.run_dir / "evaluation.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row.get("env_options") == ends]
+        self.assertEqual([row["length"] for row in rows], ["5"] * 4)
+        for options, words in (
+            ('{"full_action_space": true}', r"Discrete\(18\), not .*Discrete\(4\)\); leave out"),
+            ('{"frameskip": 0}', "can't be made"),
+            ("split=test", "is no JSON"),
+        ):
+            refused(self, words, *evaluate, f"--env-options={options}")
+
     def test_plot(self):
         picture = self.tmp / "curve.png"
         flags = [f"--out={picture}", "--column=loss", "--level", "human=30.5"]

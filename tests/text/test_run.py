@@ -318,7 +318,13 @@ class TestEvaluate(WithoutXLA):
         self.assertRegex(done.stdout, r"25 games: mean -[\d.]+, .*Published: optimum -6.84")
 
     def test_flags_that_say_nothing_of_a_text_run(self):
-        for flag in ("--epsilon=0.05", "--video-steps=3", "--workers=0", "--simulations=2"):
+        for flag in (
+            "--epsilon=0.05",
+            "--video-steps=3",
+            "--workers=0",
+            "--simulations=2",
+            "--env-options={}",
+        ):
             refused(self, "for gymnasium", "evaluate", maze_run(), flag)
         refused(self, "for texts that are written", "evaluate", maze_run(), "--best-of=2")
 

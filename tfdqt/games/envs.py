@@ -1,6 +1,7 @@
 """Environments: made by their names, options and wrappers, and looked at."""
 
 import ast
+import dataclasses
 import difflib
 import functools
 import json
@@ -114,6 +115,17 @@ DEFAULT = EnvConfig()
 def env_fn_of(settings):
     """`env_fn(**more)` of the environment of a run's config.json, read as `settings`."""
     return functools.partial(make_env, settings["name"], settings.get("env", DEFAULT))
+
+
+def with_env_options(settings, text):
+    """A run's settings with the options of its environment changed by those in `text`, JSON.
+
+    Raises UsageError if that is no object.
+    """
+    changed = options_of(text, "--env-options")
+    cfg = settings.get("env", DEFAULT)
+    options = json.dumps({**options_of(cfg.env_options, "--env-options"), **changed})
+    return {**settings, "env": dataclasses.replace(cfg, env_options=options)}
 
 
 def saved_info(settings):

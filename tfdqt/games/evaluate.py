@@ -21,7 +21,7 @@ from tfdqt.games.algorithms import (
     settings_classes,
 )
 from tfdqt.games.cost import attention_bytes
-from tfdqt.games.envs import close_env, env_fn_of, saved_info
+from tfdqt.games.envs import close_env, env_fn_of, info_of, saved_info, with_env_options
 from tfdqt.games.flat import (
     FlatModel,
     flatten_model,
@@ -33,6 +33,7 @@ from tfdqt.games.flat import (
 from tfdqt.games.reader import make_reader
 from tfdqt.games.search import game_seed, play_searched
 from tfdqt.games.slots import REST
+from tfdqt.games.space_json import info_to_json
 from tfdqt.games.spaces import (
     MASK_KEY,
     EnvInfo,
@@ -448,9 +449,10 @@ def evaluate_games(run_dir, args):
             "count as they stood; --max-steps sets how long a game is waited for."
         )
     low, high = confidence(returns)
+    how = evaluated.how + (f" with {args.env_options}" if args.env_options else "")
     print(
         f"{name} seed {trained.settings['seed']} after {trained.step} steps: {args.episodes} games "
-        f"{evaluated.how}: mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean "
+        f"{how}: mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean "
         f"[{low:.1f}, {high:.1f}], min {returns.min():.0f}, median "
         f"{np.median(returns):.0f}, max {returns.max():.0f}, mean length "
         f"{lengths.mean():.0f}"
@@ -458,6 +460,8 @@ def evaluate_games(run_dir, args):
     columns = dict(epsilon=args.epsilon, sample=args.sample, **evaluated.columns)
     if args.loops is not None:
         columns["loops"] = args.loops
+    if args.env_options:
+        columns["env_options"] = args.env_options
     append_evaluation(run_dir, trained.step, args.seed, columns, returns, lengths, evaluated.a_game)
     if args.video:
         make_filmed = functools.partial(env_fn_of(trained.settings), render_mode="rgb_array")
@@ -485,6 +489,25 @@ class _Evaluated(NamedTuple):
     longest_film: int
 
 
+def _on_options(trained, args):
+    """The run with --env-options over those of its environment; its network is as it was.
+
+    Raises UsageError if that changes what the network sees or does.
+    """
+    if not args.env_options:
+        return trained
+    trained = trained._replace(settings=with_env_options(trained.settings, args.env_options))
+    known = trained.info
+    found = info_of(env_fn_of(trained.settings), known.name)
+    if info_to_json(found) != info_to_json(known):
+        raise UsageError(
+            f"--env-options={args.env_options} makes observations or actions of {known.name} that "
+            f"the run was not trained on ({found.observation_space} and {found.action_space}, not "
+            f"{known.observation_space} and {known.action_space}); leave out what changes them."
+        )
+    return trained
+
+
 def _fitting(trained, args, most=None):
     """How many games are played at once, of `args.episodes` or `most`."""
     name = trained.settings["name"]
@@ -509,7 +532,7 @@ def _evaluated_plain(run_dir, args):
         seed=args.seed,
         loops=args.loops,
     )
-    trained = policy.trained
+    trained = _on_options(policy.trained, args)
     workers = args.workers
     if workers is None:
         # Acting and stepping take turns here, whatever the algorithm did.
@@ -533,7 +556,7 @@ def _evaluated_plain(run_dir, args):
 
 def _evaluated_search(run_dir, args):
     """Whole games by a search: -> _Evaluated."""
-    trained = load_run(run_dir, args.checkpoint, args.loops)
+    trained = _on_options(load_run(run_dir, args.checkpoint, args.loops), args)
     env_fn = env_fn_of(trained.settings)
     max_steps = longest_game(env_fn) if args.max_steps is None else args.max_steps
     columns = dict(

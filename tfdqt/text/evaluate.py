@@ -215,6 +215,7 @@ def evaluate_text(run_dir, args):
     check_left_out(
         args,
         "is for gymnasium environments; leave it out for a text run",
+        "env_options",
         "epsilon",
         "sample",
         "max_steps",
