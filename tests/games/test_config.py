@@ -40,6 +40,8 @@ class Defaults(InFolder):
             self.assertEqual(default_parallel("CartPole-v1"), dict(workers=3, threads=4))
             self.assertEqual(default_parallel("CartPole-v1", "ppo"), dict(workers=0, threads=1))
             self.assertEqual(default_parallel("ALE/Breakout-v5", "ppo"), dict(workers=4, threads=4))
+            for name in ("Sokoban-v0", "LightsOut-v0", "RushHour-v0"):
+                self.assertEqual(default_parallel(name, "pqn"), dict(workers=0, threads=4))
 
 
 class Checks(unittest.TestCase):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tfdqt.errors import UsageError
 from tfdqt.games import apex, dqn, ppo, pqn
-from tfdqt.games.config import EnvConfig, NetworkConfig, environment_kind
+from tfdqt.games.config import PUZZLES, EnvConfig, NetworkConfig, environment_kind
 from tfdqt.games.flat import mean_q, policy_logits
 
 
@@ -130,10 +130,12 @@ def default_parallel(name, algorithm="dqn"):
 def lockstep_parallel(name):
     """As `default_parallel`, where acting and stepping take turns.
 
-    An emulator may take every core. CartPole steps faster than a message reaches a process, and a
-    small network is quickest without handing over to a second thread.
+    An emulator may take every core. CartPole and puzzles step faster than a message reaches a
+    process, and CartPole's small network is quickest without handing over to a second thread.
     """
     cores = max(1, os.cpu_count() or 1)
+    if name.startswith(PUZZLES):
+        return dict(workers=0, threads=cores)
     if environment_kind(name) == "cartpole":
         return dict(workers=0, threads=1)
     return dict(workers=cores, threads=cores)

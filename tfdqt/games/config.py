@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from tfdqt.errors import UsageError
 from tfdqt.settings import check_fractions, check_heads, check_not_negative, check_positive
 
+PUZZLES = ("Sokoban-", "LightsOut-", "RushHour-")  # names of environments begin so
 EXPLORATION = 1.25  # c of the PUCT of a search at decision time, as MuZero's
 
 
