@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 
 from tfdqt.backend import set_threads
+from tfdqt.runs.folder import locked
 from tfdqt.runs.log import write_rows
 
 OUT = Path(__file__).parent / "games" / "games.csv"
@@ -109,11 +110,12 @@ def measure(args):
         for simulations in args.simulations:
             settings = (simulations, f"{args.exploration:g}", args.leaves)
             key = (run_dir.name, run.step, *settings, args.episodes, args.max_steps, args.seed)
-            rows = read_rows(args.out)
-            if tuple(map(str, key)) in {tuple(row[name] for name in KEYS) for row in rows}:
+            there = {tuple(row[name] for name in KEYS) for row in read_rows(args.out)}
+            if tuple(map(str, key)) in there:
                 continue
             row = play(args, run_dir, run, simulations)
-            write_rows(args.out, [*rows, row])
+            with locked(args.out.with_suffix(".lock")):  # another process may add rows just now
+                write_rows(args.out, [*read_rows(args.out), row])
             print(
                 f"{row['run']} N {simulations}: mean return {row['mean_return']:.1f}, "
                 f"{row['evaluations_a_move']:.1f} evaluations and {row['ms_a_move']:.2f} ms a move",
