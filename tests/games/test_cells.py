@@ -9,10 +9,10 @@ from gymnasium import spaces
 
 from tests.games.toys import BOX, build, q_of, without_xla
 from tests.helpers import refused, slow, succeeds
-from tfdqt.backend import tf
+from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import networks
-from tfdqt.games.blocks import AddPlaceBias
+from tfdqt.games.blocks import AddPlaceBias, attention
 from tfdqt.games.config import NetworkConfig, check_network
 from tfdqt.games.cost import check_tokens
 from tfdqt.games.evaluate import load_run
@@ -124,6 +124,39 @@ class Cells(tf.test.TestCase):
         patches = numbers(heights, HEIGHTS, patch=2)
         self.assertAllClose(patches[0, 1] * 16, [2, 3, 6, 7])
         self.assertAllClose(patches[1, 0] * 16, [8, 9, 12, 13])
+
+    def test_attention_agrees_with_keras(self):
+        # One step, whose cells see each other, and two, of which the first does not see the second.
+        rng = np.random.default_rng(0)
+        for context in (1, 2):
+            relation = relations(3, 3, context)
+            length = len(relation)
+            visible = np.kron(np.tril(np.ones((context, context))), np.ones((10, 10)))
+            visible = visible[None].astype("float32")
+            x_in = keras.Input((length, 8))
+            seen = None if context == 1 else visible
+            out = attention(x_in, seen, heads=2, name="a", scale=0.02, relation=relation)
+            model = keras.Model(x_in, out)
+            for variable in model.trainable_variables:
+                variable.assign(rng.normal(size=variable.shape))
+            x = tf.constant(rng.normal(size=(3, length, 8)), tf.float32)
+            grad = tf.constant(rng.normal(size=(3, length, 8)), tf.float32)
+            bias = model.get_layer("a_bias").bias.value
+            with tf.GradientTape(persistent=True) as tape:
+                tape.watch(x)
+                q, k, v = tf.unstack(
+                    tf.reshape(model.get_layer("a_qkv")(x), (3, -1, 3, 2, 4)), 3, 2
+                )
+                placed = tf.gather(bias, relation, axis=1)[None]
+                mask = visible[:, None].astype(bool)
+                mixed = keras.ops.dot_product_attention(q, k, v, bias=placed, mask=mask)
+                expected = model.get_layer("a_out")(tf.reshape(mixed, (3, length, 8)))
+                y = model(x)
+            self.assertAllClose(y, expected, rtol=1e-5, atol=1e-5)
+            for source in (x, bias):
+                ours = tape.gradient(y, source, output_gradients=grad)
+                theirs = tape.gradient(expected, source, output_gradients=grad)
+                self.assertAllClose(ours, theirs, rtol=1e-4, atol=1e-4)
 
     def test_relations_by_hand(self):
         # Two cells side by side and the token of the step, in two steps. To the right is 0, itself

@@ -41,15 +41,17 @@ class AddPlaceBias(layers.Layer):
         self.relation = relation
 
     def build(self, shape):
-        self.bias = self.add_weight(
-            shape=(shape[1], int(self.relation.max()) + 1), initializer="zeros", name="bias"
-        )
+        heads = shape[1]
+        count = int(self.relation.max()) + 1
+        self.bias = self.add_weight(shape=(heads, count), initializer="zeros", name="bias")
+        # Into the flat weights: so that XLA lays the result out as scores are, not heads last.
+        self.index = self.relation[None] + count * np.arange(heads, dtype="int32")[:, None, None]
 
     def compute_output_shape(self, shape):
         return shape
 
     def call(self, scores):
-        return scores + ops.take(self.bias, self.relation, axis=1)
+        return scores + ops.take(ops.reshape(self.bias, -1), self.index, axis=0)
 
 
 def attention(x, visible, *, heads, name, scale, relation=None):
@@ -64,9 +66,12 @@ def attention(x, visible, *, heads, name, scale, relation=None):
     k = qkv[:, :, 1]
     v = qkv[:, :, 2]
     shrink = (width // heads) ** -0.5
-    if length == 1:
+    if relation is not None:
+        add_bias = AddPlaceBias(relation, name=f"{name}_bias")
+        mixed = _attend_with_bias(q * shrink, k, v, visible, add_bias)
+    elif length == 1:
         mixed = v
-    elif length <= 16 and visible is not None and relation is None:
+    elif length <= 16 and visible is not None:
         # A few steps: sums of products fuse into one loop, where many tiny matrix products would
         # each be a call.
         scores = ops.sum(q[:, :, None] * k[:, None], axis=-1) * shrink  # [B, T, S, H]
@@ -76,10 +81,23 @@ def attention(x, visible, *, heads, name, scale, relation=None):
         scores = ops.einsum("bthd,bshd->bhts", q, k) * shrink
         if visible is not None:
             scores = scores + _blocked(visible)[:, None]
-        if relation is not None:
-            scores = AddPlaceBias(relation, name=f"{name}_bias")(scores)
         mixed = ops.einsum("bhts,bshd->bthd", ops.softmax(scores, axis=-1), v)
     return linear(ops.reshape(mixed, (-1, length, width)), width, name=f"{name}_out", scale=scale)
+
+
+def _attend_with_bias(q, k, v, visible, add_bias):
+    """Attention of many tokens: three times [B, T, H, D/H] -> [B, T, H, D/H].
+
+    The weights are divided by their sum behind the product with the values, so that the gradient
+    needs no sum over the keys, which XLA is slow at on a CPU.
+    """
+    scores = ops.einsum("bthd,bshd->bhts", q, k)
+    if visible is not None:
+        scores = scores + _blocked(visible)[:, None]
+    scores = add_bias(scores)
+    weights = ops.exp(scores - ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True)))
+    mixed = ops.einsum("bhts,bshd->bhtd", weights, v) / ops.sum(weights, axis=-1, keepdims=True)
+    return ops.swapaxes(mixed, 1, 2)
 
 
 def _blocked(visible):
