@@ -67,6 +67,27 @@ class TestTree(unittest.TestCase):
         tree.root.prior = [0.6, 0.4]
         self.assertEqual(tree.choose(), 0)
 
+    def test_of_equal_actions_the_network_chooses(self):
+        graph = {
+            "root": {0: ("twin", 0.0, False), 1: ("twin", 0.0, False)},
+            "twin": {0: ("end", 0.0, True), 1: ("end", 0.0, True)},
+        }
+        said = {
+            "root": ([0, 1], [0.5, 0.5], [0.1, 0.6], 0.6),
+            "twin": ([0, 1], [0.5, 0.5], [0.3, 0.4], 0.4),
+        }
+
+        def step(state, action):
+            after, reward, over = graph[state][action]
+            return Step(after, reward, 0.0 if over else 1.0, over)
+
+        tree = Tree("root", step, gamma=0.5, exploration=1.0)
+        simulate(tree, said, 3)  # 1 is 0.2 after its first visit, so that 0 is tried too
+        self.assertEqual((tree.root.visits, tree.root.means), ([1, 1], [0.2, 0.2]))
+        self.assertEqual(tree.choose(), 1)
+        simulate(tree, said, 1)
+        self.assertEqual((tree.root.visits, tree.choose()), ([1, 2], 1))
+
     def test_without_exploration_the_best_mean_is_followed(self):
         tree = self.grown(40, exploration=0.0)
         self.assertEqual((tree.root.visits, tree.choose()), ([39, 0], 0))

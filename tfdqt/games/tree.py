@@ -13,6 +13,9 @@ that c says the same in every game (Schrittwieser et al., 2020, "Mastering Atari
 shogi by planning with a learned model", equation 5; its c grows with N by less than a hundredth
 within 100 simulations and is constant here).
 
+Of actions that score the same the one is taken that the network values most, before its prior: a
+state that looks the same after either says nothing of them.
+
 Where repeats are to be avoided, an action that surely leads to what was met before, in the game or
 on the way from the root, is barred unless it is the last one of its node.
 
@@ -167,7 +170,12 @@ class Tree:
             scale * mean + bonus * prior / (1 + visits)
             for mean, prior, visits in zip(node.means, node.prior, node.visits)
         ]
-        return scores.index(max(scores))
+        best = max(scores)
+        if scores.count(best) == 1:
+            return scores.index(best)
+        # Actions whose effect is not seen at once lead to what looks the same.
+        equal = [index for index, score in enumerate(scores) if score == best]
+        return max(equal, key=lambda index: (node.first[index], node.prior[index]))
 
     def _try(self, node, index):
         """Take an action that was not tried yet, or that chance has a part in: -> _Edge."""
@@ -278,8 +286,9 @@ class Tree:
     def choose(self):
         """The root's action of the most visits; of equal ones that of the greatest value.
 
-        After that goes the prior. After one simulation it is the best by the network alone.
+        After that go the network's own value and the prior. After one simulation it is the best by
+        the network alone.
         """
         root = self.root
-        ranks = list(zip(root.visits, root.means, root.prior))
+        ranks = list(zip(root.visits, root.means, root.first, root.prior))
         return root.legal[ranks.index(max(ranks))]
