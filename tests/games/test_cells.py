@@ -225,6 +225,24 @@ class Loops(tf.test.TestCase):
         one.set_weights(model.get_weights())
         self.assertAllClose(q_of(one, inputs), read[1], atol=1e-5)
 
+    def test_the_stream_is_read_and_changed_between_blocks(self):
+        for sizes in (dict(loops=2, layers=2), dict(layers=3), dict(loops=2, loops_random=True)):
+            model, cfg = build(BOARD, **CELLS, **sizes)
+            inputs = {name: window(BOARD)[name] for name in model.input}
+            read = networks.build_stream(model, BOARD, cfg)(inputs)
+            stream = read["stream"].numpy()
+            self.assertEqual(stream.shape[1], 1 + cfg.layers * cfg.loops)
+            self.assertAllClose(read["q"], q_of(model, inputs), atol=1e-5)
+            edit = np.random.default_rng(0).normal(size=stream[:, 0].shape).astype("float32")
+            changing = networks.build_stream(model, BOARD, cfg, edited=1)
+            same = changing(dict(inputs, edit=np.zeros_like(edit)))
+            self.assertAllClose(same["q"], read["q"], atol=1e-5)
+            changed = changing(dict(inputs, edit=edit))
+            after = changed["stream"].numpy()
+            self.assertAllClose(after[:, 0], stream[:, 0], atol=1e-6)
+            self.assertAllClose(after[:, 1], stream[:, 1] + edit, atol=1e-5)
+            self.assertGreater(np.abs(changed["q"] - read["q"]).max(), 1e-3)
+
     def test_a_limit_stops_the_loops(self):
         """Three loops with a limit of two are two loops."""
         three, cfg = build(BOARD, **CELLS, loops=3, loops_random=True)

@@ -179,16 +179,19 @@ class LoopLimit(layers.Layer):
         return ops.where(loop < self.limit, after, before)
 
 
-def decode(x, visible, cfg, *, relation=None, depth=None):
+def decode(x, visible, cfg, *, relation=None, depth=None, after=None):
     """The blocks in their order, `cfg.loops` times: tokens [B, T, D] -> [B, T, D].
 
     From the second loop on the tokens are added again before the first block, so that no loop must
-    carry them along. depth: only so many blocks are run, counted over all loops.
+    carry them along. depth: only so many blocks are run, counted over all loops. after(x, done)
+    -> x [B, T, D]: what looks at the residual stream after `done` blocks, or changes it.
     """
     depth = cfg.layers * cfg.loops if depth is None else depth
+    after = after or _unchanged
     if cfg.loops == 1 and not cfg.loops_random:
         for layer in range(depth):
             x = block(x, visible, cfg, name=f"block{layer}", relation=relation)
+            x = after(x, layer + 1)
         return x
     shapes = (x.shape[1:], None if visible is None else visible.shape[1:])
     blocks = [
@@ -201,8 +204,14 @@ def decode(x, visible, cfg, *, relation=None, depth=None):
         before = x
         if first:
             x = x + tokens
-        for one in blocks[: depth - first]:
+        last = min(first + cfg.layers, depth)
+        for done, one in enumerate(blocks[: depth - first], first + 1):
             x = one([x] if visible is None else [x, visible])
-        if limit:
-            x = limit(before, x, loop=first // cfg.layers)
+            if limit and done == last:
+                x = limit(before, x, loop=first // cfg.layers)
+            x = after(x, done)
+    return x
+
+
+def _unchanged(x, done):
     return x

@@ -52,6 +52,11 @@ def gpt_body(inputs, info, cfg, depth=None):
     """The decoder without a head, or its first `depth` blocks: the named inputs -> [B, P, D]."""
     tokens = TOKENS[cfg.tokens](inputs, info, cfg)
     x = decode(tokens.x, tokens.visible, cfg, relation=tokens.relation, depth=depth)
+    return read_out(x, cfg)
+
+
+def read_out(x, cfg):
+    """What a head reads of the decoder's tokens: [B, T, D] -> [B, P, D]."""
     if cfg.tokens != "steps":  # the last token of a step has seen the whole step
         x = ops.reshape(x, (-1, cfg.context, x.shape[1] // cfg.context, cfg.width))
         x = ops.mean(x, axis=2) if cfg.readout == "mean" else x[:, :, -1]
@@ -209,6 +214,35 @@ def build_lens(model, info, cfg, depth):
     for layer in lens.layers:
         layer.set_weights(model.get_layer(layer.name).get_weights())
     return lens
+
+
+def build_stream(model, info, cfg, edited=None):
+    """The residual stream of the Q-network `model` (`build_q` of a gpt), and a way to change it.
+
+    A keras.Model with the weights of `model`: the named inputs -> dict of `stream`
+    [B, blocks + 1, T, D], the tokens and what each block leaves, counted over all loops, and `q`
+    [B, P, A, N]. edited: a number of blocks after which a further input, `edit` [B, T, D], is added
+    to the stream; what comes before is not touched.
+    """
+    inputs = input_layers(info, cfg)
+    named = dict(inputs)
+    tokens = TOKENS[cfg.tokens](inputs, info, cfg)
+    stream = [tokens.x]
+    if edited is not None:
+        named["edit"] = keras.Input(tokens.x.shape[1:], name="edit")
+
+    def after(x, done):
+        x = x + named["edit"] if done == edited else x
+        stream.append(x)
+        return x
+
+    x = decode(tokens.x, tokens.visible, cfg, relation=tokens.relation, after=after)
+    q = q_head(read_out(x, cfg), info, cfg)
+    whole = keras.Model(named, dict(q=q, stream=ops.stack(stream, axis=1)), name="stream")
+    for layer in whole.layers:
+        if layer.get_weights():
+            layer.set_weights(model.get_layer(layer.name).get_weights())
+    return whole
 
 
 def build_attention_probe(model, cfg):
