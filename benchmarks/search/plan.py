@@ -30,6 +30,7 @@ import numpy as np
 import tyro
 from arms import arm, build_arm
 from measure import load_arm
+from plan_plots import plot
 from plan_states import draw_states
 
 from tfdqt.backend import keras, set_threads, tf
@@ -207,7 +208,7 @@ def reading_rows(states, q, sample, discount):
 def explained(q, exact, legal):
     """The share of the variance of exact values [N, 4] of legal moves that q explains."""
     spread = (exact[legal] - exact[legal].mean()) ** 2
-    return 1 - ((q - exact)[legal] ** 2).sum() / spread.sum()
+    return 1 - ((q - exact)[legal] ** 2).sum() / max(spread.sum(), 1e-12)
 
 
 def agreements(states, q, sample, discount):
@@ -736,6 +737,7 @@ def main(args):
             for seed in args.seeds:
                 add(read_network(args, name, seed, who, parts, sample, settings["discount"]))
                 print(f"{name} {who} {seed} after {time.perf_counter() - began:.0f} s", flush=True)
+    plot(out)
 
 
 if __name__ == "__main__":
