@@ -16,6 +16,7 @@ loop k), on levels of the set "test":
   in which the box will be pushed off each cell.
 - change.csv: how often the network follows when that plan is changed by hand after k.
 
+Rows of networks that are there already are kept, and those networks left out.
 Intervals are 95% of a bootstrap over layouts. Linear maps are fitted on levels of the set "tune".
 Controls: untrained networks, whose blocks add little as yet; trained ones with the weights of every
 array shuffled, whose blocks add as much as theirs; for the probe also the board itself.
@@ -25,12 +26,13 @@ import dataclasses
 import itertools
 import time
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import tyro
 from arms import arm, build_arm
 from measure import load_arm
-from plan_plots import plot
+from plan_plots import plot, read
 from plan_states import draw_states
 
 from tfdqt.backend import keras, set_threads, tf
@@ -57,15 +59,17 @@ class Args:
     """Networks, see arms.py: decoders."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Which of the networks of an arm."""
-    fitted: int = 2_000
+    controls: tuple[Literal["shuffled", "untrained"], ...] = ("shuffled", "untrained")
+    """Kinds of networks of the same arms to compare with."""
+    fitted: int = 1_200
     """States that linear maps are fitted on."""
-    states: int = 4_000
+    states: int = 2_000
     """States that are reported on."""
-    changed: int = 200
+    changed: int = 150
     """States in which the plan is changed, at most."""
-    scales: tuple[float, ...] = (1.0, 2.0)
+    scales: tuple[float, ...] = (2.0,)
     """How large a change is, in sizes of what stands there."""
-    draws: int = 1_000
+    draws: int = 500
     """Draws of a bootstrap."""
 
 
@@ -692,8 +696,7 @@ def read_network(args, name, seed, who, parts, sample, discount):
     tables |= plans | settle_rows(parts[0], move_ways(parts[0], net.q) | ways, sample)
     if who == "trained" and net.blocks > 1:
         tables["change"] = change_rows(net, parts[0], maps, args)
-    known = dict(arm=name, who=who, seed=seed)
-    return {file: [dict(known, **row) for row in rows] for file, rows in tables.items()}
+    return tables
 
 
 def check(args):
@@ -709,34 +712,49 @@ def check(args):
     return settings
 
 
+def network_of(row):
+    """Which network a row is of."""
+    return row["arm"], row["who"], int(row["seed"])
+
+
+def earlier(out):
+    """Rows of earlier calls by file, of the networks that they were done with; and which those are.
+
+    order.csv is written last.
+    """
+    tables = {path.stem: read(path) for path in sorted(out.glob("*.csv"))}
+    done = {network_of(row) for row in tables.get("order", [])}
+    kept = {file: [row for row in rows if network_of(row) in done] for file, rows in tables.items()}
+    return kept, done
+
+
+def add_rows(out, tables, network, found):
+    """Add what was told of a network to the tables and their files."""
+    known = dict(zip(("arm", "who", "seed"), network))
+    for file in sorted(found, key=lambda file: file == "order"):
+        tables.setdefault(file, []).extend(dict(known, **row) for row in found[file])
+        write_rows(out / f"{file}.csv", tables[file])
+
+
 def main(args):
     set_threads(1, 1)
     settings = check(args)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    tables, done = earlier(out)
     drawn = dict(size=settings["size"], each=4)
-    parts = (
-        draw_states(11, args.states, split="test", **drawn),
-        draw_states(12, args.fitted, split="tune", **drawn),
-    )
-    sample = Resample(parts[0].layout, args.draws)
-    print(f"states after {time.perf_counter() - began:.0f} s", flush=True)
-    tables = {}
-
-    def add(found):
-        for file, rows in found.items():
-            tables.setdefault(file, []).extend(rows)
-            write_rows(out / f"{file}.csv", tables[file])
-
-    board = read_board(parts[0], sample, parts[1])
-    known = dict(arm="board", who="control", seed=0)
-    add({file: [dict(known, **row) for row in rows] for file, rows in board.items()})
-    for name in args.arms:
-        for who in ("trained", "shuffled", "untrained"):
-            for seed in args.seeds:
-                add(read_network(args, name, seed, who, parts, sample, settings["discount"]))
-                print(f"{name} {who} {seed} after {time.perf_counter() - began:.0f} s", flush=True)
+    states = draw_states(11, args.states, split="test", **drawn)
+    fitted = draw_states(12, args.fitted, split="tune", **drawn)
+    sample = Resample(states.layout, args.draws)
+    add_rows(out, tables, ("board", "control", 0), read_board(states, sample, fitted))
+    kinds = ("trained", *args.controls)
+    for who, name, seed in itertools.product(kinds, args.arms, args.seeds):
+        if (name, who, seed) in done:
+            continue
+        found = read_network(args, name, seed, who, (states, fitted), sample, settings["discount"])
+        add_rows(out, tables, (name, who, seed), found)
+        print(f"{name} {who} {seed} after {time.perf_counter() - began:.0f} s", flush=True)
     plot(out)
 
 
