@@ -10,6 +10,7 @@ loop k), on levels of the set "test":
 - agreement.csv, depth.csv: how that Q agrees with value iteration from zero after d sweeps; the d
   that it agrees with best; and how far from the solution its moves are still half as good as
   perfect ones.
+- gain.csv: by which k nine tenths of what is gained over random moves are gained, by distance.
 - settle.csv, order.csv: from which k on the chosen move stays the optimal one, or the one of the
   end, and the plan that is read stays the right one; by distance, and the rank correlation of both.
 - probe.csv, turn.csv: whether the plan is written in the cells: a linear probe for the direction
@@ -209,6 +210,21 @@ def reading_rows(states, q, sample, discount):
     return rows
 
 
+def gain_rows(reading, part=0.9):
+    """By which block most of what is gained over chance is gained: rows of gain.csv.
+
+    reading: rows of reading.csv of one network. k is the first block from which on the share of
+    optimal moves is over chance by `part` of what it is at the end.
+    """
+    rows = []
+    for by, distance in dict.fromkeys((row["by"], row["distance"]) for row in reading):
+        chosen = [row for row in reading if (row["by"], row["distance"]) == (by, distance)]
+        over = np.array([row["optimal"] - row["chance"] for row in chosen])  # k in its order
+        k = first_lasting(over[None] >= part * over[-1])[0]
+        rows.append(dict(by=by, distance=distance, gained=over[-1], k=int(k)))
+    return rows
+
+
 def explained(q, exact, legal):
     """The share of the variance of exact values [N, 4] of legal moves that q explains."""
     spread = (exact[legal] - exact[legal].mean()) ** 2
@@ -282,7 +298,8 @@ def read_q(net, states, sample, fitted, discount):
             for name, three in found.items():
                 row.update(zip((name, f"{name}_low", f"{name}_high"), three))
             depth.append(row)
-    return dict(reading=reading, agreement=agreement, depth=depth)
+    gain = gain_rows(reading)
+    return dict(reading=reading, gain=gain, agreement=agreement, depth=depth)
 
 
 # -------------------------------------------------------------------------------------------------

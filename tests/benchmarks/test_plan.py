@@ -89,6 +89,12 @@ class TestReadings(unittest.TestCase):
         self.assertFalse(part.moves[index, other, move].any())
         self.assertTrue((part.changed[index, other, part.box] == 1 + other).all())
 
+    def test_by_which_block_most_is_gained(self):
+        shares = (0.5, 0.9, 0.6, 0.96, 1.0)  # 0, 0.4, 0.1, 0.46 and 0.5 over chance
+        known = dict(by="head", distance="1-2", chance=0.5)
+        (row,) = plan.gain_rows([dict(known, k=k, optimal=share) for k, share in enumerate(shares)])
+        self.assertEqual((row["k"], row["gained"]), (3, 0.5))
+
     def test_from_which_block_on(self):
         good = np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0], [1, 1, 1]], bool)
         np.testing.assert_array_equal(plan.first_lasting(good), [1, 2, 3, 0])
