@@ -165,7 +165,10 @@ def shared_block(shape, visible_shape, cfg, *, name, relation=None):
 
 
 class LoopLimit(layers.Layer):
-    """Lets a looped network stop early: after `limit` loops, a weight that is not learned."""
+    """Lets a looped network stop early: after `loop_limit` loops, a weight that is not learned.
+
+    `flat` knows such a layer by that attribute.
+    """
 
     def __init__(self, loops, **kwargs):
         super().__init__(**kwargs)
@@ -173,10 +176,12 @@ class LoopLimit(layers.Layer):
 
     def build(self, shape):
         start = keras.initializers.Constant(self.loops)
-        self.limit = self.add_weight(shape=(), initializer=start, trainable=False, name="limit")
+        self.loop_limit = self.add_weight(
+            shape=(), initializer=start, trainable=False, name="loop_limit"
+        )
 
     def call(self, before, after, loop):
-        return ops.where(loop < self.limit, after, before)
+        return ops.where(loop < self.loop_limit, after, before)
 
 
 def decode(x, visible, cfg, *, relation=None, depth=None, after=None):

@@ -10,7 +10,6 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
-from tfdqt.games.blocks import LoopLimit
 from tfdqt.games.spaces import legal_actions
 
 
@@ -60,10 +59,10 @@ def flatten_model(model, info=None):
     start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
     context = model.input["obs"].shape[1]
     parts = () if info is None else info.parts
-    limited = [layer for layer in model.layers if isinstance(layer, LoopLimit)]
+    limited = [layer for layer in model.layers if hasattr(layer, "loop_limit")]
     limit = None
     if limited:
-        index = next(i for i, variable in enumerate(fixed) if variable is limited[0].limit)
+        index = next(i for i, variable in enumerate(fixed) if variable is limited[0].loop_limit)
         limit = sum(sizes[: len(trained) + index])
     return FlatModel(
         model,
