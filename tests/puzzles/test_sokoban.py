@@ -346,5 +346,51 @@ class BadInput(unittest.TestCase):
             env.reset(options={"lavel": PUSH})
 
 
+class Curriculum(unittest.TestCase):
+    """Starts that move away from the solution as levels are solved."""
+
+    SOLVED = "     \n     \n @$. \n     \n     "
+
+    def test_by_hand(self):
+        env = Sokoban(curriculum=3)
+        longest = []
+        for solved in (True, True, True, False, False, True):
+            env.reset(seed=0, options=dict(level=self.SOLVED))
+            _, _, terminated, _, _ = env.step(3 if solved else 0)
+            self.assertEqual(terminated, solved)
+            _, info = env.reset()
+            longest.append(env.get_state()["longest"])
+            self.assertLessEqual(info["distance"], longest[-1])
+            env.set_state(dict(env.get_state(), solved=None))  # as if nothing came before
+        self.assertEqual(longest, [4, 5, 6, 4, 3, 4])
+
+    def test_it_goes_on_where_its_state_was_saved(self):
+        env = Sokoban(curriculum=2)
+        other = Sokoban(curriculum=2)
+        env.reset(seed=1, options=dict(level=self.SOLVED))
+        env.step(3)
+        other.reset(seed=0)
+        other.set_state(env.get_state())
+        env.reset()
+        other.reset()
+        self.assertEqual(other.get_state()["longest"], 3)
+
+    def test_what_it_cannot_be(self):
+        for options in (dict(curriculum=0), dict(curriculum=2, least=3), dict(curriculum="far")):
+            with (
+                self.subTest(**options),
+                self.assertRaisesRegex(UsageError, "curriculum is a whole"),
+            ):
+                Sokoban(**options)
+
+    def test_a_limit_by_the_shortest_solution(self):
+        env = Sokoban(max_steps=None)
+        env.reset(seed=0, options=dict(level=self.SOLVED))  # one move
+        ends = []
+        for move in [0, 1] * 6:
+            ends.append(env.step(move)[3])
+        self.assertEqual(ends, 11 * [False] + [True])
+
+
 if __name__ == "__main__":
     unittest.main()
