@@ -126,6 +126,17 @@ def check_network(cfg):
             "--residual takes the size of the stream and then of each block; give --hidden two or "
             "more sizes, such as 64 256."
         )
+    cells = cfg.network == "gpt" and cfg.tokens == "cells"
+    if not cells and (cfg.patch > 1 or cfg.categories or cfg.readout != "step"):
+        raise UsageError(
+            "--patch, --categories and --readout are for --network=gpt with --tokens=cells; leave "
+            "them out without it."
+        )
+    # Runs from before 0.2 may have --tokens=features with a dense network, which had no effect.
+    if cfg.network == "dense" and (cfg.tokens == "cells" or cfg.loops > 1):
+        raise UsageError(
+            "--tokens=cells and --loops are for --network=gpt; leave them out with --network=dense."
+        )
     if cfg.network == "gru" and (cfg.tokens != "steps" or cfg.loops > 1 or cfg.gru_gate):
         raise UsageError(
             "--tokens, --loops and --gru-gate are for --network=gpt; leave them out with "
