@@ -11,7 +11,7 @@ import warnings
 
 from tfdqt import puzzles
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
-from tfdqt.games.config import EnvConfig
+from tfdqt.games.config import PUZZLES, EnvConfig
 from tfdqt.games.space_json import info_from_json
 from tfdqt.games.spaces import MASK_KEY, describe
 from tfdqt.modules import import_here
@@ -126,6 +126,15 @@ def with_env_options(settings, text):
     cfg = settings.get("env", DEFAULT)
     options = json.dumps({**options_of(cfg.env_options, "--env-options"), **changed})
     return {**settings, "env": dataclasses.replace(cfg, env_options=options)}
+
+
+def without_curriculum(settings):
+    """A run's settings as an evaluation plays: its games are new, and a puzzle whose levels grow
+    with what was solved would give each the shortest ones."""
+    options = options_of(settings.get("env", DEFAULT).env_options, "--env-options")
+    if not settings["name"].startswith(PUZZLES) or options.get("curriculum") is None:
+        return settings
+    return with_env_options(settings, '{"curriculum": null}')
 
 
 def saved_info(settings):

@@ -21,7 +21,14 @@ from tfdqt.games.algorithms import (
     settings_classes,
 )
 from tfdqt.games.cost import attention_bytes
-from tfdqt.games.envs import close_env, env_fn_of, info_of, saved_info, with_env_options
+from tfdqt.games.envs import (
+    close_env,
+    env_fn_of,
+    info_of,
+    saved_info,
+    with_env_options,
+    without_curriculum,
+)
 from tfdqt.games.flat import (
     FlatModel,
     flatten_model,
@@ -492,8 +499,10 @@ class _Evaluated(NamedTuple):
 def _on_options(trained, args):
     """The run with --env-options over those of its environment; its network is as it was.
 
-    Raises UsageError if that changes what the network sees or does.
+    A puzzle is played without its curriculum, unless they give one. Raises UsageError if they
+    change what the network sees or does.
     """
+    trained = trained._replace(settings=without_curriculum(trained.settings))
     if not args.env_options:
         return trained
     trained = trained._replace(settings=with_env_options(trained.settings, args.env_options))

@@ -24,7 +24,7 @@ from tfdqt.games.algorithms import (
 )
 from tfdqt.games.config import EnvConfig, NetworkConfig
 from tfdqt.games.cost import check_attention, check_ends
-from tfdqt.games.envs import env_fn_of, info_of, make_env, saved_info
+from tfdqt.games.envs import env_fn_of, info_of, make_env, saved_info, without_curriculum
 from tfdqt.games.exact import state_fault
 from tfdqt.games.space_json import info_to_json
 from tfdqt.games.state import make_unsaved
@@ -290,7 +290,9 @@ def main(algorithm, description, argv=None):
     with saying_what_is_kept(run.folder), session(run, *log_settings, step) as (log, save, stop):
         info = saved_info(run.settings)
         env_fn = make_exact(run, info)
-        evaluation = evaluator(args, algorithm, run.folder, env_fn, info, stop)
+        played = without_curriculum(run.settings)
+        eval_fn = env_fn if played is run.settings else env_fn_of(played)
+        evaluation = evaluator(args, algorithm, run.folder, eval_fn, info, stop)
         state, net, progress = train(
             env_fn,
             build if run.scale.actors else network_fn,
