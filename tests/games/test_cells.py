@@ -320,6 +320,7 @@ class Runs(tf.test.TestCase):
 class Sentences(unittest.TestCase):
     def test_what_cannot_be_read(self):
         image = describe(spaces.Box(0, 255, (210, 160, 3), np.uint8), FOUR, "Pong")
+        below = spaces.Box(-3, 3, (4, 4), np.int32)
         odd = describe(spaces.Box(0, 255, (211, 163, 3), np.uint8), FOUR, "Odd")
         for info, settings, words in (
             (image, dict(), "Pong shows images of 210 x 160.*--tokens=cells --patch=10"),
@@ -327,6 +328,11 @@ class Sentences(unittest.TestCase):
             (image, CELLS, "33,601 tokens a step.*18.1 GB.*--patch=10"),
             (odd, CELLS, "ResizeObservation.*--patch=7"),
             (PLANES, dict(CELLS, patch=3), "--patch=3 does not divide.* 4 x 4; give one of 2, 4"),
+            (
+                describe(below, FOUR, "Low"),
+                dict(CELLS, categories=5),
+                "--categories takes .* whole numbers from 0",
+            ),
             (BOX, CELLS, "reads one grid.*--tokens=steps or features"),
         ):
             with self.subTest(words=words), self.assertRaisesRegex(UsageError, words):

@@ -4,7 +4,7 @@ from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.games.config import learns_every_step
-from tfdqt.games.spaces import grid_of
+from tfdqt.games.spaces import grid_of, parts_of, without_mask
 
 WORTH_TELLING = 10**9  # bytes
 MOST_TOKENS = 2048  # of one step; attention compares every two
@@ -37,6 +37,11 @@ def check_tokens(info, network):
             f"--tokens=cells reads one grid or image of two or three axes, but {info.name} shows "
             f"{info.observation_space or 'a row of numbers'}; give --tokens=steps or features."
         )
+    if network.categories and not _whole_from_zero(info):
+        raise UsageError(
+            f"--categories takes the numbers in the cells for whole numbers from 0, but "
+            f"{info.name} shows {info.observation_space}; leave it out."
+        )
     size = network.patch
     if grid.height % size or grid.width % size:
         fits = [n for n in _patches(grid) if n > 1]
@@ -50,6 +55,17 @@ def check_tokens(info, network):
             f"between every two takes {takes} a window and block, so read patches with "
             f"--tokens=cells{_patch_for(grid)}."
         )
+
+
+def _whole_from_zero(info):
+    """Whether the numbers in the cells of a grid can be categories: others would be rounded, and
+    those below 0 all be alike."""
+    for part in parts_of(without_mask(info.observation_space)):
+        if len(part.space.shape or ()) in (2, 3):
+            if any(part.counts):
+                return True
+            return part.space.dtype.kind in "biu" and part.space.low.min() >= 0
+    return False
 
 
 def _size(grid):
