@@ -1,6 +1,7 @@
 """Environments: their names, wrappers and options."""
 
 import functools
+import json
 import os
 import re
 import sys
@@ -13,7 +14,14 @@ import numpy as np
 
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.config import EnvConfig
-from tfdqt.games.envs import env_fn_of, env_info, info_of, make_env, with_env_options
+from tfdqt.games.envs import (
+    env_fn_of,
+    env_info,
+    info_of,
+    make_env,
+    with_env_options,
+    without_curriculum,
+)
 
 GAMES = sorted(
     match[1]
@@ -162,6 +170,15 @@ def leaves(env):
     def test_an_environment_that_cannot_be_reset(self):
         with self.assertRaisesRegex(EnvFailure, "first reset: .*subscriptable"):
             info_of(functools.partial(make_env, "mine_at_hand:Level-v0"))
+
+    def test_evaluations_leave_a_curriculum_out(self):
+        options = EnvConfig(env_options='{"size": 4, "curriculum": 2}')
+        settings = dict(name="Sokoban-v0", env=options, more=1)
+        played = without_curriculum(settings)
+        self.assertEqual(json.loads(played["env"].env_options), {"size": 4, "curriculum": None})
+        self.assertEqual(played["more"], 1)
+        for other in (dict(name="Sokoban-v0"), dict(settings, name="CartPole-v1")):
+            self.assertIs(without_curriculum(other), other)
 
 
 if __name__ == "__main__":
