@@ -81,11 +81,6 @@ def make_puzzle(settings, split):
     return make_env("LightsOut-v0", max_steps=1_000, size=settings["size"], split=split)
 
 
-def patience(env):
-    """After how many moves a level is lost."""
-    return 2 * int(env.unwrapped._distance) + 10
-
-
 def play(args, name, seed, loops, simulations):
     """One row of the CSV."""
     import tensorflow as tf
@@ -95,8 +90,8 @@ def play(args, name, seed, loops, simulations):
     distances = []
 
     def limit(env):
-        distances.append(int(env.unwrapped._distance))
-        return patience(env)
+        distances.append(int(env.unwrapped.distance))
+        return env.unwrapped.patience()
 
     run = SimpleNamespace(
         net=net, weights=tf.constant(weights), info=info, algorithm=ALGORITHMS["dqn"], settings={}

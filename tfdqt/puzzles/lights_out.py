@@ -52,17 +52,11 @@ class LightsOut(Puzzle):
     def _show(self, board, distance):
         """Start from a board."""
         self._board = board.reshape(-1).copy()
-        self._distance = distance
+        self.distance = distance
         self.steps = 0
 
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        level = self.level_of(options)
-        if level is None:
-            self._show(*draw_board(self.np_random, size=self.size, **self.drawn))
-        else:
-            self._show(*self._given(level))
-        return self.grid(), {"distance": self._distance}
+    def _draw(self):
+        return draw_board(self.np_random, size=self.size, **self.drawn)
 
     def _given(self, text):
         rows = text.split()
@@ -85,7 +79,7 @@ class LightsOut(Puzzle):
                 f"Lights Out has the actions 0 to {len(self._toggles) - 1}, not {action}"
             )
         self._board ^= self._toggles[action]
-        return self.answer(self.grid(), not self._board.any(), {})
+        return self.answer(not self._board.any())
 
     def grid(self):
         """The observation, [size, size] uint8."""
@@ -93,14 +87,14 @@ class LightsOut(Puzzle):
 
     def get_state(self):
         """Everything about the present state but the random generator. Cheap, for searches."""
-        return dict(board=self._board.tobytes(), distance=self._distance, steps=self.steps)
+        return dict(board=self._board.tobytes(), distance=self.distance, steps=self.steps)
 
     def set_state(self, state):
         """Go on from what `get_state` gave, here or in another LightsOut of the same size."""
         if len(state["board"]) != len(self._board):
             raise ValueError("the state is one of Lights Out of another size")
         self._board[:] = np.frombuffer(state["board"], np.uint8)
-        self._distance = state["distance"]
+        self.distance = state["distance"]
         self.steps = state["steps"]
 
     def text(self):

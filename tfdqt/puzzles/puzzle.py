@@ -88,7 +88,37 @@ class Puzzle(gymnasium.Env):
         self.step_cost = float(step_cost)
         self.render_mode = render_mode
         self.steps = 0
-        self._distance = 0  # at the start of the episode
+        self.distance = 0  # at the start of the episode, in steps
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        level = self.level_of(options)
+        self._show(*(self._draw() if level is None else self._given(level)))
+        return self.grid(), {**self._details(), "distance": self.distance}
+
+    def _draw(self):
+        """A level drawn at random: (grid, least number of steps to its solution)."""
+        raise NotImplementedError
+
+    def _given(self, text):
+        """The same of a level that a reset was given. Raises UsageError if it can't be played."""
+        raise NotImplementedError
+
+    def _show(self, grid, distance):
+        """Start from a grid."""
+        raise NotImplementedError
+
+    def _details(self):
+        """The info of each step."""
+        return {}
+
+    def grid(self):
+        """The observation, [size, size] uint8."""
+        raise NotImplementedError
+
+    def patience(self):
+        """Steps of an episode with max_steps=None."""
+        return 2 * self.distance + 10
 
     def level_of(self, options):
         """The text of a level that a reset was given, or None."""
@@ -100,12 +130,13 @@ class Puzzle(gymnasium.Env):
             raise UsageError(f"The level of a {self.NAME} is text, not {level!r:.60}.")
         return level
 
-    def answer(self, obs, solved, info):
+    def answer(self, solved):
         """What `step` returns."""
         self.steps += 1
         reward = (1.0 if solved else 0.0) - self.step_cost
-        most = 2 * self._distance + 10 if self.max_steps is None else self.max_steps
-        return obs, reward, solved, not solved and self.steps >= most, info
+        most = self.patience() if self.max_steps is None else self.max_steps
+        cut = not solved and self.steps >= most
+        return self.grid(), reward, solved, cut, self._details()
 
     def text(self):
         """The present state as a reset takes it."""

@@ -69,17 +69,11 @@ class RushHour(Puzzle):
     def _show(self, grid, distance):
         """Start from a grid of codes."""
         self._cells = bytearray(np.pad(grid, 1, constant_values=BORDER).tobytes())
-        self._distance = distance
+        self.distance = distance
         self.steps = 0
 
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        level = self.level_of(options)
-        if level is None:
-            self._show(*draw_level(self.np_random, size=self.size, **self.drawn))
-        else:
-            self._show(*self._given(level))
-        return self.grid(), {"action_mask": self._mask(), "distance": self._distance}
+    def _draw(self):
+        return draw_level(self.np_random, size=self.size, **self.drawn)
 
     def _given(self, text):
         grid = from_text(text, self.size)
@@ -115,12 +109,15 @@ class RushHour(Puzzle):
                 cells[place - step : last - step + 1 : step] = cells[place : last + 1 : step]
                 cells[last] = EMPTY
         solved = cells[self._exit] == RED_CAR[1]
-        return self.answer(self.grid(), solved, {"action_mask": self._mask()})
+        return self.answer(solved)
 
     def grid(self):
         """The observation, [size, size] uint8."""
         side = self.size + 2
         return np.frombuffer(self._cells, np.uint8).reshape(side, side)[1:-1, 1:-1].copy()
+
+    def _details(self):
+        return {"action_mask": self._mask()}
 
     def _mask(self):
         cells = self._cells
@@ -134,14 +131,14 @@ class RushHour(Puzzle):
 
     def get_state(self):
         """Everything about the present state but the random generator. Cheap, for searches."""
-        return dict(cells=bytes(self._cells), distance=self._distance, steps=self.steps)
+        return dict(cells=bytes(self._cells), distance=self.distance, steps=self.steps)
 
     def set_state(self, state):
         """Go on from what `get_state` gave, here or in another RushHour of the same size."""
         if len(state["cells"]) != len(self._cells):
             raise ValueError("the state is one of Rush Hour of another size")
         self._cells[:] = state["cells"]
-        self._distance = state["distance"]
+        self.distance = state["distance"]
         self.steps = state["steps"]
 
     def text(self):

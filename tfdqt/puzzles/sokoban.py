@@ -83,17 +83,11 @@ class Sokoban(Puzzle):
         self._cells = bytearray(np.pad(grid, 1, constant_values=WALL).tobytes())
         self._player = max(range(len(self._cells)), key=self._cells.__getitem__)
         self._missing = self._cells.count(BOX)  # boxes that are not on a target
-        self._distance = distance
+        self.distance = distance
         self.steps = 0
 
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        level = self.level_of(options)
-        if level is None:
-            self._show(*draw_level(self.np_random, size=self.size, **self._drawn_now()))
-        else:
-            self._show(*self._given(level))
-        return self.grid(), {"action_mask": self._mask(), "distance": self._distance}
+    def _draw(self):
+        return draw_level(self.np_random, size=self.size, **self._drawn_now())
 
     def _drawn_now(self):
         """The options of the level to come, by how the episode before ended."""
@@ -131,12 +125,15 @@ class Sokoban(Puzzle):
             cells[self._player] = BARE[cells[self._player]]
             self._player = ahead
         self._solved = self._missing == 0
-        return self.answer(self.grid(), self._solved, {"action_mask": self._mask()})
+        return self.answer(self._solved)
 
     def grid(self):
         """The observation, [size, size] uint8."""
         side = self.size + 2
         return np.frombuffer(self._cells, np.uint8).reshape(side, side)[1:-1, 1:-1].copy()
+
+    def _details(self):
+        return {"action_mask": self._mask()}
 
     def _mask(self):
         cells = self._cells
@@ -154,7 +151,7 @@ class Sokoban(Puzzle):
             cells=bytes(self._cells),
             player=self._player,
             missing=self._missing,
-            distance=self._distance,
+            distance=self.distance,
             steps=self.steps,
             longest=self._longest,
             solved=self._solved,
@@ -167,7 +164,7 @@ class Sokoban(Puzzle):
         self._cells[:] = state["cells"]
         self._player = state["player"]
         self._missing = state["missing"]
-        self._distance = state["distance"]
+        self.distance = state["distance"]
         self.steps = state["steps"]
         self._longest = state["longest"]
         self._solved = state["solved"]
