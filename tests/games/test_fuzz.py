@@ -77,15 +77,31 @@ def parts(space, value):
     return [(space, value)]
 
 
+def is_bytes(leaf):
+    return isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8
+
+
+def choices(leaf):
+    """How many values an entry of a leaf can have at most."""
+    if isinstance(leaf, spaces.Discrete):
+        return leaf.n
+    if isinstance(leaf, spaces.MultiDiscrete):
+        return leaf.nvec.max()
+    return 2 if isinstance(leaf, spaces.MultiBinary) else np.inf
+
+
 def expected(space, value):
     found = parts(space, value)
-    alone = all(isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8 for leaf, _ in found)
+    kept_as_bytes = all(is_bytes(leaf) for leaf, _ in found) or (
+        any(len(leaf.shape) > 1 for leaf, _ in found)  # a grid
+        and all(is_bytes(leaf) or choices(leaf) <= 256 for leaf, _ in found)
+    )
     rows = []
     for leaf, one in found:
         row = np.ravel(np.asarray(one, np.float64))
         if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete)):
             row = row - np.ravel(leaf.start)
-        elif isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8 and not alone:
+        elif is_bytes(leaf) and not kept_as_bytes:
             row = row / 128 - 1
         rows.append(row)
     return np.concatenate(rows).astype(np.float32)
