@@ -3,6 +3,15 @@
 import numpy as np
 
 
+def decimals(values):
+    """How many decimals a mean of returns is shown with: 1, or 3 where all of them are small.
+
+    >>> decimals([0.0, 1.0]), decimals([21.0, 500.0])
+    (3, 1)
+    """
+    return 1 if np.nanmax(np.abs(values), initial=0) >= 10 else 3
+
+
 def interquartile_mean(values, axis=-1):
     """Mean of the middle half, without the lowest and highest quarter (Agarwal et al., 2021)."""
     from scipy.stats import trim_mean

@@ -313,6 +313,7 @@ class BadInput(unittest.TestCase):
             (dict(least=5, most=4), "most is a whole number of at least 5, not 4"),
             (dict(max_steps=0), "max_steps is a whole number of at least 1, not 0"),
             (dict(step_cost=float("nan")), "step_cost is a number, not nan"),
+            (dict(step_cost=True), "step_cost is a number, not True"),
             (dict(render_mode="svg"), "render_mode is ansi or rgb_array, not 'svg'"),
         ):
             with self.assertRaisesRegex(UsageError, sentence):
@@ -363,6 +364,13 @@ class Curriculum(unittest.TestCase):
             self.assertLessEqual(info["distance"], longest[-1])
             env.set_state(dict(env.get_state(), solved=None))  # as if nothing came before
         self.assertEqual(longest, [4, 5, 6, 4, 3, 4])
+
+    def test_it_never_falls_below_its_start(self):
+        env = Sokoban(curriculum=200)
+        env.reset(seed=0, options=dict(level=self.SOLVED))
+        env.step(3)
+        env.reset()
+        self.assertEqual(env.get_state()["longest"], 200)
 
     def test_it_goes_on_where_its_state_was_saved(self):
         env = Sokoban(curriculum=2)

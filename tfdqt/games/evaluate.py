@@ -56,7 +56,7 @@ from tfdqt.runs.cli import read_settings
 from tfdqt.runs.evaluation import append_evaluation, check_left_out
 from tfdqt.runs.folder import find_run
 from tfdqt.runs.processes import CLOSE_SECONDS
-from tfdqt.stats import confidence
+from tfdqt.stats import confidence, decimals
 
 FILM_SECONDS = 120  # for the close() that writes a film
 
@@ -457,12 +457,12 @@ def evaluate_games(run_dir, args):
         )
     low, high = confidence(returns)
     how = evaluated.how + (f" with {args.env_options}" if args.env_options else "")
+    digits = decimals(returns)
     print(
         f"{name} seed {trained.settings['seed']} after {trained.step} steps: {args.episodes} games "
-        f"{how}: mean {returns.mean():.1f}, std {returns.std():.1f}, 95% CI of the mean "
-        f"[{low:.1f}, {high:.1f}], min {returns.min():.0f}, median "
-        f"{np.median(returns):.0f}, max {returns.max():.0f}, mean length "
-        f"{lengths.mean():.0f}"
+        f"{how}: mean {returns.mean():.{digits}f}, std {returns.std():.{digits}f}, 95% CI of the "
+        f"mean [{low:.{digits}f}, {high:.{digits}f}], min {returns.min():g}, median "
+        f"{np.median(returns):g}, max {returns.max():g}, mean length {lengths.mean():.0f}"
     )
     columns = dict(epsilon=args.epsilon, sample=args.sample, **evaluated.columns)
     if args.loops is not None:

@@ -46,6 +46,7 @@ from tfdqt.runs.log import EVALUATION
 from tfdqt.scale import ray_pool
 from tfdqt.scale.config import ScaleConfig, check_scale
 from tfdqt.settings import check_at_least_one, check_not_negative, save_config
+from tfdqt.stats import decimals
 
 # What says how a run is evaluated while it trains.
 EVALUATION_FIELDS = ("evaluate_every", "evaluate_episodes", "stop_at_score")
@@ -315,9 +316,11 @@ def main(algorithm, description, argv=None):
     if reached:
         print(f"The evaluation reached --stop-at-score={args.stop_at_score:g}.")
     if evaluation is not None:
+        last, best = evaluation.play.last, evaluation.play.best
+        digits = decimals((last, best))
         print(
-            f"Evaluations: {evaluation.play.last:.1f} at last, {evaluation.play.best:.1f} at best, "
-            "which is kept as --checkpoint=best."
+            f"Evaluations: {last:.{digits}f} at last, {best:.{digits}f} at best, which is kept as "
+            "--checkpoint=best."
         )
     show_features(net.model, args.network)
     print(f"Evaluate with: python scripts/evaluate.py {quoted(run.folder)}")
@@ -367,7 +370,7 @@ def told(progress):
         return "no game has ended yet."
     return (
         f"{progress.games} games, mean return of the last {len(progress.recent)}: "
-        f"{progress.mean_return():.1f}."
+        f"{progress.mean_return():.{decimals(progress.recent)}f}."
     )
 
 

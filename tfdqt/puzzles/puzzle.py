@@ -20,10 +20,13 @@ def check_whole(name, value, least, most=None):
         raise UsageError(f"{name} is a whole number {span}, not {value!r}.")
 
 
+def _is_real(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_share(name, value):
     """Raise UsageError if an option is no number from 0 to 1."""
-    good = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not good or not 0 <= value <= 1:
+    if not _is_real(value) or not 0 <= value <= 1:
         raise UsageError(f"{name} is a number from 0 to 1, not {value!r}.")
 
 
@@ -80,7 +83,7 @@ class Puzzle(gymnasium.Env):
     def __init__(self, max_steps, step_cost, render_mode):
         if max_steps is not None:
             check_whole("max_steps", max_steps, 1)
-        if not isinstance(step_cost, numbers.Real) or not math.isfinite(step_cost):
+        if not _is_real(step_cost) or not math.isfinite(step_cost):
             raise UsageError(f"step_cost is a number, not {step_cost!r}.")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise UsageError(f"render_mode is ansi or rgb_array, not {render_mode!r}.")

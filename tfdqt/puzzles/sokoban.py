@@ -26,8 +26,8 @@ BARE = (FLOOR, WALL, TARGET, FLOOR, TARGET, FLOOR, TARGET)
 WITH_BOX = {FLOOR: BOX, TARGET: BOX_ON_TARGET}
 WITH_PLAYER = {FLOOR: PLAYER, TARGET: PLAYER_ON_TARGET}
 
-# Of each number whose bits are legal moves.
 LONGEST = 100  # moves of a solution, to which a curriculum grows
+# Of each number whose bits are legal moves.
 MASKS = [np.array([bits >> move & 1 for move in range(4)], np.int8) for bits in range(16)]
 
 
@@ -95,7 +95,8 @@ class Sokoban(Puzzle):
             return self.drawn
         if self._solved is not None:
             longest = self._longest + (1 if self._solved else -2)
-            self._longest = min(max(longest, self.curriculum), self.drawn["most"] or LONGEST)
+            most = self.drawn["most"] or max(LONGEST, self.curriculum)
+            self._longest = min(max(longest, self.curriculum), most)
         self._solved = False
         return dict(self.drawn, most=self._longest)
 
