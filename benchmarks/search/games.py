@@ -9,7 +9,6 @@ number; a row that is there already is not measured again. `--report` prints wha
 returns, and the gain over the network alone with its interval over runs and games.
 """
 
-import csv
 import dataclasses
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ import tyro
 
 from tfdqt.backend import set_threads
 from tfdqt.runs.folder import locked
-from tfdqt.runs.log import write_rows
+from tfdqt.runs.log import read_rows, write_rows
 
 OUT = Path(__file__).parent / "games" / "games.csv"
 # What must agree for a row to be the same measurement.
@@ -89,14 +88,6 @@ def play(args, run_dir, run, simulations):
         cpu_seconds=time.process_time() - began,
         returns=" ".join(f"{each:g}" for each in games.returns),
     )
-
-
-def read_rows(path):
-    """The rows of a CSV, a dict of strings each."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def measure(args):

@@ -9,7 +9,6 @@ already met. Adds a row to OUT for every arm, seed and number of simulations; a 
 already is not measured again.
 """
 
-import csv
 import dataclasses
 import functools
 import json
@@ -26,7 +25,7 @@ from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import EXPLORATION
 from tfdqt.games.envs import make_env
 from tfdqt.games.search import Rules, play_searched
-from tfdqt.runs.log import write_rows
+from tfdqt.runs.log import read_rows, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,19 +128,13 @@ def play(args, name, seed, loops, simulations):
     )
 
 
-def read_rows(path):
-    """The rows of a CSV as dicts of strings."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 KEYS = ("arm", "loops", "seed", "simulations", "avoid_repeats", "split", "at_once", "exploration")
 
 
 def main(args):
     set_threads(1, 1)
     out = Path(args.out or f"{args.weights}/games.csv")
-    rows = read_rows(out) if out.exists() else []
+    rows = read_rows(out)
     there = {tuple(str(row[key]) for key in KEYS) for row in rows}
     for name in args.arms:
         for seed in args.seeds:

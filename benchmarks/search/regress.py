@@ -1,32 +1,33 @@
 """Train networks on the exact values of a puzzle's states: what a network can hold at best.
 
-    KERAS_BACKEND=jax python benchmarks/search/regress.py --out=runs/search --size=5 --boxes=1
+    python benchmarks/search/regress.py --out=runs/search --size=5 --boxes=1
 
-The networks are tfdqt's own, built by Keras for JAX, so that one compiled program trains all seeds
-and learning rates of an arm at a time, on a GPU if there is one. Needs `pip install jax optax`.
-States come from levels of the set "train"; the learning rate of an arm is the one with the least
-loss on levels of the set "tune"; what is reported is of levels of the set "test".
+The networks are tfdqt's own, built by Keras. On a CPU TensorFlow trains them, one after another; on
+a GPU use `--backend=jax` (`pip install jax optax`), which trains all seeds and learning rates of an
+arm at a time. States come from levels of the set "train"; the learning rate of an arm is the one
+with the least loss on levels of the set "tune"; what is reported is of levels of the set "test".
 
 Writes for every arm OUT/ARM.npz, the weights [seeds, W] of its best rate in the order of
-`tfdqt.games.flat`, and rows of OUT/regress.csv.
+`tfdqt.games.flat`, and rows of OUT/regress.csv, where those of other arms stay.
 """
 
 import dataclasses
 import functools
+import importlib
 import json
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-
-os.environ["KERAS_BACKEND"] = "jax"
+from typing import Literal
 
 import numpy as np
 import tyro
 from arms import build_arm, puzzle_info
 
+from tfdqt.backend import keras
 from tfdqt.puzzles.puzzle import optimal_q
-from tfdqt.runs.log import write_rows
+from tfdqt.runs.log import read_rows, write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Args:
 
     out: str = "runs/search"
     """Folder of what is written."""
+    backend: Literal["tensorflow", "jax"] = "tensorflow"
+    """What computes, see above."""
     arms: tuple[str, ...] = ("blocks-1", "loops-8", "blocks-8")
     """Networks, see arms.py."""
     size: int = 5
@@ -101,159 +104,94 @@ def make_data(args, split, count, seed):
 # Learning
 
 
+def rate_after(part):
+    """The share of the learning rate after `part` of the updates: a cosine, to 2% at the end."""
+    return 0.51 + 0.49 * keras.ops.cos(np.pi * part)
+
+
 def loss_of(q, target, legal):
     """The error of the mean of the values plus that of the advantages, by the state's value.
 
     q, target, legal: [B, A] -> [B]. The advantages count in states that can be solved, the more
     the less they are worth: where the solution is far all values are small.
     """
-    import jax.numpy as jnp
+    ops = keras.ops
+    legal = ops.cast(legal, "float32")
+    count = ops.sum(legal, axis=-1)
+    error = legal * (q - target)
+    mean = ops.sum(error, axis=-1) / count
+    deviation = legal * (error - mean[:, None])
+    value = ops.max(legal * target, axis=-1)
+    spread = ops.sum(deviation**2, axis=-1) / count
+    return mean**2 + ops.where(value > 0, 5 * spread / (value + 0.1) ** 2, 0.0)
 
-    count = legal.sum(-1)
-    error = jnp.where(legal, q - target, 0.0)
-    mean = error.sum(-1) / count
-    deviation = jnp.where(legal, error - mean[:, None], 0.0)
-    value = jnp.where(legal, target, -jnp.inf).max(-1)
-    spread = (deviation**2).sum(-1) / count
-    return mean**2 + jnp.where(value > 0, 5 * spread / (value + 0.1) ** 2, 0.0)
+
+def judge(q, held):
+    """How good values q [n, A] are on a set of states: dict of loss, r2 and optimal.
+
+    r2: of the values of all legal actions; optimal: the share of the states that can be solved in
+    which the best action by q is a best one.
+    """
+    target = held["q"]
+    legal = held["legal"]
+    spread = ((target - target[legal].mean())[legal] ** 2).sum()
+    best = np.where(legal, target, -1).max(-1)
+    chosen = np.where(legal, q, -np.inf).argmax(-1)
+    got = target[np.arange(len(q)), chosen]
+    return dict(
+        loss=float(np.mean(loss_of(q, target, legal))),
+        r2=1 - ((q - target)[legal] ** 2).sum() / spread,
+        optimal=(got == best)[best > 0].mean(),
+    )
 
 
 def train_arm(args, name):
     """Train an arm at all rates and seeds: -> rows for the CSV; the weights are written."""
-    import jax
-    import jax.numpy as jnp
-    import keras
-    import optax
-
-    from tfdqt.games.blocks import LoopLimit
-
+    os.environ["KERAS_BACKEND"] = args.backend
+    learner = importlib.import_module(f"learn_{args.backend}")
     began = time.perf_counter()
     info = puzzle_info("sokoban" if args.boxes else "lights", args.size)
-    starts = []
-    for seed in range(args.first_seed, args.first_seed + args.seeds):
-        keras.utils.set_random_seed(seed)
-        model = build_arm(name, info)
-        starts.append([variable.value for variable in model.trainable_variables])
-    fixed = [variable.value for variable in model.non_trainable_variables]
-    limited = [layer for layer in model.layers if isinstance(layer, LoopLimit)]
-    runs = [(rate, seed) for rate in args.rates for seed in range(args.seeds)]
-    weights = [jnp.stack(part) for part in zip(*(starts[seed] for _, seed in runs))]
-    rates = jnp.array([rate for rate, _ in runs])
     data = {
-        split: {
-            key: jax.device_put(np.load(f"{args.out}/{split}-{key}.npy"))
-            for key in ("obs", "q", "legal")
-        }
+        split: {key: np.load(f"{args.out}/{split}-{key}.npy") for key in ("obs", "q", "legal")}
         for split in ("train", "tune", "test")
     }
-    size = len(data["train"]["obs"])
+    runs = [(rate, args.first_seed + seed) for rate in args.rates for seed in range(args.seeds)]
+    starts = []
+    for _, seed in runs:
+        keras.utils.set_random_seed(seed)
+        model = build_arm(name, info)
+        starts.append([np.asarray(variable) for variable in model.trainable_variables])
 
-    def values(weights, fixed, obs):
-        inputs = dict(obs=obs[:, None], first=jnp.ones((len(obs), 1), jnp.int32))
-        return model.stateless_call(weights, fixed, inputs)[0][:, 0, :, 0]
+    def report(done, errors):
+        seconds = time.perf_counter() - began
+        print(f"{name} {done} {seconds:.1f}s {np.round(errors, 4)}", flush=True)
 
-    def loss(weights, fixed, batch):
-        q = values(weights, fixed, batch["obs"])
-        return loss_of(q, batch["q"], batch["legal"]).mean()
-
-    adam = optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(eps=1e-6))
-
-    def update(run, state, key):
-        weights, moments, count = state
-        rows, loops = jax.random.split(key)
-        chosen = jax.random.randint(rows, (args.batch,), 0, size)
-        batch = {key: each[chosen] for key, each in data["train"].items()}
-        now = fixed
-        if limited:
-            drawn = jax.random.randint(loops, (), 1, limited[0].loops + 1).astype(jnp.float32)
-            now = [drawn]
-        error, gradient = jax.value_and_grad(loss)(weights, now, batch)
-        step, moments = adam.update(gradient, moments)
-        part = count / args.updates
-        rate = rates[run] * jnp.minimum(1, count / 500) * (0.51 + 0.49 * jnp.cos(jnp.pi * part))
-        weights = [one - rate * by for one, by in zip(weights, step)]
-        return (weights, moments, count + 1), error
-
-    @jax.jit
-    def train(which, states, keys):
-        def one_run(run, state, keys):
-            return jax.lax.scan(functools.partial(update, run), state, keys)
-
-        states, errors = jax.vmap(one_run)(which, states, keys)
-        return states, errors.mean(1)
-
-    @jax.jit
-    def examine(weights, batch):
-        def one_run(weights):
-            q = values(weights, fixed, batch["obs"])
-            legal = batch["legal"]
-            target = batch["q"]
-            best = jnp.where(legal, target, -1).max(-1)
-            chosen = jnp.where(legal, q, -jnp.inf).argmax(-1)
-            got = jnp.take_along_axis(target, chosen[:, None], 1)[:, 0]
-            return dict(
-                loss=loss_of(q, target, legal).sum(),
-                squared=jnp.where(legal, (q - target) ** 2, 0).sum(),
-                optimal=jnp.where(best > 0, got == best, False).sum(),
-            )
-
-        return jax.vmap(one_run)(weights)
-
-    def report(weights, split):
-        held = data[split]
-        rows = len(held["obs"])
-        sums = {}
-        for begin in range(0, rows, 2_000):
-            part = {key: each[begin : begin + 2_000] for key, each in held.items()}
-            for key, value in examine(weights, part).items():
-                sums[key] = sums.get(key, 0) + np.asarray(value, np.float64)
-        legal = np.asarray(held["legal"])
-        target = np.asarray(held["q"])
-        spread = ((target - target[legal].mean())[legal] ** 2).sum()
-        alive = (np.where(legal, target, 0).max(-1) > 0).sum()
-        return dict(
-            loss=sums["loss"] / rows,
-            r2=1 - sums["squared"] / spread,
-            optimal=sums["optimal"] / alive,
-        )
-
-    # A GPU trains all side by side; to a CPU batches of matrix products are slow.
-    at_once = len(runs) if jax.default_backend() == "gpu" else 1
-    chunk = max(1, args.updates // 20)
-    trained = []
-    for begin in range(0, len(runs), at_once):
-        which = jnp.arange(begin, begin + at_once)
-        of_group = [part[begin : begin + at_once] for part in weights]
-        state = (of_group, jax.vmap(adam.init)(of_group), jnp.zeros(at_once))
-        keys = jnp.stack([jax.random.key(10_000 + args.first_seed + runs[i][1]) for i in which])
-        for done in range(0, args.updates, chunk):
-            of_chunk = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, done), chunk))
-            state, errors = train(which, state, of_chunk(keys))
-            seconds = time.perf_counter() - began
-            print(f"{name} {done + chunk} {seconds:.1f}s {np.asarray(errors).round(4)}", flush=True)
-        trained.append(state[0])
-    weights = [jnp.concatenate(parts) for parts in zip(*trained)]
-    tuned = report(weights, "tune")
-    tested = report(weights, "test")
-    by_rate = np.nan_to_num(tuned["loss"], nan=1e9).reshape(len(args.rates), args.seeds).mean(1)
-    best = int(by_rate.argmin())
-    kept = [best * args.seeds + seed for seed in range(args.seeds)]
-    parts = [*weights, *(jnp.stack([each] * len(runs)) for each in fixed)]
-    flat = np.concatenate([np.asarray(part).reshape(len(runs), -1) for part in parts], 1)
-    np.savez(f"{args.out}/{name}.npz", weights=flat[kept], rate=args.rates[best])
-    print(f"{name} done {time.perf_counter() - began:.1f}s", tested, flush=True)
+    weights = learner.learn(args, model, starts, runs, data["train"], report)
+    found = {
+        split: [
+            judge(learner.values(model, each, data[split]["obs"]), data[split]) for each in weights
+        ]
+        for split in ("tune", "test")
+    }
+    losses = np.array([one["loss"] for one in found["tune"]])
+    best = int(np.nan_to_num(losses, nan=1e9).reshape(len(args.rates), args.seeds).mean(1).argmin())
+    kept = range(best * args.seeds, (best + 1) * args.seeds)
+    np.savez(f"{args.out}/{name}.npz", weights=weights[kept], rate=args.rates[best])
     return [
         dict(
             arm=name,
-            seed=args.first_seed + seed,
+            seed=seed,
             rate=rate,
             kept=run in kept,
-            weights=flat.shape[1],
+            weights=weights.shape[1],
             updates=args.updates,
             batch=args.batch,
             seconds=round(time.perf_counter() - began, 1),
-            **{f"tune_{key}": float(value[run].round(5)) for key, value in tuned.items()},
-            **{f"test_{key}": float(value[run].round(5)) for key, value in tested.items()},
+            **{
+                f"{split}_{key}": round(float(value), 5)
+                for split, of_runs in found.items()
+                for key, value in of_runs[run].items()
+            },
         )
         for run, (rate, seed) in enumerate(runs)
     ]
@@ -272,12 +210,13 @@ def main(args):
             np.save(folder / f"{split}-{key}.npy", value)
     print(f"data after {time.perf_counter() - began:.1f} s", flush=True)
     (folder / "args.json").write_text(json.dumps(dataclasses.asdict(args)))
-    rows = []
+    path = folder / "regress.csv"
+    rows = [row for row in read_rows(path) if row["arm"] not in args.arms]
     with ProcessPoolExecutor(args.jobs, max_tasks_per_child=1) as pool:
         started = [pool.submit(_try_arm, args, name) for name in args.arms]
         for done in as_completed(started):
             rows += done.result()
-            write_rows(folder / "regress.csv", sorted(rows, key=lambda row: row["arm"]))
+            write_rows(path, sorted(rows, key=lambda row: row["arm"]))
 
 
 def _try_arm(args, name):

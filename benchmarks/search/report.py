@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from measure import read_rows
+
+from tfdqt.runs.log import read_rows
 
 BINS = ((1, 4), (5, 9), (10, 19), (20, 99))  # shortest solutions, in moves
 

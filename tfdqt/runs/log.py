@@ -135,6 +135,14 @@ def write_rows(path, rows):
         writer.writerows(_short(row) for row in rows)
 
 
+def read_rows(path):
+    """What `write_rows` wrote, as dicts of strings; none if the file is not there."""
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def read_log(run_dir):
     """The rows of a run's log.csv; see read_csv."""
     return read_csv(find_run(run_dir) / "log.csv")
