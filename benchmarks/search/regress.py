@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import multiprocessing
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -70,6 +71,11 @@ class Args:
 # Data
 
 
+def _processes(count, **options):
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, **options)
+
+
 def _some_states(args, split, seed, count):
     rng = np.random.default_rng(seed)
     if not args.boxes:
@@ -81,14 +87,13 @@ def _some_states(args, split, seed, count):
     return dataset(rng, count, size=args.size, boxes=args.boxes, split=split, states=128)
 
 
-def make_data(args, split, count, seed):
+def make_data(args, pool, split, count, seed):
     """Observations [n, F] uint8 with the mask, values [n, A] and legal actions [n, A] bool."""
     each = -(-count // args.workers)
     seeds = [(seed, i) for i in range(args.workers)]
-    with ProcessPoolExecutor(args.workers) as pool:
-        parts = list(
-            pool.map(functools.partial(_some_states, args, split), seeds, [each] * args.workers)
-        )
+    parts = list(
+        pool.map(functools.partial(_some_states, args, split), seeds, [each] * args.workers)
+    )
     obs, legal, following = (
         np.concatenate([part[key] for part in parts])[:count]
         for key in ("obs", "legal", "next_distance")
@@ -202,17 +207,16 @@ def main(args):
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     sets = dict(train=(args.states, 1), tune=(args.held_out, 2), test=(args.held_out, 3))
-    for split, (count, seed) in sets.items():
-        if (folder / f"{split}-obs.npy").exists():
-            continue
-        made = make_data(args, split, count, seed)
-        for key, value in made.items():
-            np.save(folder / f"{split}-{key}.npy", value)
+    missing = [split for split in sets if not (folder / f"{split}-obs.npy").exists()]
+    with _processes(args.workers) as pool:
+        for split in missing:
+            for key, value in make_data(args, pool, split, *sets[split]).items():
+                np.save(folder / f"{split}-{key}.npy", value)
     print(f"data after {time.perf_counter() - began:.1f} s", flush=True)
     (folder / "args.json").write_text(json.dumps(dataclasses.asdict(args)))
     path = folder / "regress.csv"
     rows = [row for row in read_rows(path) if row["arm"] not in args.arms]
-    with ProcessPoolExecutor(args.jobs, max_tasks_per_child=1) as pool:
+    with _processes(args.jobs, max_tasks_per_child=1) as pool:
         started = [pool.submit(_try_arm, args, name) for name in args.arms]
         for done in as_completed(started):
             rows += done.result()
