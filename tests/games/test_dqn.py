@@ -47,6 +47,88 @@ def window_of(obs, action, reward, discount, first):
     return Steps(*(tf.constant(field[None]) for field in one))
 
 
+class TestReadingOnce(tf.test.TestCase):
+    """One pass over context + n steps in place of two passes over windows."""
+
+    NETWORKS = (
+        NetworkConfig(context=6, layers=2, heads=2, width=8, dueling=True),
+        NetworkConfig(network="gru", context=6, layers=1, width=8),
+    )
+
+    def steps(self, first):
+        """A batch of two windows of 6 + 2 steps; first: where an episode starts in both."""
+        rng = np.random.default_rng(0)
+        shape = (2, 8)
+        return Steps(
+            tf.constant(rng.normal(size=(*shape, 1)), tf.float32),
+            tf.constant(rng.integers(0, 2, shape), tf.int32),
+            tf.constant(rng.normal(size=shape), tf.float32),
+            tf.constant(np.ones(shape), tf.float32),
+            tf.constant(np.arange(8) == first) & tf.ones(shape, tf.bool),
+        )
+
+    def nets(self, network):
+        keras.utils.set_random_seed(0)
+        net = flatten_q(build_q(NUMBER, network), NUMBER)
+        # Larger than at the start, or nearly nothing depends on the past.
+        return net._replace(start=3 * net.start)
+
+    def test_it_is_the_same_where_an_episode_hides_what_else_would_be_seen(self):
+        steps = self.steps(first=2)
+        steps = steps._replace(discount=tf.where(tf.roll(steps.first, -2, 1), 0.0, 1.0))
+        for network in self.NETWORKS:
+            net = self.nets(network)
+            found = {}
+            for once in (False, True):
+                cfg = dataclasses.replace(CFG, read_once=once, advantage_learning=0.5)
+                target = 0.9 * net.start
+                found[once] = dqn.q_learning(net, cfg, net.start, target, steps)[:2]
+            self.assertAllClose(found[False][0], found[True][0], rtol=1e-5)
+            self.assertAllClose(found[False][1], found[True][1], rtol=1e-4, atol=1e-5)
+
+    def test_a_state_ahead_is_seen_with_the_steps_before_it(self):
+        steps = self.steps(first=0)
+        for network in self.NETWORKS:
+            net = self.nets(network)
+            read = dqn.make_read(net, dataclasses.replace(CFG, read_once=True))
+            cut = tf.constant([False, True])
+            q, ahead = read(net.start, steps, cut)
+            whole = net.apply(net.start, dqn.replay_inputs(steps, 0, 6))
+            self.assertAllClose(q, whole, atol=1e-5)
+            # Two steps on, and one where an episode was cut.
+            self.assertAllClose(ahead[0, :4], whole[0, 2:], atol=1e-5)
+            self.assertAllClose(ahead[1, :5], whole[1, 1:], atol=1e-5)
+            # What is n steps on has seen what a window of its own does not hold.
+            alone = net.apply(net.start, dqn.replay_inputs(steps, 2, 6))
+            self.assertNotAllClose(ahead[0, 0], alone[0, 0], atol=1e-3)
+
+    def test_a_step_of_a_gpt_looks_back_no_further_than_its_context(self):
+        network = NetworkConfig(context=3, layers=1, heads=1, width=8)
+        net = self.nets(network)
+        longer = net.of_steps(5)
+        obs = np.random.default_rng(0).normal(size=(1, 5, 1)).astype("float32")
+        first = np.zeros((1, 5), "int32")
+        q = longer.apply(net.start, dict(obs=obs, first=first))
+        obs[0, 0] += 1
+        other = longer.apply(net.start, dict(obs=obs, first=first))
+        changed = np.abs(q - other).max(axis=(0, 2, 3)) > 1e-6
+        self.assertAllEqual(changed, [True, True, True, False, False])
+
+    def test_who_reads_once(self):
+        long = NetworkConfig(context=16, layers=1, heads=1, width=8)
+        for network, cfg, once in (
+            (long, CFG, True),  # 16 is 8 times n_step
+            (dataclasses.replace(long, context=15), CFG, False),
+            (long, dataclasses.replace(CFG, read_once=False), False),
+            (dataclasses.replace(long, every_step=False), CFG, False),
+            (NetworkConfig(network="dense", context=16, hidden=(8,)), CFG, False),
+        ):
+            net = flatten_q(build_q(NUMBER, network), NUMBER)
+            self.assertEqual(dqn.reads_once(net, cfg), once)
+        with self.assertRaisesRegex(UsageError, "--read-once is for networks that read step"):
+            dqn.make_read(net, dataclasses.replace(CFG, read_once=True))
+
+
 class TestQLearning(tf.test.TestCase):
     def loss(self, steps, context=2, cfg=CFG, slopes=(1.0, 2.0), target_slopes=(4.0, 3.0)):
         net = linear_net(context, slopes)

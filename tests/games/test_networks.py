@@ -294,11 +294,9 @@ class Sight(tf.test.TestCase):
 class Parts(tf.test.TestCase):
     def test_attention_agrees_with_keras(self):
         rng = np.random.default_rng(0)
-        for length in (
-            1,
-            5,
-            20,
-        ):  # it is written in three ways, for windows of one step, a few and many
+        # It is written in four ways: for windows of one step, a few, many, and so many that queries
+        # are taken in parts.
+        for length in (1, 5, 20, 130, 260):
             x_in, visible_in = keras.Input((length, 8)), keras.Input((length, length))
             model = keras.Model(
                 [x_in, visible_in],
@@ -307,9 +305,8 @@ class Parts(tf.test.TestCase):
             for variable in model.trainable_variables:
                 variable.assign(rng.normal(size=variable.shape) * 0.7)
             x = rng.normal(size=(3, length, 8)).astype("float32")
-            visible = ((rng.random((3, length, length)) < 0.5) | np.eye(length, dtype=bool)).astype(
-                "float32"
-            )
+            visible = (rng.random((3, length, length)) < 0.5) | np.eye(length, dtype=bool)
+            visible = np.tril(visible).astype("float32")
             q, k, v = np.moveaxis(
                 model.get_layer("a_qkv")(x).numpy().reshape(3, length, 3, 2, 4), 2, 0
             )

@@ -111,6 +111,10 @@ class DQNConfig:
     double: bool = True
     """Whether the online network chooses the action that the target network values (van Hasselt et
     al., 2016)."""
+    read_once: bool | None = None
+    """Whether a state and the one n steps on are read in one pass over context + n steps, in which
+    the latter has seen up to n steps more, and not in two; None: where the context is at least 8
+    times n. Only by a network that reads step by step (gpt with --tokens=steps, gru)."""
     learning_rate: float = 3e-4
     """Adam's step size at the start."""
     final_learning_rate: float = 3e-4
@@ -300,30 +304,76 @@ def replay_inputs(steps, begin, context):
     )
 
 
-def q_learning(net, cfg, online, target, steps):
+def reads_once(net, cfg):
+    """Whether an update reads context + n steps in one pass; see DQNConfig.read_once.
+
+    Raises UsageError if that is asked of a network that can't.
+    """
+    if cfg.read_once and net.of_steps is None:
+        raise UsageError(
+            "--read-once is for networks that read step by step and learn at every step (gpt with "
+            "--tokens=steps, gru); leave it out."
+        )
+    long = net.context >= 8 * cfg.n_step if cfg.read_once is None else cfg.read_once
+    return long and net.of_steps is not None
+
+
+def make_read(net, cfg) -> Callable:
+    """`read(weights, steps, cut) -> (q, ahead)`, [B, P, A, N] each.
+
+    Of steps [B, C + n, ...], q is of the last P of the first C, and ahead of those n steps on, or
+    one on in the rows that `cut` [B] names.
+    """
+    n = cfg.n_step
+    context = net.context
+    if reads_once(net, cfg):
+        longer = net.of_steps(context + n)
+
+        def read_once(weights, steps, cut):
+            q = longer.apply(weights, replay_inputs(steps, 0, context + n))
+            ahead = tf.where(cut[:, None, None, None], q[:, 1 : context + 1], q[:, n:])
+            return q[:, :context], ahead
+
+        return read_once
+
+    def read_twice(weights, steps, cut):
+        n_steps_on = replay_inputs(steps, n, context)
+        one_step_on = replay_inputs(steps, 1, context)
+        ahead = {}
+        for key, value in n_steps_on.items():
+            condition = tf.reshape(cut, [-1] + [1] * (value.shape.rank - 1))
+            ahead[key] = tf.where(condition, one_step_on[key], value)
+        return net.apply(weights, replay_inputs(steps, 0, context)), net.apply(weights, ahead)
+
+    return read_twice
+
+
+def q_learning(net, cfg, online, target, steps, read=None):
     """The loss of one batch: weights, weights, steps [B, C + n, ...] -> (loss, gradient, scalars).
 
-    Q is learned at the last P of the first C steps. Its target bootstraps n steps on, from a window
-    as long as its own. A window in which an episode was cut short (truncated) within reach
-    bootstraps one step on instead, because the true last observation is the last state of that
-    episode with a value. The gap that advantage learning widens is the target network's.
+    Q is learned at the last P of the first C steps. Its target bootstraps n steps on. A window in
+    which an episode was cut short (truncated) within reach bootstraps one step on instead, because
+    the true last observation is the last state of that episode with a value. The gap that advantage
+    learning widens is the target network's. read: what `make_read` made; None: it is made here.
     """
+    read = read or make_read(net, cfg)
     skip = net.context - net.positions
     # The step behind an episode's last observation only resets: nothing is learned at it.
     last = tf.concat([steps.first[:, 1:], tf.zeros_like(steps.first[:, :1])], axis=1)  # [B, C + n]
-    targets = q_targets(net, cfg, online, target, steps, last)  # [B, P, N]
+    over = tf.concat([tf.zeros_like(last[:, :1]), steps.discount[:, :-1] == 0], axis=1)
+    cut = tf.reduce_any(last[:, skip + 1 :] & ~over[:, skip + 1 :], axis=1)  # [B] truncated
     actions = steps.action[:, skip : net.context]
-    inputs = replay_inputs(steps, 0, net.context)
-    if cfg.advantage_learning:
-        q = mean_q(net.apply(target, inputs))
-        gap = losses.action_gap(q, actions, cfg.advantage_learning, net.parts)
-        targets -= gap[..., None]
-
     mask = 1.0 - tf.cast(last[:, skip : net.context], tf.float32)
+    target_q, target_ahead = read(target, steps, cut)
     with tf.GradientTape() as tape:
         trained, fixed = net.unflatten(online)
         tape.watch(trained)
-        q = net.apply((trained, fixed), inputs)  # [B, P, A, N]
+        q, ahead = read((trained, fixed), steps, cut)
+        online_ahead = tf.stop_gradient(ahead) if cfg.double else None
+        targets = q_targets(net, cfg, target_ahead, online_ahead, steps, cut)  # [B, P, N]
+        if cfg.advantage_learning:
+            gap = losses.action_gap(mean_q(target_q), actions, cfg.advantage_learning, net.parts)
+            targets -= gap[..., None]
         loss, diagnostics = losses.td_loss(
             q, actions, targets, mask, delta=cfg.huber_delta, parts=net.parts
         )
@@ -331,22 +381,15 @@ def q_learning(net, cfg, online, target, steps):
     return loss, gradient, dict(diagnostics, count=tf.reduce_sum(mask))
 
 
-def q_targets(net, cfg, online, target, steps, last):
-    """The targets of one batch: steps [B, C + n, ...], last [B, C + n] -> [B, P, N]."""
+def q_targets(net, cfg, q_target, q_online, steps, cut):
+    """The targets of one batch: [B, P, N].
+
+    q_target, q_online: what the two networks say of the steps ahead, [B, P, A, N], as `make_read`
+    gives it; q_online None: the target network chooses. steps [B, C + n, ...], cut [B].
+    """
     context = net.context
     skip = context - net.positions
     n = cfg.n_step
-    over = tf.concat([tf.zeros_like(last[:, :1]), steps.discount[:, :-1] == 0], axis=1)
-    cut = tf.reduce_any(last[:, skip + 1 :] & ~over[:, skip + 1 :], axis=1)  # [B] truncated
-
-    n_steps_on = replay_inputs(steps, n, context)
-    one_step_on = replay_inputs(steps, 1, context)
-    ahead = {}
-    for key, value in n_steps_on.items():
-        condition = tf.reshape(cut, [-1] + [1] * (value.shape.rank - 1))
-        ahead[key] = tf.where(condition, one_step_on[key], value)
-    q_target = net.apply(target, ahead)  # [B, P, A, N]
-    q_online = net.apply(online, ahead) if cfg.double else None
     values = losses.bootstrap_quantiles(q_target, q_online, net.parts)  # [B, P, N]
     if cfg.target_epsilon:
         cost = losses.exploration_cost(
@@ -376,6 +419,7 @@ def make_update(net, cfg, strategy=None) -> Callable:
     added up; the state stays one. Of several processes each is given its own part of the batches.
     """
     total = max(1.0, cfg.updates_per_step * cfg.total_steps)
+    read = make_read(net, cfg)
 
     def follow(state, gradient):
         """Move all weights by one gradient: -> (state, the gradient's norm)."""
@@ -392,11 +436,12 @@ def make_update(net, cfg, strategy=None) -> Callable:
         return DQNState(online, target, acting, moments, updates), norm
 
     if strategy is not None:
-        return _make_shared_update(net, cfg, strategy, tf.function(follow, jit_compile=True))
+        follow = tf.function(follow, jit_compile=True)
+        return _make_shared_update(net, cfg, read, strategy, follow)
 
     def one(state, steps):
         online = draw_loops(net, state.online, state.updates)
-        loss, gradient, diagnostics = q_learning(net, cfg, online, state.target, steps)
+        loss, gradient, diagnostics = q_learning(net, cfg, online, state.target, steps, read)
         state, norm = follow(state, gradient)
         return state, dict(diagnostics, loss=loss, grad_norm=norm)
 
@@ -410,14 +455,14 @@ def make_update(net, cfg, strategy=None) -> Callable:
     return update
 
 
-def _make_shared_update(net, cfg, strategy, follow):
+def _make_shared_update(net, cfg, read, strategy, follow):
     check_even(cfg, strategy)
     names = [name for name in DIAGNOSTICS if name != "grad_norm"]
 
     @tf.function(jit_compile=True)
     def learned(state, steps):
         online = draw_loops(net, state.online, state.updates)
-        return q_learning(net, cfg, online, state.target, steps)
+        return q_learning(net, cfg, online, state.target, steps, read)
 
     def share(state, steps, i, part, parts):
         """A device's part of batch i: its number of decisions, and what is a mean over them."""

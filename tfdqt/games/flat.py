@@ -29,6 +29,7 @@ class FlatModel(NamedTuple):
     masked: bool = False  # whether illegal actions get the output losses.ILLEGAL
     loop_limit: int | None = None  # which weight is the number of loops, where that is drawn
     loops: int = 1  # the most that are drawn
+    of_steps: Callable | None = None  # (steps) -> FlatModel of these weights for longer windows
 
 
 def flatten_model(model, info=None):
@@ -64,6 +65,7 @@ def flatten_model(model, info=None):
     if limited:
         index = next(i for i, variable in enumerate(fixed) if variable is limited[0].loop_limit)
         limit = sum(sizes[: len(trained) + index])
+    longer = getattr(model, "of_steps", None)
     return FlatModel(
         model,
         apply,
@@ -75,6 +77,7 @@ def flatten_model(model, info=None):
         masked,
         limit,
         limited[0].loops if limited else 1,
+        longer and (lambda steps: flatten_model(longer(steps), info)),
     )
 
 

@@ -8,6 +8,8 @@ Output: [B, P, ...] of the last P steps; P is C with `every_step`, which is the 
 and recurrent network, and 1 without, the dense network's.
 """
 
+import functools
+
 import numpy as np
 
 from tfdqt.backend import keras
@@ -34,14 +36,15 @@ ops = keras.ops
 # Bodies
 
 
-def input_layers(info, cfg):
-    """The named inputs of a network for windows of `cfg.context` steps."""
+def input_layers(info, cfg, steps=None):
+    """The named inputs of a network for windows of so many steps, by default `cfg.context`."""
+    steps = steps or cfg.context
     inputs = dict(
-        obs=keras.Input((cfg.context, *info.obs_shape), dtype=info.obs_dtype, name="obs"),
-        first=keras.Input((cfg.context,), dtype="int32", name="first"),
+        obs=keras.Input((steps, *info.obs_shape), dtype=info.obs_dtype, name="obs"),
+        first=keras.Input((steps,), dtype="int32", name="first"),
     )
     if cfg.prev_action:
-        inputs["prev_action"] = keras.Input((cfg.context,), dtype="int32", name="prev_action")
+        inputs["prev_action"] = keras.Input((steps,), dtype="int32", name="prev_action")
     return inputs
 
 
@@ -135,12 +138,18 @@ def gru_body(inputs, info, cfg):
 BODIES = dict(gpt=gpt_body, dense=dense_body, gru=gru_body)
 
 
-def body(info, cfg):
+def body(info, cfg, steps=None):
     """The network that `cfg.network` names, without a head: -> (named inputs, [B, P, D])."""
     check_network(cfg)
     check_tokens(info, cfg)
-    inputs = input_layers(info, cfg)
+    inputs = input_layers(info, cfg, steps)
     return inputs, BODIES[cfg.network](inputs, info, cfg)
+
+
+def reads_on(cfg):
+    """Whether a network can read more steps than its context in one pass, each as it comes."""
+    by_step = cfg.network == "gru" or cfg.network == "gpt" and cfg.tokens == "steps"
+    return by_step and learns_every_step(cfg)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -169,15 +178,20 @@ def q_head(x, info, cfg):
     )
 
 
-def build_q(info, cfg):
+def build_q(info, cfg, steps=None):
     """The Q-network of a NetworkConfig as a keras.Model: window -> [B, P, A, N].
 
-    Raises UsageError for sizes that don't fit together.
+    Where each step is read as it comes (`reads_on`), `steps` makes one of the same weights for
+    longer windows, in which a step sees the last `cfg.context` (a gru all); the model's own
+    `of_steps(steps)` builds it. Raises UsageError for sizes that don't fit together.
 
     >>> build_q(env_info(gymnasium.make("CartPole-v1")), NetworkConfig(width=32)).summary()
     """
-    inputs, x = body(info, cfg)
-    return keras.Model(inputs, q_head(x, info, cfg), name=f"{cfg.network}_q")
+    inputs, x = body(info, cfg, steps)
+    model = keras.Model(inputs, q_head(x, info, cfg), name=f"{cfg.network}_q")
+    if reads_on(cfg):
+        model.of_steps = functools.partial(build_q, info, cfg)
+    return model
 
 
 def build_pi_v(info, cfg):

@@ -29,9 +29,10 @@ def same_episode(first):
     return ops.cast(ops.equal(episode[:, :, None], episode[:, None, :]), "float32")
 
 
-def causal(length):
-    """Which tokens may be seen: [1, T, T], 1 on and below the diagonal."""
-    return np.tril(np.ones((1, length, length), "float32"))
+def causal(length, most=None):
+    """Which tokens may be seen: [1, T, T], 1 on and below the diagonal, or `most` of them."""
+    seen = np.tril(np.ones((1, length, length), "float32"))
+    return seen if most is None else np.triu(seen, 1 - most)
 
 
 def steps_seen(visible):
@@ -56,11 +57,11 @@ class Tokens(NamedTuple):
 
 
 def step_tokens(inputs, info, cfg):
-    """One token a step: T = C."""
+    """One token a step: T = C, or more steps, of which each sees C."""
     numbers = as_numbers(hide_static(features_of(inputs, info), info, cfg), info, cfg)
     scale = min(0.3, count_numbers(info, cfg) ** -0.5)
     x = linear(numbers, cfg.width, name="embed_obs", scale=scale)
-    visible = same_episode(inputs["first"]) * causal(cfg.context)
+    visible = same_episode(inputs["first"]) * causal(numbers.shape[1], cfg.context)
     x = x + _embedded_time(visible, cfg)
     if cfg.prev_action:
         x = x + _embedded_action(inputs, info, cfg)
