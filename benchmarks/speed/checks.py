@@ -20,7 +20,7 @@ from tfdqt.backend import set_threads
 from tfdqt.games import dqn, slots, vec_envs
 from tfdqt.games.algorithms import build_q, default_settings
 from tfdqt.games.envs import info_of, make_env
-from tfdqt.games.flat import flatten_q, make_act
+from tfdqt.games.flat import flatten_q
 from tfdqt.games.loop import make_stepper
 
 
@@ -87,7 +87,7 @@ def measure(name, args):
 
     stepper = make_stepper(env_fn, info, network.context, args.num_envs, seed=0)
     net = flatten_q(build_q(info, network), info)
-    collect = dqn.make_collect(make_act(net), stepper, info, cfg)
+    collect = dqn.make_collect(dqn.make_greedy(net), stepper, info, cfg)
     kinds = (
         (contextlib.nullcontext, functools.partial(act, checked)),
         (trusted, functools.partial(act, bare)),

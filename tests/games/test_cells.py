@@ -12,7 +12,7 @@ from tests.helpers import refused, slow, succeeds
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import networks
-from tfdqt.games.blocks import AddPlaceBias, attention
+from tfdqt.games.blocks import AddPlaceBias, Sight, attention
 from tfdqt.games.config import NetworkConfig, check_network
 from tfdqt.games.cost import check_tokens
 from tfdqt.games.evaluate import load_run
@@ -135,7 +135,7 @@ class Cells(tf.test.TestCase):
             visible = visible[None].astype("float32")
             x_in = keras.Input((length, 8))
             seen = None if context == 1 else visible
-            out = attention(x_in, seen, heads=2, name="a", scale=0.02, relation=relation)
+            out = attention(x_in, Sight(seen, relation), heads=2, name="a", scale=0.02)
             model = keras.Model(x_in, out)
             for variable in model.trainable_variables:
                 variable.assign(rng.normal(size=variable.shape))

@@ -486,9 +486,12 @@ class TestActing(tf.test.TestCase):
         seen = []
         act = make_act(net)
 
-        def watch(weights, inputs):
-            seen.append({key: value.copy() for key, value in inputs.items()})
-            return act(weights, inputs)
+        def watch(weights):
+            def look(inputs):
+                seen.append({key: value.copy() for key, value in inputs.items()})
+                return act(weights, inputs).numpy()
+
+            return look
 
         stepper = make_stepper(Corridor, info, 3, 1, seed=0)
         steps, games = dqn.make_collect(watch, stepper, info, cfg)(net.start, 0)

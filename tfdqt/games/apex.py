@@ -27,12 +27,13 @@ from tfdqt.games.dqn import (
     adapt_once,
     check_fills,
     make_collect,
+    make_greedy,
     make_learn,
     make_learner,
     make_update,
     resume_learner,
 )
-from tfdqt.games.flat import flatten_q, make_act, set_weights
+from tfdqt.games.flat import flatten_q, set_weights
 from tfdqt.games.loop import learner_snapshot, make_stepper, restore_progress, train_loop
 from tfdqt.policy import epsilon_at, epsilon_ladder
 from tfdqt.replay import make_add_to, make_sampler, make_uneven_replay, replay_arrays, steps_stored
@@ -86,7 +87,7 @@ def make_actor_collect(env_fn, q_fn, info, cfg, rows, seed):
         life_loss_ends=cfg.life_loss_ends,
         rng=np.random.default_rng(seed.spawn(1)[0]),
     )
-    collect = make_collect(make_act(net), stepper, info, cfg, epsilon_end)
+    collect = make_collect(make_greedy(net), stepper, info, cfg, epsilon_end)
     return lambda weights, step: (rows, *collect(tf.constant(weights), step))
 
 

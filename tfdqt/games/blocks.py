@@ -1,11 +1,15 @@
 """Parts of a Transformer in Keras 3: norms, linear maps, attention, blocks."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from tfdqt.backend import keras
 
 layers = keras.layers
 ops = keras.ops
+
+FEW_STEPS = 16  # up to which attention is written as sums of products
 
 
 def norm(x, *, name):
@@ -25,6 +29,41 @@ def linear(x, units, *, name, scale=0.02, use_bias=True):
 
 # -------------------------------------------------------------------------------------------------
 # The decoder
+
+
+class Sight(NamedTuple):
+    """What the tokens [B, T, D] of a decoder see."""
+
+    visible: object = None  # [B, T, S] float, 1 where a token sees another; None: each sees all
+    relation: np.ndarray | None = None  # [T, T] int, how two lie to each other, see AddPlaceBias;
+    # None: no bias, and no token sees a later one
+    kept: object = None  # Kept, where S tokens are seen that came before
+
+
+class Kept:
+    """Keys and values of the steps before, of one block after another, joined by the new ones.
+
+    Args:
+      past: [B, L, 2, C, H, D/H], those of L blocks for C steps; None: there are none, and the new
+        ones are C.
+      here: [B, C] bool, which of the C a new step is; None with no past.
+
+    `joined` lists what each block has then, [B, 2, C, H, D/H].
+    """
+
+    def __init__(self, past=None, here=None):
+        self.past = past
+        self.here = here
+        self.joined = []
+
+    def join(self, k, v):
+        """What a block's attention sees: keys and values [B, T, H, D/H] -> the same of C steps."""
+        new = ops.stack([k, v], axis=1)
+        if self.past is not None:
+            here = self.here[:, None, :, None, None]
+            new = ops.where(here, new, self.past[:, len(self.joined)])
+        self.joined.append(new)
+        return new[:, 0], new[:, 1]
 
 
 class AddPlaceBias(layers.Layer):
@@ -54,12 +93,9 @@ class AddPlaceBias(layers.Layer):
         return scores + ops.take(ops.reshape(self.bias, -1), self.index, axis=0)
 
 
-def attention(x, visible, *, heads, name, scale, relation=None):
-    """Multi-head self-attention: x [B, T, D], visible [B, T, T] -> [B, T, D].
-
-    visible: None if every token sees all; without a `relation`, never a later one. relation: see
-    AddPlaceBias; None: no bias.
-    """
+def attention(x, sight, *, heads, name, scale):
+    """Multi-head self-attention: x [B, T, D], what its tokens see -> [B, T, D]."""
+    visible, relation, kept = sight
     _, length, width = x.shape
     qkv = linear(x, 3 * width, name=f"{name}_qkv")
     qkv = ops.reshape(qkv, (-1, length, 3, heads, width // heads))
@@ -70,9 +106,11 @@ def attention(x, visible, *, heads, name, scale, relation=None):
     if relation is not None:
         add_bias = AddPlaceBias(relation, name=f"{name}_bias")
         mixed = _attend(q * shrink, k, v, visible, add_bias)
+    elif kept is not None:
+        mixed = _attend(q * shrink, *kept.join(k, v), visible)
     elif length == 1:
         mixed = v
-    elif length <= 16 and visible is not None:
+    elif length <= FEW_STEPS and visible is not None:
         # A few steps: sums of products fuse into one loop, where many tiny matrix products would
         # each be a call.
         scores = ops.sum(q[:, :, None] * k[:, None], axis=-1) * shrink  # [B, T, S, H]
@@ -148,32 +186,33 @@ def residual(x, y, *, name, gate):
     return (1.0 - update) * x + update * candidate
 
 
-def block(x, visible, cfg, *, name, relation=None):
+def block(x, sight, cfg, *, name):
     """One pre-norm Transformer block: [B, T, D] -> [B, T, D]."""
     # As GPT-2: the residual stream keeps its size, however often something is added to it.
     scale = 0.02 / np.sqrt(2 * cfg.layers * cfg.loops)
     y = attention(
         norm(x, name=f"{name}_norm1"),
-        visible,
+        sight,
         heads=cfg.heads,
         name=f"{name}_attention",
         scale=scale,
-        relation=relation,
     )
     x = residual(x, y, name=f"{name}_gate1", gate=cfg.gru_gate)
     y = mlp(norm(x, name=f"{name}_norm2"), name=f"{name}_mlp", scale=scale)
     return residual(x, y, name=f"{name}_gate2", gate=cfg.gru_gate)
 
 
-def shared_block(shape, visible_shape, cfg, *, name, relation=None):
+def shared_block(shape, sight, cfg, *, name):
     """A block as a keras.Model of its own, to be called many times with the same weights.
 
-    It takes [x] or [x, visible], of the shapes given, without the batch.
+    It takes [x], of the shape given, without the batch, or [x, visible], as in `sight`.
     """
     x = keras.Input(shape)
-    visible = None if visible_shape is None else keras.Input(visible_shape)
-    inputs = [x] if visible is None else [x, visible]
-    return keras.Model(inputs, block(x, visible, cfg, name=name, relation=relation), name=name)
+    if sight.visible is None:
+        return keras.Model([x], block(x, sight, cfg, name=name), name=name)
+    visible = keras.Input(sight.visible.shape[1:])
+    y = block(x, sight._replace(visible=visible), cfg, name=name)
+    return keras.Model([x, visible], y, name=name)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -200,24 +239,23 @@ class LoopLimit(layers.Layer):
         return ops.where(loop < self.loop_limit, after, before)
 
 
-def decode(x, visible, cfg, *, relation=None, depth=None, after=None):
+def decode(x, sight, cfg, *, depth=None, after=None):
     """The blocks in their order, `cfg.loops` times: tokens [B, T, D] -> [B, T, D].
 
-    From the second loop on the tokens are added again before the first block, so that no loop must
-    carry them along. depth: only so many blocks are run, counted over all loops. after(x, done)
-    -> x [B, T, D]: what looks at the residual stream after `done` blocks, or changes it.
+    sight: the tokens' Sight; a Kept there is for networks that don't loop. From the second loop on
+    the tokens are added again before the first block, so that no loop must carry them along. depth:
+    only so many blocks are run, counted over all loops. after(x, done) -> x [B, T, D]: what looks
+    at the residual stream after `done` blocks, or changes it.
     """
     depth = cfg.layers * cfg.loops if depth is None else depth
     after = after or _unchanged
     if cfg.loops == 1 and not cfg.loops_random:
         for layer in range(depth):
-            x = block(x, visible, cfg, name=f"block{layer}", relation=relation)
+            x = block(x, sight, cfg, name=f"block{layer}")
             x = after(x, layer + 1)
         return x
-    shapes = (x.shape[1:], None if visible is None else visible.shape[1:])
     blocks = [
-        shared_block(*shapes, cfg, name=f"block{layer}", relation=relation)
-        for layer in range(cfg.layers)
+        shared_block(x.shape[1:], sight, cfg, name=f"block{layer}") for layer in range(cfg.layers)
     ]
     limit = LoopLimit(cfg.loops, name="loops") if cfg.loops_random else None
     tokens = x
@@ -227,7 +265,7 @@ def decode(x, visible, cfg, *, relation=None, depth=None, after=None):
             x = x + tokens
         last = min(first + cfg.layers, depth)
         for done, one in enumerate(blocks[: depth - first], first + 1):
-            x = one([x] if visible is None else [x, visible])
+            x = one([x] if sight.visible is None else [x, sight.visible])
             if limit and done == last:
                 x = limit(before, x, loop=first // cfg.layers)
             x = after(x, done)

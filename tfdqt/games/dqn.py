@@ -25,10 +25,10 @@ from tfdqt.games.envs import info_of
 from tfdqt.games.flat import (
     FlatModel,
     adapt,
+    best_at_last,
     draw_loops,
     flatten,
     flatten_q,
-    make_act,
     mean_q,
     repeat_update,
     set_weights,
@@ -45,6 +45,7 @@ from tfdqt.games.loop import (
     train_loop,
 )
 from tfdqt.games.spaces import EnvInfo, legal_actions
+from tfdqt.games.stepwise import make_stepwise
 from tfdqt.games.window import network_inputs, push
 from tfdqt.policy import epsilon_at, epsilon_greedy
 from tfdqt.replay import (
@@ -512,12 +513,17 @@ def make_learn(update, sample, cfg, count, seed) -> Callable:
 # Acting
 
 
-def make_collect(act, stepper, info, cfg, epsilon_end=None) -> Callable:
+def make_greedy(net) -> Callable:
+    """`begin(weights) -> act(inputs) -> best actions [N]`, one step after another; `stepwise`."""
+    return make_stepwise(net, best_at_last(parts=net.parts))
+
+
+def make_collect(begin, stepper, info, cfg, epsilon_end=None) -> Callable:
     """`collect(weights, step) -> (steps [S, N, ...], games)`: S = cfg.chunk steps, epsilon-greedy.
 
-    Changes the Stepper's window and generator. `games` lists the (return, length) of each game
-    that ended. epsilon_end: where epsilon ends in each of the N environments, by default
-    cfg.epsilon_end.
+    begin: what `make_greedy` made. Changes the Stepper's window and generator. `games` lists the
+    (return, length) of each game that ended. epsilon_end: where epsilon ends in each of the N
+    environments, by default cfg.epsilon_end.
     """
     vec, window, rng = stepper
     out = vec.out
@@ -532,10 +538,11 @@ def make_collect(act, stepper, info, cfg, epsilon_end=None) -> Callable:
             first=np.zeros(shape, bool),
         )
         games = []
+        act = begin(weights)
         for i in range(cfg.chunk):
             chunk.obs[i] = out["obs"]
             chunk.first[i] = out["first"]
-            best = act(weights, network_inputs(window)).numpy()
+            best = act(network_inputs(window))
             epsilon = epsilon_at(step + i * cfg.num_envs, cfg, epsilon_end)
             legal = legal_actions(info, out["obs"])
             action = epsilon_greedy(rng, best, info.num_actions, epsilon, legal, info.parts)
@@ -700,7 +707,7 @@ def dqn(
         stepping(env_fn, info, net.context, own, **steps_here) as stepper,
         ThreadPoolExecutor(1, "collect") as pool,
     ):
-        collect = make_collect(make_act(net), stepper, info, cfg)
+        collect = make_collect(make_greedy(net), stepper, info, cfg)
         diagnostics = NO_DIAGNOSTICS
 
         def iterate(state, progress):

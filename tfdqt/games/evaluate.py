@@ -31,9 +31,9 @@ from tfdqt.games.envs import (
 )
 from tfdqt.games.flat import (
     FlatModel,
+    best_at_last,
     flatten_model,
-    make_act,
-    make_scores,
+    scores_at_last,
     set_weights,
     with_loops,
 )
@@ -48,6 +48,7 @@ from tfdqt.games.spaces import (
     make_action,
     read_mask,
 )
+from tfdqt.games.stepwise import make_stepwise
 from tfdqt.games.vec_envs import make_vec_env
 from tfdqt.games.window import make_window, network_inputs, push
 from tfdqt.policy import draw_actions, epsilon_greedy
@@ -150,8 +151,9 @@ class Policy:
         scores_of = trained.algorithm.scores
         self._read = make_reader(trained.info).read
         self._action_of = make_action(trained.info.action_space)
-        self._scores = make_scores(trained.net, scores_of)
-        self._best = make_act(trained.net, scores_of)
+        scores = scores_at_last(scores_of)
+        best = best_at_last(scores_of, trained.net.parts)
+        self._begin = make_stepwise(trained.net, scores if sample else best)
         self._single = True
         self.reset()
 
@@ -164,6 +166,7 @@ class Policy:
         self._window = make_window(self.info, count, self.trained.net.context)
         self._action = np.full(count, -1)
         self._fresh = np.ones(count, bool)
+        self._look = self._begin(self.trained.weights)
 
     def __call__(self, obs, first=None, mask=None):
         """The action for an observation, or for N of them: an int, or [N].
@@ -219,15 +222,13 @@ class Policy:
         push(self._window, obs, first, self._action)
         self._fresh = np.zeros(len(first), bool)
         inputs = network_inputs(self._window)
-        weights = self.trained.weights
+        found = self._look(inputs)
         if self.sample:
-            scores = self._scores(weights, inputs).numpy()
-            self._action = draw_actions(self._rng, scores, self.info.parts)
+            self._action = draw_actions(self._rng, found, self.info.parts)
         else:
-            best = self._best(weights, inputs).numpy()
             legal = legal_actions(self.info, self._window.obs[:, -1])
             self._action = epsilon_greedy(
-                self._rng, best, self.info.num_actions, self.epsilon, legal, self.info.parts
+                self._rng, found, self.info.num_actions, self.epsilon, legal, self.info.parts
             )
         return self._action
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ class FlatModel(NamedTuple):
     loop_limit: int | None = None  # which weight is the number of loops, where that is drawn
     loops: int = 1  # the most that are drawn
     of_steps: Callable | None = None  # (steps) -> FlatModel of these weights for longer windows
+    stepwise: Callable | None = None  # () -> `whole` and `step` of networks.build_stepwise, flat
 
 
 def flatten_model(model, info=None):
@@ -45,17 +47,30 @@ def flatten_model(model, info=None):
     fixed = model.non_trainable_variables
     shapes = [variable.shape for variable in (*trained, *fixed)]
     sizes = [int(np.prod(shape)) for shape in shapes]
-    names = list(model.input)
     masked = info is not None and info.mask is not None
 
     def unflatten(weights):
         parts = [tf.reshape(part, shape) for part, shape in zip(tf.split(weights, sizes), shapes)]
         return parts[: len(trained)], parts[len(trained) :]
 
-    def apply(weights, inputs):
+    def apply_of(model, weights, inputs):
         parts = weights if isinstance(weights, tuple) else unflatten(weights)
-        outputs = model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
+        names = list(model.input)
+        return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
+
+    def apply(weights, inputs):
+        return mask(apply_of(model, weights, inputs), inputs)
+
+    def mask(outputs, inputs):
         return _masked(outputs, legal_actions(info, inputs["obs"])) if masked else outputs
+
+    def stepwise():
+        return [functools.partial(kept_apply, each) for each in model.stepwise()]
+
+    def kept_apply(one, weights, inputs):
+        """As apply, of the last step: -> (outputs [B, ...], kept)."""
+        found = apply_of(one, weights, inputs)
+        return mask(found["out"], inputs)[:, 0], found["kept"]
 
     start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
     context = model.input["obs"].shape[1]
@@ -78,6 +93,7 @@ def flatten_model(model, info=None):
         limit,
         limited[0].loops if limited else 1,
         longer and (lambda steps: flatten_model(longer(steps), info)),
+        stepwise if hasattr(model, "stepwise") else None,
     )
 
 
@@ -226,23 +242,27 @@ def policy_logits(outputs):
     return outputs[..., :-1]
 
 
-def make_scores(net, scores_of=mean_q) -> Callable:
-    """Compile `scores(weights, inputs) -> [B, A]` of the actions at the last step of windows.
+def scores_at_last(scores_of=mean_q) -> Callable:
+    """`scores(outputs [B, P, ...]) -> [B, A]`, of the actions at the last step.
 
     scores_of: outputs of the network -> what the best action has the greatest of, `mean_q` or
     `policy_logits`.
     """
-    return tf.function(
-        lambda weights, inputs: scores_of(net.apply(weights, inputs))[:, -1], jit_compile=True
-    )
+    return lambda outputs: scores_of(outputs)[:, -1]
+
+
+def best_at_last(scores_of=mean_q, parts=()) -> Callable:
+    """`best(outputs [B, P, ...]) -> actions [B]` at the last step; see `scores_at_last`."""
+    return lambda outputs: losses.best_actions(scores_of(outputs)[:, -1], parts)
+
+
+def make_scores(net, scores_of=mean_q) -> Callable:
+    """Compile `scores(weights, inputs) -> [B, A]` of the actions at the last step of windows."""
+    scores = scores_at_last(scores_of)
+    return tf.function(lambda weights, inputs: scores(net.apply(weights, inputs)), jit_compile=True)
 
 
 def make_act(net, scores_of=mean_q) -> Callable:
     """Compile `act(weights, inputs) -> best actions [B]` at the last step of windows."""
-
-    @tf.function(jit_compile=True)
-    def act(weights, inputs):
-        scores = scores_of(net.apply(weights, inputs))[:, -1]
-        return losses.best_actions(scores, net.parts)
-
-    return act
+    best = best_at_last(scores_of, net.parts)
+    return tf.function(lambda weights, inputs: best(net.apply(weights, inputs)), jit_compile=True)

@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 from tfdqt.backend import keras
-from tfdqt.games.blocks import decode, linear, mlp, norm
+from tfdqt.games.blocks import FEW_STEPS, Kept, decode, linear, mlp, norm
 from tfdqt.games.config import check_network, check_policy_network, learns_every_step
 from tfdqt.games.cost import check_tokens
 from tfdqt.games.features import as_numbers, hide_static
@@ -24,6 +24,7 @@ from tfdqt.games.tokens import (
     feature_tokens,
     features_of,
     legal_of,
+    next_token,
     same_episode,
     step_tokens,
 )
@@ -54,8 +55,7 @@ TOKENS = dict(steps=step_tokens, features=feature_tokens, cells=cell_tokens)
 def gpt_body(inputs, info, cfg, depth=None):
     """The decoder without a head, or its first `depth` blocks: the named inputs -> [B, P, D]."""
     tokens = TOKENS[cfg.tokens](inputs, info, cfg)
-    x = decode(tokens.x, tokens.visible, cfg, relation=tokens.relation, depth=depth)
-    return read_out(x, cfg)
+    return read_out(decode(*tokens, cfg, depth=depth), cfg)
 
 
 def read_out(x, cfg):
@@ -178,6 +178,17 @@ def q_head(x, info, cfg):
     )
 
 
+def pi_v_head(x, info, cfg):
+    """The logits of the actions, then the state's value: [B, P, D] -> [B, P, A + 1]."""
+    # Small at first: every action about as likely as every other.
+    scale = 0.01 / np.sqrt(x.shape[-1])
+    heads = [
+        linear(x, info.outputs, name="policy", scale=scale),
+        linear(x, 1, name="value"),
+    ]
+    return ops.concatenate(heads, axis=-1)
+
+
 def build_q(info, cfg, steps=None):
     """The Q-network of a NetworkConfig as a keras.Model: window -> [B, P, A, N].
 
@@ -191,7 +202,7 @@ def build_q(info, cfg, steps=None):
     model = keras.Model(inputs, q_head(x, info, cfg), name=f"{cfg.network}_q")
     if reads_on(cfg):
         model.of_steps = functools.partial(build_q, info, cfg)
-    return model
+    return _with_steps_kept(model, q_head, info, cfg)
 
 
 def build_pi_v(info, cfg):
@@ -202,13 +213,53 @@ def build_pi_v(info, cfg):
     """
     check_policy_network(cfg)
     inputs, x = body(info, cfg)
-    # Small at first: every action about as likely as every other.
-    scale = 0.01 / np.sqrt(x.shape[-1])
-    heads = [
-        linear(x, info.outputs, name="policy", scale=scale),
-        linear(x, 1, name="value"),
-    ]
-    return keras.Model(inputs, ops.concatenate(heads, axis=-1), name=f"{cfg.network}_pi_v")
+    model = keras.Model(inputs, pi_v_head(x, info, cfg), name=f"{cfg.network}_pi_v")
+    return _with_steps_kept(model, pi_v_head, info, cfg)
+
+
+# -------------------------------------------------------------------------------------------------
+# One step after another
+
+
+def keeps_steps(cfg):
+    """Whether a network can act from what it kept of the steps before; see `build_stepwise`."""
+    plain = cfg.network == "gpt" and cfg.tokens == "steps" and cfg.loops == 1
+    return plain and cfg.context > FEW_STEPS
+
+
+def _with_steps_kept(model, head, info, cfg):
+    if keeps_steps(cfg):
+        model.stepwise = functools.partial(build_stepwise, info, cfg, head)
+    return model
+
+
+def build_stepwise(info, cfg, head):
+    """Two keras.Models of the weights of a gpt, that keep keys and values: (whole, step).
+
+    head: (x [B, P, D], info, cfg) -> what the network says. Both give dict of `out`, that of the
+    last step, [B, 1, ...], and `kept` [B, L, 2, C, H, D/H], the keys and values of L blocks.
+
+      whole   the named inputs of windows; kept: of each step of the window, in its place there
+      step    the named inputs of one step, `kept`, of the C steps of an episode in their order, and
+              `place` [B] int32 (before C), which of them the step is; kept: with its own
+    """
+    inputs = input_layers(info, cfg)
+    tokens = step_tokens(inputs, info, cfg)
+    whole = _keeping(
+        inputs, tokens._replace(sight=tokens.sight._replace(kept=Kept())), head, info, cfg
+    )
+    inputs = input_layers(info, cfg, steps=1)
+    inputs["place"] = keras.Input((), dtype="int32", name="place")
+    size = (cfg.layers, 2, cfg.context, cfg.heads, cfg.width // cfg.heads)
+    inputs["kept"] = keras.Input(size, name="kept")
+    return whole, _keeping(inputs, next_token(inputs, info, cfg), head, info, cfg)
+
+
+def _keeping(inputs, tokens, head, info, cfg):
+    x = decode(*tokens, cfg)
+    out = head(norm(x[:, -1:], name="norm"), info, cfg)
+    kept = ops.stack(tokens.sight.kept.joined, axis=1)
+    return keras.Model(inputs, dict(out=out, kept=kept))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -250,7 +301,7 @@ def build_stream(model, info, cfg, edited=None):
         stream.append(x)
         return x
 
-    x = decode(tokens.x, tokens.visible, cfg, relation=tokens.relation, after=after)
+    x = decode(*tokens, cfg, after=after)
     q = q_head(read_out(x, cfg), info, cfg)
     whole = keras.Model(named, dict(q=q, stream=ops.stack(stream, axis=1)), name="stream")
     for layer in whole.layers:

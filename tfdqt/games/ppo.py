@@ -10,6 +10,7 @@ learned from the window it was acted on, so the ratio of new to old probability 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -36,6 +37,7 @@ from tfdqt.games.rollout import (
     total_updates,
     windows_of,
 )
+from tfdqt.games.stepwise import make_stepwise
 from tfdqt.settings import check_fractions, check_not_negative, check_positive
 
 # -------------------------------------------------------------------------------------------------
@@ -201,33 +203,49 @@ def policy_and_value(net, weights, inputs):
     return out[:, :-1], out[:, -1]
 
 
-def make_look(net, num_envs) -> Callable:
-    """Compile `look(weights, chance [N, D], *inputs) -> actions int32 [N], numbers [2, N]`.
+def draw(net, outputs, chance):
+    """Actions of D parts drawn by numbers in [0, 1): -> int32 [N], and numbers [2, N].
 
-    Actions of D parts drawn by numbers in [0, 1); their log-probabilities and the values. The
-    inputs are the network's in its own order. Called as a concrete function, which takes half the
-    time of a call that looks at its arguments first.
+    outputs [N, A + 1], chance [N, D]. The numbers are log-probabilities and values.
+    """
+    parts = net.parts or (net.model.output.shape[-1] - 1,)
+    log_p = losses.log_probabilities(outputs[:, :-1], net.parts)
+    each = [
+        _drawn(part, chance[:, i], net.masked)
+        for i, part in enumerate(tf.split(log_p, parts, axis=-1))
+    ]
+    action = losses.join_actions(each, parts)
+    chosen = losses.select_actions(log_p, action, net.parts)
+    return action, tf.stack([chosen, outputs[:, -1]])
+
+
+def make_look(net, num_envs) -> Callable:
+    """`begin(weights) -> look`; `look(chance [N, D], *inputs)` -> what `draw` draws.
+
+    The inputs are the network's in its own order.
     """
     names = net.model.input
-    parts = net.parts or (net.model.output.shape[-1] - 1,)
+    if net.stepwise is not None:
+        begin_outputs = make_stepwise(net)
+        drawn = tf.function(functools.partial(draw, net), jit_compile=True)
+
+        def begin(weights):
+            outputs = begin_outputs(weights)
+            return lambda chance, *inputs: drawn(outputs(dict(zip(names, inputs))), chance)
+
+        return begin
 
     @tf.function(jit_compile=True)
     def look(weights, chance, *inputs):
-        logits, value = policy_and_value(net, weights, dict(zip(names, inputs)))
-        log_p = losses.log_probabilities(logits, net.parts)
-        each = [
-            _drawn(part, chance[:, i], net.masked)
-            for i, part in enumerate(tf.split(log_p, parts, axis=-1))
-        ]
-        action = losses.join_actions(each, parts)
-        chosen = losses.select_actions(log_p, action, net.parts)
-        return action, tf.stack([chosen, value])
+        return draw(net, net.apply(weights, dict(zip(names, inputs)))[:, -1], chance)
 
-    return look.get_concrete_function(
+    # Called as a concrete function, it takes half the time of a call that looks at its arguments.
+    look = look.get_concrete_function(
         tf.TensorSpec(net.start.shape),
-        tf.TensorSpec([num_envs, len(parts)]),
+        tf.TensorSpec([num_envs, max(1, len(net.parts))]),
         *(tf.TensorSpec([num_envs, *x.shape[1:]], x.dtype) for x in names.values()),
     )
+    return lambda weights: functools.partial(look, weights)
 
 
 def _drawn(log_p, chance, masked):
@@ -242,15 +260,16 @@ def _drawn(log_p, chance, masked):
 
 def make_act(net, stepper, cfg) -> Callable:
     """`act(weights) -> decide`, as `rollout.make_collect` asks it; outputs are log_p and value."""
-    look = make_look(net, cfg.num_envs)
+    begin = make_look(net, cfg.num_envs)
     count = max(1, len(net.parts))
 
     def act(weights):
         shape = (cfg.rollout_steps + 1, cfg.num_envs, count)
         chance = stepper.rng.random(shape, np.float32)
+        look = begin(weights)
 
         def decide(t, inputs):
-            action, numbers = look(weights, tf.constant(chance[t]), *inputs)
+            action, numbers = look(tf.constant(chance[t]), *inputs)
             return action.numpy(), numbers.numpy().T
 
         return decide

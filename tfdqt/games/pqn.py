@@ -23,8 +23,8 @@ from tfdqt.games.flat import (
     draw_loops,
     flatten,
     flatten_q,
-    make_scores,
     repeat_update,
+    scores_at_last,
     set_weights,
     step_adam,
 )
@@ -38,6 +38,7 @@ from tfdqt.games.rollout import (
     windows_of,
 )
 from tfdqt.games.spaces import legal_actions
+from tfdqt.games.stepwise import make_stepwise
 from tfdqt.policy import best_actions, epsilon_at, epsilon_greedy
 from tfdqt.settings import check_fractions, check_positive
 
@@ -204,12 +205,14 @@ def first_state(net):
 
 def make_act(net, stepper, info, cfg) -> Callable:
     """`act(weights, step) -> decide`, as `rollout.make_collect` asks it; outputs are Q, [N, A]."""
-    scores = make_scores(net)
+    begin = make_stepwise(net, scores_at_last())
     names = list(net.model.input)
 
     def act(weights, step):
+        scores = begin(weights)
+
         def decide(t, inputs):
-            q = scores(weights, dict(zip(names, inputs))).numpy()
+            q = scores(dict(zip(names, inputs)))
             epsilon = epsilon_at(step + t * cfg.num_envs, cfg)
             best = best_actions(q, info.parts)
             legal = legal_actions(info, stepper.vec.out["obs"])

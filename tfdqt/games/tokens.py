@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt.backend import keras
-from tfdqt.games.blocks import linear, normal
+from tfdqt.games.blocks import Kept, Sight, linear, normal
 from tfdqt.games.features import (
     as_numbers,
     cells_as_numbers,
@@ -52,22 +52,40 @@ class Tokens(NamedTuple):
     """What a decoder reads, T tokens of a window of C steps, T / C of each."""
 
     x: object  # [B, T, D]
-    visible: object = None  # [B, T, T] float, 1 where the row's token sees the column's; None: all
-    relation: np.ndarray | None = None  # [T, T] int, how two cells lie to each other
+    sight: Sight  # what each of them sees
 
 
 def step_tokens(inputs, info, cfg):
     """One token a step: T = C, or more steps, of which each sees C."""
+    steps = inputs["first"].shape[1]
+    visible = same_episode(inputs["first"]) * causal(steps, cfg.context)
+    return Tokens(_step_vectors(inputs, info, cfg, steps_seen(visible)), Sight(visible))
+
+
+def next_token(inputs, info, cfg):
+    """The token of a step by itself, T = 1, where what came before is kept.
+
+    Besides the named inputs, of windows of one step, `place` [B] int32, how many steps came before
+    in its episode, and `kept` [B, L, 2, C, H, D/H], see Kept.
+    """
+    place = inputs["place"][:, None]
+    steps = np.arange(cfg.context)
+    visible = ops.cast(ops.less_equal(steps, place), "float32")[:, None]
+    kept = Kept(inputs["kept"], ops.equal(steps, place))
+    return Tokens(_step_vectors(inputs, info, cfg, place), Sight(visible, kept=kept))
+
+
+def _step_vectors(inputs, info, cfg, history):
+    """A vector for each step: [B, T, D]; history: how many steps each has seen before, [B, T]."""
     numbers = as_numbers(hide_static(features_of(inputs, info), info, cfg), info, cfg)
     scale = min(0.3, count_numbers(info, cfg) ** -0.5)
     x = linear(numbers, cfg.width, name="embed_obs", scale=scale)
-    visible = same_episode(inputs["first"]) * causal(numbers.shape[1], cfg.context)
-    x = x + _embedded_time(visible, cfg)
+    x = x + _embedded_time(history, cfg)
     if cfg.prev_action:
         x = x + _embedded_action(inputs, info, cfg)
     if info.mask:
         x = x + _embedded_mask(inputs, info, cfg)
-    return Tokens(x, visible)
+    return x
 
 
 def feature_tokens(inputs, info, cfg):
@@ -78,14 +96,15 @@ def feature_tokens(inputs, info, cfg):
     )  # [B, C, F, D]
     x = AddFeatureVectors(name="embed_feature")(x)
     episode = same_episode(inputs["first"])
-    x = x + _embedded_time(episode * causal(cfg.context), cfg)[:, :, None]
+    x = x + _embedded_time(steps_seen(episode * causal(cfg.context)), cfg)[:, :, None]
     if cfg.prev_action:
         x = x + _embedded_action(inputs, info, cfg)[:, :, None]
     if info.mask:
         x = x + _embedded_mask(inputs, info, cfg)[:, :, None]
     tokens = cfg.context * features
     visible = ops.repeat(ops.repeat(episode, features, axis=1), features, axis=2)
-    return Tokens(ops.reshape(x, (-1, tokens, cfg.width)), visible * causal(tokens))
+    x = ops.reshape(x, (-1, tokens, cfg.width))
+    return Tokens(x, Sight(visible * causal(tokens)))
 
 
 def cell_tokens(inputs, info, cfg):
@@ -102,7 +121,7 @@ def cell_tokens(inputs, info, cfg):
     rows, columns = x.shape[2:4]
     x = ops.reshape(x, (-1, cfg.context, rows * columns, cfg.width))
     episode = same_episode(inputs["first"]) * causal(cfg.context)
-    time = _embedded_time(episode, cfg)
+    time = _embedded_time(steps_seen(episode), cfg)
     step = time
     if cfg.context > 1:
         x = x + time[:, :, None]
@@ -118,7 +137,7 @@ def cell_tokens(inputs, info, cfg):
     if cfg.context > 1:
         visible = ops.repeat(ops.repeat(episode, each, axis=1), each, axis=2)
     x = ops.reshape(x, (-1, cfg.context * each, cfg.width))
-    return Tokens(x, visible, relations(rows, columns, cfg.context))
+    return Tokens(x, Sight(visible, relations(rows, columns, cfg.context)))
 
 
 def relations(rows, columns, context):
@@ -193,9 +212,9 @@ def _embedding(count, cfg, name="embed_value"):
     return layers.Embedding(count, cfg.width, name=name, embeddings_initializer=start)
 
 
-def _embedded_time(visible, cfg):
-    """A learned vector for how much history each step has: [B, C, C] -> [B, C, D]."""
-    history = ops.one_hot(steps_seen(visible), cfg.context)
+def _embedded_time(history, cfg):
+    """A learned vector for how much history each step has: [B, C] int -> [B, C, D]."""
+    history = ops.one_hot(history, cfg.context)
     return linear(history, cfg.width, name="embed_place", use_bias=False)
 
 

@@ -1,0 +1,89 @@
+"""Acting from what was kept of the steps before says what encoding the window says."""
+
+import numpy as np
+
+from tests.games.toys import NUMBER, without_xla
+from tfdqt.backend import keras, tf
+from tfdqt.games.config import NetworkConfig
+from tfdqt.games.flat import best_at_last, flatten_pi_v, flatten_q
+from tfdqt.games.networks import build_pi_v, build_q
+from tfdqt.games.stepwise import make_stepwise
+from tfdqt.games.window import make_window, network_inputs, push
+
+CONTEXT = 20
+GPT = dict(context=CONTEXT, layers=2, heads=2, width=8, prev_action=True)
+# When each of three rows starts an episode: within the context, beyond it, and every few steps.
+STARTS = ((0, 15, 30), (0, 45), tuple(range(0, 60, 7)))
+
+
+def made(network, policy=False):
+    """A network whose weights are larger than at the start, or nothing depends on the past."""
+    keras.utils.set_random_seed(0)
+    build, flatten = (build_pi_v, flatten_pi_v) if policy else (build_q, flatten_q)
+    net = flatten(build(NUMBER, network), NUMBER)
+    return net, 3 * net.start
+
+
+def windows(steps=60):
+    """The windows of three rows, step after step."""
+    rng = np.random.default_rng(0)
+    window = make_window(NUMBER, 3, CONTEXT)
+    for step in range(steps):
+        first = np.array([step in starts for starts in STARTS])
+        push(window, rng.normal(size=(3, 1)), first, rng.integers(0, 2, 3))
+        yield {name: part.copy() for name, part in network_inputs(window).items()}
+
+
+class Stepwise(tf.test.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_context(without_xla())
+
+    def test_it_says_what_encoding_the_window_says(self):
+        for policy in (False, True):
+            net, weights = made(NetworkConfig(**GPT), policy)
+            look = make_stepwise(net)(weights)
+            for inputs in windows():
+                self.assertAllClose(look(inputs), net.apply(weights, inputs)[:, -1], atol=1e-4)
+
+    def test_it_may_begin_at_any_step(self):
+        net, weights = made(NetworkConfig(**GPT))
+        begin = make_stepwise(net)
+        for step, inputs in enumerate(windows()):
+            if step % 11 == 5:
+                look = begin(weights)
+            if step >= 5:
+                self.assertAllClose(look(inputs), net.apply(weights, inputs)[:, -1], atol=1e-4)
+
+    def test_what_is_wanted_of_it(self):
+        net, weights = made(NetworkConfig(**GPT))
+        look = make_stepwise(net, best_at_last())(weights)
+        for inputs in windows(30):
+            best = net.apply(weights, inputs)[:, -1, :, 0].numpy().argmax(axis=-1)
+            self.assertAllEqual(look(inputs), best)
+
+    def test_a_step_within_the_context_encodes_no_window(self):
+        net, weights = made(NetworkConfig(**GPT))
+        look = make_stepwise(net)(weights)
+        look.encode = None  # what would encode windows
+        for step, inputs in zip(range(CONTEXT), windows()):
+            look(inputs)
+            self.assertLess(look.place.max(), CONTEXT, msg=f"step {step}")
+        self.assertEqual(look.kept.shape, (3, 2, 2, CONTEXT, 2, 4))
+
+    def test_who_keeps_steps(self):
+        for network, keeps in (
+            (NetworkConfig(**GPT), True),
+            (NetworkConfig(**{**GPT, "context": 16}), False),
+            (NetworkConfig(**GPT, loops=2), False),
+            (NetworkConfig(network="gru", context=CONTEXT, width=8), False),
+        ):
+            net, weights = made(network)
+            self.assertEqual(net.stepwise is not None, keeps)
+            look = make_stepwise(net)(weights)
+            inputs = {name: part[:, -network.context :] for name, part in next(windows()).items()}
+            self.assertAllClose(look(inputs), net.apply(weights, inputs)[:, -1])
+
+
+if __name__ == "__main__":
+    tf.test.main()
