@@ -12,7 +12,7 @@ from ours import make_matmul_rate
 from tfdqt.backend import keras, set_threads, tf
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.dqn import DQNConfig
-from tfdqt.games.flat import flatten, flatten_q, repeat_update, step_adam
+from tfdqt.games.flat import flatten, flatten_q, learn_in_parts, repeat_update, step_adam
 from tfdqt.games.spaces import describe
 
 VALUES = 7  # of a cell, as Sokoban has
@@ -43,8 +43,7 @@ def make_update(net):
     """Compile `update(state, obs [K, B, F], targets [K, B, A]) -> (state, mean loss)`."""
     cfg = DQNConfig()
 
-    def one(state, obs, target):
-        weights, moments, count = state
+    def learned(weights, obs, target):
         inputs = dict(obs=obs[:, None], first=tf.ones([obs.shape[0], 1], tf.int32))
         with tf.GradientTape() as tape:
             trained, fixed = net.unflatten(weights)
@@ -52,8 +51,15 @@ def make_update(net):
             q = net.apply((trained, fixed), inputs)[:, 0, :, 0]
             loss = tf.reduce_mean((q - target) ** 2)
         gradient = flatten(net, tape.gradient(loss, trained))
-        weights, moments, _ = step_adam(weights, moments, gradient, count, 0.0, cfg)
-        return (weights, moments, count + 1), dict(loss=loss)
+        return dict(loss=loss, gradient=gradient, count=tf.cast(obs.shape[0], tf.float32))
+
+    def one(state, obs, target):
+        weights, moments, count = state
+        found = learn_in_parts(
+            net, lambda part: learned(weights, *part), (obs, target), obs.shape[0], ("loss",)
+        )
+        weights, moments, _ = step_adam(weights, moments, found["gradient"], count, 0.0, cfg)
+        return (weights, moments, count + 1), found
 
     @tf.function(jit_compile=True)
     def update(state, obs, targets):

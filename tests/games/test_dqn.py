@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import gymnasium
 import numpy as np
@@ -10,7 +11,7 @@ from tests.games.corridor import Corridor, Failing, Forever, Stateful
 from tests.games.toys import NUMBER, linear_net, without_xla
 from tfdqt.backend import keras, tf
 from tfdqt.errors import EnvFailure, UsageError
-from tfdqt.games import dqn
+from tfdqt.games import dqn, flat
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.dqn import DQNConfig
 from tfdqt.games.envs import env_info
@@ -290,6 +291,15 @@ class TestUpdate(tf.test.TestCase):
     def compiled(self, cfg):
         with without_xla():
             return dqn.make_update(self.net, cfg)
+
+    def test_a_batch_in_parts_is_learned_from_as_whole(self):
+        start = dqn.first_state(self.net)
+        whole, said = self.compiled(CFG)(start, self.steps)
+        large = self.net._replace(attention=2**30)
+        with without_xla(), mock.patch.object(flat, "LEAST_PART", 2):
+            found, said_too = dqn.make_update(large, CFG)(start, self.steps)
+        self.assertAllClose(found.online, whole.online, rtol=0, atol=1e-5)
+        self.assertAllClose(said_too, said, rtol=1e-4)
 
     def test_xla_updates_a_gru_as_tensorflow_does(self):
         network = NetworkConfig(network="gru", context=2, layers=1, width=4)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import unittest
+from unittest import mock
 
 import numpy as np
 
@@ -138,6 +139,39 @@ class TestUpdates(tf.test.TestCase):
         total, means = flat.repeat_update(one, tf.constant(10.0), 4, ("i",))
         self.assertAllEqual(total, 10 + 0 + 1 + 2 + 3)
         self.assertAllEqual(means, dict(i=1.5))
+
+    def test_a_batch_in_parts_gives_the_means_of_all(self):
+        net = linear_net(2, (1.0, 2.0))
+        rng = np.random.default_rng(0)
+        x = tf.constant(rng.normal(size=(8, 2)), tf.float32)
+        mask = tf.constant([1.0, 1, 1, 0, 0, 0, 0, 0])  # one part in two has nothing to learn from
+
+        def learned(batch):
+            x, mask = batch
+            count = tf.reduce_sum(mask)
+            mean = tf.reduce_sum(mask[:, None] * x, axis=0) / tf.maximum(count, 1.0)
+            return dict(gradient=mean, loss=tf.reduce_sum(mean), count=count, other=count)
+
+        whole = flat.learn_in_parts(net, learned, (x, mask), 8, ("loss",))
+        with mock.patch.object(flat, "LEAST_PART", 2):
+            large = net._replace(attention=2**30)
+            found = flat.learn_in_parts(large, learned, (x, mask), 8, ("loss",))
+        self.assertEqual(set(found), {"gradient", "loss"})
+        self.assertAllClose(found["gradient"], whole["gradient"])
+        self.assertAllClose(found["loss"], whole["loss"])
+
+    def test_batches_are_split_where_attention_is_large(self):
+        for attention, size, parts in (
+            (0, 32, 1),
+            (2**16 - 1, 32, 1),  # 2 MB of attention weights, nearly
+            (2**16, 32, 2),
+            (2**18, 32, 8),
+            (2**30, 32, 8),  # no part is of less than 4 windows
+            (2**30, 20, 4),
+            (2**30, 6, 1),
+        ):
+            net = linear_net(2, (1.0, 2.0))._replace(attention=attention)
+            self.assertEqual(flat.parts_of_batch(net, size), parts, msg=f"{attention} {size}")
 
     def test_a_linear_network_by_hand(self):
         net = linear_net(2, (1.0, 2.0))

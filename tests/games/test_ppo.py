@@ -56,6 +56,24 @@ class TestPPO(tf.test.TestCase):
         self.assertAllClose(log_p, acted_log_p, atol=1e-5)
         self.assertAllClose(value, roll.outputs[:, :-1, 1].reshape(-1), atol=1e-5)
 
+    def test_a_batch_in_parts_is_learned_from_as_whole(self):
+        net = flatten_model(build_pi_v(env_info(Corridor()), NETWORK))
+        stepper = make_stepper(Corridor, env_info(Corridor()), NETWORK.context, 4, seed=0)
+        cfg = dataclasses.replace(CFG, batch_size=8)
+        collect = rollout.make_collect(net, stepper, cfg.rollout_steps)
+        roll, _ = collect(ppo.make_act(net, stepper, cfg)(net.start))
+        steps = tf.nest.map_structure(tf.constant, roll)
+        order = tf.constant(np.arange(8)[None], tf.int32)
+        states = []
+        for attention in (0, 2**30):
+            with without_xla():
+                learn = ppo.make_learn(net._replace(attention=attention), cfg)
+                states.append(learn(ppo.first_state(net), steps, order))
+        (whole, said), (found, said_too) = states
+        # Adam's first moment is the gradient.
+        self.assertAllClose(found.optimizer[0], whole.optimizer[0], rtol=1e-4, atol=1e-6)
+        self.assertAllClose(said_too, said, rtol=1e-4, atol=1e-6)
+
     def test_learns_the_way_and_the_values_of_a_corridor(self):
         for network in (NETWORK, DENSE):
             state, net, progress = train(network=network)

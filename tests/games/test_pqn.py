@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from unittest import mock
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from tests.games.toys import NUMBER, linear_net, without_xla
 from tests.helpers import slow
 from tfdqt.backend import keras, tf
 from tfdqt.errors import EnvFailure, UsageError
-from tfdqt.games import pqn, rollout
+from tfdqt.games import flat, pqn, rollout
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import env_info
 from tfdqt.games.flat import flatten_q, mean_q
@@ -100,7 +101,7 @@ class TestLearn(tf.test.TestCase):
     action = np.array([[0, 1, 0], [1, 1, 0]])
     reward = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
 
-    def loss(self, order, positions=3, before=(0.0, 0.0), last=((0, 0, 0), (0, 0, 0))):
+    def loss(self, order, positions=3, before=(0.0, 0.0), last=((0, 0, 0), (0, 0, 0)), parts=1):
         """The loss of one update whose windows end with the steps `order`."""
         net = linear_net(3, (1.0, 2.0))
         if positions == 1:
@@ -115,9 +116,11 @@ class TestLearn(tf.test.TestCase):
         steps = rollout_of(
             np.zeros((2, 4, 2)), self.action, self.reward, np.zeros((2, 3)), last, stream
         )
-        with without_xla():
+        if parts > 1:
+            net = net._replace(attention=2**30)
+        with without_xla(), mock.patch.object(flat, "LEAST_PART", 2 // parts):
             learn = pqn.make_learn(net, self.cfg)
-        state, diagnostics = learn(pqn.first_state(net), steps, tf.constant([order]))
+            state, diagnostics = learn(pqn.first_state(net), steps, tf.constant([order]))
         self.assertEqual(int(state.updates), 1)
         return float(diagnostics["loss"])
 
@@ -130,6 +133,9 @@ class TestLearn(tf.test.TestCase):
         self.assertAllClose(self.loss([1, 5]), (each[0, :2].sum() + each[1].sum()) / 5)
         # At the last step of a window alone, each step is learned from once.
         self.assertAllClose(self.loss([2, 4], positions=1), (each[0, 2] + each[1, 1]) / 2)
+
+    def test_in_parts(self):
+        self.assertAllClose(self.loss([1, 5], parts=2), self.loss([1, 5]))
 
     def test_steps_before_the_rollout_do_not_enter(self):
         self.assertAllClose(self.loss([0, 3], before=(100.0, -70.0)), (0 + 8) / 2)

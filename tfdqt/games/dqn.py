@@ -29,6 +29,7 @@ from tfdqt.games.flat import (
     draw_loops,
     flatten,
     flatten_q,
+    learn_in_parts,
     mean_q,
     repeat_update,
     set_weights,
@@ -273,7 +274,8 @@ class DQNMetrics(NamedTuple):
     updates: int  # gradient updates done
 
 
-DIAGNOSTICS = ("loss", "q_mean", "td_error", "grad_norm")
+LEARNED = ("loss", "q_mean", "td_error")  # of a batch
+DIAGNOSTICS = (*LEARNED, "grad_norm")
 NO_DIAGNOSTICS = dict.fromkeys(DIAGNOSTICS, float("nan"))  # before the first update
 
 
@@ -442,9 +444,14 @@ def make_update(net, cfg, strategy=None) -> Callable:
 
     def one(state, steps):
         online = draw_loops(net, state.online, state.updates)
-        loss, gradient, diagnostics = q_learning(net, cfg, online, state.target, steps, read)
-        state, norm = follow(state, gradient)
-        return state, dict(diagnostics, loss=loss, grad_norm=norm)
+
+        def learned(steps):
+            loss, gradient, diagnostics = q_learning(net, cfg, online, state.target, steps, read)
+            return dict(diagnostics, loss=loss, gradient=gradient)
+
+        found = learn_in_parts(net, learned, steps, steps.reward.shape[0], LEARNED)
+        state, norm = follow(state, found["gradient"])
+        return state, dict(found, grad_norm=norm)
 
     @tf.function(jit_compile=True)
     def update(state, steps):
@@ -458,7 +465,6 @@ def make_update(net, cfg, strategy=None) -> Callable:
 
 def _make_shared_update(net, cfg, read, strategy, follow):
     check_even(cfg, strategy)
-    names = [name for name in DIAGNOSTICS if name != "grad_norm"]
 
     @tf.function(jit_compile=True)
     def learned(state, steps):
@@ -470,7 +476,7 @@ def _make_shared_update(net, cfg, read, strategy, follow):
         batch = slice_batch(tf.nest.map_structure(lambda field: field[i], steps), part, parts)
         loss, gradient, diagnostics = learned(state, batch)
         scalars = dict(diagnostics, loss=loss)
-        vector = tf.concat([tf.stack([scalars[name] for name in names]), gradient], 0)
+        vector = tf.concat([tf.stack([scalars[name] for name in LEARNED]), gradient], 0)
         return [(diagnostics["count"], vector)]
 
     means_of = make_means(strategy, share, least=1.0)
@@ -478,8 +484,8 @@ def _make_shared_update(net, cfg, read, strategy, follow):
     @tf.function
     def one(state, steps, i):
         (means,) = means_of(state, steps, i)
-        state, norm = follow(state, means[len(names) :])
-        return state, tf.concat([means[: len(names)], [norm]], 0)
+        state, norm = follow(state, means[len(LEARNED) :])
+        return state, tf.concat([means[: len(LEARNED)], [norm]], 0)
 
     def update(state, steps):
         scalars = []
@@ -488,7 +494,7 @@ def _make_shared_update(net, cfg, read, strategy, follow):
             state, means = one(state, steps, i)
             scalars.append(means)
         mean = tf.add_n(scalars) / len(scalars)
-        return state, dict(zip([*names, "grad_norm"], tf.unstack(mean)))
+        return state, dict(zip(DIAGNOSTICS, tf.unstack(mean)))
 
     return update
 

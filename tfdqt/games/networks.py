@@ -15,7 +15,7 @@ import numpy as np
 from tfdqt.backend import keras
 from tfdqt.games.blocks import FEW_STEPS, Kept, decode, linear, mlp, norm
 from tfdqt.games.config import check_network, check_policy_network, learns_every_step
-from tfdqt.games.cost import check_tokens
+from tfdqt.games.cost import attention_bytes, check_tokens
 from tfdqt.games.features import as_numbers, hide_static
 from tfdqt.games.recurrent import ResettingGRU
 from tfdqt.games.tokens import (
@@ -202,7 +202,7 @@ def build_q(info, cfg, steps=None):
     model = keras.Model(inputs, q_head(x, info, cfg), name=f"{cfg.network}_q")
     if reads_on(cfg):
         model.of_steps = functools.partial(build_q, info, cfg)
-    return _with_steps_kept(model, q_head, info, cfg)
+    return _described(model, q_head, info, cfg)
 
 
 def build_pi_v(info, cfg):
@@ -214,7 +214,7 @@ def build_pi_v(info, cfg):
     check_policy_network(cfg)
     inputs, x = body(info, cfg)
     model = keras.Model(inputs, pi_v_head(x, info, cfg), name=f"{cfg.network}_pi_v")
-    return _with_steps_kept(model, pi_v_head, info, cfg)
+    return _described(model, pi_v_head, info, cfg)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -227,7 +227,9 @@ def keeps_steps(cfg):
     return plain and cfg.context > FEW_STEPS
 
 
-def _with_steps_kept(model, head, info, cfg):
+def _described(model, head, info, cfg):
+    """The model, with what `flat` asks it for."""
+    model.attention_bytes = attention_bytes(info, cfg)
     if keeps_steps(cfg):
         model.stepwise = functools.partial(build_stepwise, info, cfg, head)
     return model

@@ -24,6 +24,7 @@ from tfdqt.games.flat import (
     draw_loops,
     flatten,
     flatten_pi_v,
+    learn_in_parts,
     repeat_update,
     set_weights,
     step_adam,
@@ -176,15 +177,8 @@ class PPOMetrics(NamedTuple):
     updates: int  # gradient updates done
 
 
-DIAGNOSTICS = (
-    "loss",
-    "policy_loss",
-    "value_loss",
-    "entropy",
-    "approx_kl",
-    "clip_fraction",
-    "grad_norm",
-)
+LEARNED = ("loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+DIAGNOSTICS = (*LEARNED, "grad_norm")
 
 
 def first_state(net):
@@ -288,6 +282,29 @@ def make_learn(net, cfg) -> Callable:
     """
     total = total_updates(cfg)
 
+    def learned(weights, clip, batch, inputs):
+        with tf.GradientTape() as tape:
+            trained, fixed = net.unflatten(weights)
+            tape.watch(trained)
+            logits, value = policy_and_value(net, (trained, fixed), inputs)
+            terms = losses.ppo_losses(
+                logits,
+                value,
+                batch["action"],
+                batch["log_p"],
+                batch["value"],
+                batch["advantages"],
+                batch["returns"],
+                batch["mask"],
+                clip=clip,
+                value_clip=cfg.value_clip,
+                parts=net.parts,
+            )
+            value_loss = cfg.value_weight * terms["value_loss"]
+            loss = terms["policy_loss"] + value_loss - cfg.entropy_weight * terms["entropy"]
+        gradient = flatten(net, tape.gradient(loss, trained))
+        return dict(terms, loss=loss, gradient=gradient, count=tf.reduce_sum(batch["mask"]))
+
     def one(state, batch, inputs):
         part = tf.cast(state.updates, tf.float32) / total
         clip = cfg.clip + tf.minimum(part, 1.0) * (cfg.final_clip - cfg.clip)
@@ -298,31 +315,19 @@ def make_learn(net, cfg) -> Callable:
             centred = advantages - tf.reduce_sum(mask * advantages) / count
             deviation = tf.sqrt(tf.reduce_sum(mask * tf.square(centred)) / count)
             advantages = centred / (deviation + 1e-8)
-        with tf.GradientTape() as tape:
-            trained, fixed = net.unflatten(draw_loops(net, state.weights, state.updates))
-            tape.watch(trained)
-            logits, value = policy_and_value(net, (trained, fixed), inputs)
-            terms = losses.ppo_losses(
-                logits,
-                value,
-                batch["action"],
-                batch["log_p"],
-                batch["value"],
-                advantages,
-                batch["returns"],
-                mask,
-                clip=clip,
-                value_clip=cfg.value_clip,
-                parts=net.parts,
-            )
-            value_loss = cfg.value_weight * terms["value_loss"]
-            loss = terms["policy_loss"] + value_loss - cfg.entropy_weight * terms["entropy"]
-        gradient = flatten(net, tape.gradient(loss, trained))
+        weights = draw_loops(net, state.weights, state.updates)
+        found = learn_in_parts(
+            net,
+            lambda part: learned(weights, clip, *part),
+            (dict(batch, advantages=advantages), inputs),
+            cfg.batch_size,
+            LEARNED,
+        )
         updates = state.updates + 1
         weights, moments, norm = step_adam(
-            state.weights, state.optimizer, gradient, updates, part, cfg
+            state.weights, state.optimizer, found["gradient"], updates, part, cfg
         )
-        return PPOState(weights, moments, updates), dict(terms, loss=loss, grad_norm=norm)
+        return PPOState(weights, moments, updates), dict(found, grad_norm=norm)
 
     @tf.function(jit_compile=True)
     def learn(state, rollout, order):

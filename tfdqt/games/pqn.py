@@ -23,6 +23,7 @@ from tfdqt.games.flat import (
     draw_loops,
     flatten,
     flatten_q,
+    learn_in_parts,
     repeat_update,
     scores_at_last,
     set_weights,
@@ -190,7 +191,8 @@ class PQNMetrics(NamedTuple):
     updates: int  # gradient updates done
 
 
-DIAGNOSTICS = ("loss", "q_mean", "td_error", "grad_norm")
+LEARNED = ("loss", "q_mean", "td_error")  # of a batch
+DIAGNOSTICS = (*LEARNED, "grad_norm")
 
 
 def first_state(net):
@@ -257,10 +259,9 @@ def make_learn(net, cfg) -> Callable:
     total = total_updates(cfg)
     before = net.positions - 1  # steps of the first window that lie before the rollout
 
-    def one(state, batch, inputs):
-        part = tf.cast(state.updates, tf.float32) / total
+    def learned(weights, batch, inputs):
         with tf.GradientTape() as tape:
-            trained, fixed = net.unflatten(draw_loops(net, state.weights, state.updates))
+            trained, fixed = net.unflatten(weights)
             tape.watch(trained)
             q = net.apply((trained, fixed), inputs)  # [B, P, A, 1]
             loss, diagnostics = losses.td_loss(
@@ -272,12 +273,19 @@ def make_learn(net, cfg) -> Callable:
                 parts=net.parts,
             )
         gradient = flatten(net, tape.gradient(loss, trained))
+        return dict(diagnostics, loss=loss, gradient=gradient, count=tf.reduce_sum(batch["mask"]))
+
+    def one(state, batch, inputs):
+        part = tf.cast(state.updates, tf.float32) / total
+        weights = draw_loops(net, state.weights, state.updates)
+        found = learn_in_parts(
+            net, lambda part: learned(weights, *part), (batch, inputs), cfg.batch_size, LEARNED
+        )
         updates = state.updates + 1
         weights, moments, norm = step_adam(
-            state.weights, state.optimizer, gradient, updates, part, cfg
+            state.weights, state.optimizer, found["gradient"], updates, part, cfg
         )
-        diagnostics = dict(diagnostics, loss=loss, grad_norm=norm)
-        return PQNState(weights, moments, updates), diagnostics
+        return PQNState(weights, moments, updates), dict(found, grad_norm=norm)
 
     @tf.function(jit_compile=True)
     def learn(state, rollout, order):
