@@ -6,7 +6,7 @@
 The update is double DQN of one step on windows of so many steps, 2 blocks, 128 wide, 8 heads, batch
 32, the shape of DTQN (Esslinger et al., 2022). Three sides are measured in turn, A B C A B C, each
 in a process of one thread: ours as it is by default (`once`: a state and the next are read in one
-pass), ours with `--no-read-once` (`twice`), and eager PyTorch as `torch_update.py` has it, which
+pass), ours with `--read-once=False` (`twice`), and eager PyTorch as `torch_update.py` has it, which
 does what `twice` does; that their losses agree is checked first. Acting is of 8 environments, by
 encoding the window at each step (`window`), and from the keys and values that were kept (`kept`).
 

@@ -74,7 +74,7 @@ class Stepwise(tf.test.TestCase):
     def test_who_keeps_steps(self):
         for network, keeps in (
             (NetworkConfig(**GPT), True),
-            (NetworkConfig(**{**GPT, "context": 16}), False),
+            (NetworkConfig(**{**GPT, "context": 8}), False),
             (NetworkConfig(**GPT, loops=2), False),
             (NetworkConfig(network="gru", context=CONTEXT, width=8), False),
         ):

@@ -107,22 +107,29 @@ def attention(x, sight, *, heads, name, scale):
         add_bias = AddPlaceBias(relation, name=f"{name}_bias")
         mixed = _attend(q * shrink, k, v, visible, add_bias)
     elif kept is not None:
-        mixed = _attend(q * shrink, *kept.join(k, v), visible)
+        attend = _attend_few if length == 1 else _attend
+        mixed = attend(q * shrink, *kept.join(k, v), visible)
     elif length == 1:
         mixed = v
     elif length <= FEW_STEPS and visible is not None:
-        # A few steps: sums of products fuse into one loop, where many tiny matrix products would
-        # each be a call.
-        scores = ops.sum(q[:, :, None] * k[:, None], axis=-1) * shrink  # [B, T, S, H]
-        scores = scores + _blocked(visible)[..., None]
-        mixed = ops.sum(ops.softmax(scores, axis=2)[..., None] * v[:, None], axis=2)
+        mixed = _attend_few(q, k, v, visible, shrink)
     else:
         mixed = _attend_backwards(q * shrink, k, v, visible)
     return linear(ops.reshape(mixed, (-1, length, width)), width, name=f"{name}_out", scale=scale)
 
 
+def _attend_few(q, k, v, visible, shrink=1.0):
+    """Attention of a few tokens: q [B, T, H, D/H], k and v [B, S, H, D/H] -> [B, T, H, D/H].
+
+    Sums of products fuse into one loop, where many tiny matrix products would each be a call.
+    """
+    scores = ops.sum(q[:, :, None] * k[:, None], axis=-1) * shrink  # [B, T, S, H]
+    scores = scores + _blocked(visible)[..., None]
+    return ops.sum(ops.softmax(scores, axis=2)[..., None] * v[:, None], axis=2)
+
+
 def _attend(q, k, v, visible, add_bias=None):
-    """Attention of many tokens: q [B, T, H, D/H], k and v [B, S, H, D/H] -> [B, T, H, D/H].
+    """The same of many tokens.
 
     The weights are divided by their sum behind the product with the values, so that the gradient
     needs no sum over the keys, which XLA is slow at on a CPU.

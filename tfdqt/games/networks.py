@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 from tfdqt.backend import keras
-from tfdqt.games.blocks import FEW_STEPS, Kept, decode, linear, mlp, norm
+from tfdqt.games.blocks import Kept, decode, linear, mlp, norm
 from tfdqt.games.config import check_network, check_policy_network, learns_every_step
 from tfdqt.games.cost import attention_bytes, check_tokens
 from tfdqt.games.features import as_numbers, hide_static
@@ -31,6 +31,8 @@ from tfdqt.games.tokens import (
 
 layers = keras.layers
 ops = keras.ops
+
+SHORT = 8  # steps of a window that is encoded anew about as fast as one step
 
 
 # -------------------------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ def build_pi_v(info, cfg):
 def keeps_steps(cfg):
     """Whether a network can act from what it kept of the steps before; see `build_stepwise`."""
     plain = cfg.network == "gpt" and cfg.tokens == "steps" and cfg.loops == 1
-    return plain and cfg.context > FEW_STEPS
+    return plain and cfg.context > SHORT
 
 
 def _described(model, head, info, cfg):
