@@ -8,7 +8,7 @@ from unittest import mock
 from tfdqt import memory
 from tfdqt.errors import UsageError
 from tfdqt.games.config import NetworkConfig
-from tfdqt.games.cost import attention_bytes, check_attention, check_ends
+from tfdqt.games.cost import attention_bytes, check_attention, check_ends, parts_of_batch
 from tfdqt.games.spaces import EnvInfo
 
 RAM = EnvInfo("Ram", (128,), "uint8", (), 4)
@@ -76,6 +76,18 @@ class TestAttention(unittest.TestCase):
     def test_much_is_told(self):
         said = self.check(8, 4 * 10**9, tokens="features")
         self.assertIn("8 steps x 128 features, 32 at a time, takes at least 3.2 GB", said)
+
+    def test_batches_are_split_where_attention_is_large(self):
+        for attention, size, parts in (
+            (0, 32, 1),
+            (2**16 - 1, 32, 1),  # 2 MB of attention weights, nearly
+            (2**16, 32, 2),
+            (2**18, 32, 8),
+            (2**30, 32, 8),  # no part is of less than 4 windows
+            (2**30, 20, 4),
+            (2**30, 6, 1),
+        ):
+            self.assertEqual(parts_of_batch(attention, size), parts, msg=f"{attention} {size}")
 
     def test_what_does_not_fit_is_refused(self):
         with self.assertRaisesRegex(UsageError, "3.2 GB .* give .* or --context=4 or --tokens=st"):

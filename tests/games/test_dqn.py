@@ -11,7 +11,7 @@ from tests.games.corridor import Corridor, Failing, Forever, Stateful
 from tests.games.toys import NUMBER, linear_net, without_xla
 from tfdqt.backend import keras, tf
 from tfdqt.errors import EnvFailure, UsageError
-from tfdqt.games import dqn, flat
+from tfdqt.games import cost, dqn
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.dqn import DQNConfig
 from tfdqt.games.envs import env_info
@@ -296,7 +296,7 @@ class TestUpdate(tf.test.TestCase):
         start = dqn.first_state(self.net)
         whole, said = self.compiled(CFG)(start, self.steps)
         large = self.net._replace(attention=2**30)
-        with without_xla(), mock.patch.object(flat, "LEAST_PART", 2):
+        with without_xla(), mock.patch.object(cost, "LEAST_PART", 2):
             found, said_too = dqn.make_update(large, CFG)(start, self.steps)
         self.assertAllClose(found.online, whole.online, rtol=0, atol=1e-5)
         self.assertAllClose(said_too, said, rtol=1e-4)

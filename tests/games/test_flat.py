@@ -9,7 +9,7 @@ import numpy as np
 from tests.games.toys import BOX, RAM, build, linear_net, random_window
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
-from tfdqt.games import flat
+from tfdqt.games import cost, flat
 from tfdqt.games.dqn import DQNConfig
 
 
@@ -153,25 +153,12 @@ class TestUpdates(tf.test.TestCase):
             return dict(gradient=mean, loss=tf.reduce_sum(mean), count=count, other=count)
 
         whole = flat.learn_in_parts(net, learned, (x, mask), 8, ("loss",))
-        with mock.patch.object(flat, "LEAST_PART", 2):
+        with mock.patch.object(cost, "LEAST_PART", 2):
             large = net._replace(attention=2**30)
             found = flat.learn_in_parts(large, learned, (x, mask), 8, ("loss",))
         self.assertEqual(set(found), {"gradient", "loss"})
         self.assertAllClose(found["gradient"], whole["gradient"])
         self.assertAllClose(found["loss"], whole["loss"])
-
-    def test_batches_are_split_where_attention_is_large(self):
-        for attention, size, parts in (
-            (0, 32, 1),
-            (2**16 - 1, 32, 1),  # 2 MB of attention weights, nearly
-            (2**16, 32, 2),
-            (2**18, 32, 8),
-            (2**30, 32, 8),  # no part is of less than 4 windows
-            (2**30, 20, 4),
-            (2**30, 6, 1),
-        ):
-            net = linear_net(2, (1.0, 2.0))._replace(attention=attention)
-            self.assertEqual(flat.parts_of_batch(net, size), parts, msg=f"{attention} {size}")
 
     def test_a_linear_network_by_hand(self):
         net = linear_net(2, (1.0, 2.0))

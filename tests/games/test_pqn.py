@@ -11,7 +11,7 @@ from tests.games.toys import NUMBER, linear_net, without_xla
 from tests.helpers import slow
 from tfdqt.backend import keras, tf
 from tfdqt.errors import EnvFailure, UsageError
-from tfdqt.games import flat, pqn, rollout
+from tfdqt.games import cost, pqn, rollout
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import env_info
 from tfdqt.games.flat import flatten_q, mean_q
@@ -118,7 +118,7 @@ class TestLearn(tf.test.TestCase):
         )
         if parts > 1:
             net = net._replace(attention=2**30)
-        with without_xla(), mock.patch.object(flat, "LEAST_PART", 2 // parts):
+        with without_xla(), mock.patch.object(cost, "LEAST_PART", 2 // parts):
             learn = pqn.make_learn(net, self.cfg)
             state, diagnostics = learn(pqn.first_state(net), steps, tf.constant([order]))
         self.assertEqual(int(state.updates), 1)

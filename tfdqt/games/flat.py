@@ -11,10 +11,8 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
+from tfdqt.games.cost import parts_of_batch
 from tfdqt.games.spaces import legal_actions
-
-CACHED = 2**20  # bytes of attention weights in a part of a batch, at the least
-LEAST_PART = 4  # windows in a part of a batch, at the least
 
 
 class FlatModel(NamedTuple):
@@ -222,29 +220,13 @@ def step_adam(weights, moments, gradient, count, part, cfg):
     return weights, moments, norm
 
 
-def parts_of_batch(net, size):
-    """In how many parts an update learns from a batch of `size` windows: 1, 2, 4, ...
-
-    On a CPU what a part keeps for its gradient should lie in the cache; measured, 8 to 13% of an
-    update's time. 1 on a GPU, and where attention keeps little.
-    """
-    parts = 1
-    if tf.config.get_visible_devices("GPU"):
-        return parts
-    while size % (2 * parts) == 0 and size // (2 * parts) >= LEAST_PART:
-        if size * net.attention // (2 * parts) < CACHED:
-            break
-        parts *= 2
-    return parts
-
-
 def learn_in_parts(net, learned, batch, size, names):
     """`learned(batch)` from one part after another of a batch of `size` windows: a dict of means.
 
     learned: dict of `gradient` [W], `count`, by which a part's means are weighed, and scalars, of
-    which those called `names` are kept. batch: tensors [size, ...]. See `parts_of_batch`.
+    which those called `names` are kept. batch: tensors [size, ...].
     """
-    parts = parts_of_batch(net, size)
+    parts = parts_of_batch(net.attention, size)
     if parts == 1:
         return learned(batch)
     split = tf.nest.map_structure(lambda x: tf.reshape(x, [parts, -1, *x.shape[1:]]), batch)

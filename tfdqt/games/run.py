@@ -23,7 +23,7 @@ from tfdqt.games.algorithms import (
     settings_classes,
 )
 from tfdqt.games.config import EnvConfig, NetworkConfig
-from tfdqt.games.cost import check_attention, check_ends
+from tfdqt.games.cost import attention_bytes, check_attention, check_ends, parts_of_batch
 from tfdqt.games.envs import env_fn_of, info_of, make_env, saved_info, without_curriculum
 from tfdqt.games.exact import state_fault
 from tfdqt.games.space_json import info_to_json
@@ -270,9 +270,11 @@ def main(algorithm, description, argv=None):
     build = functools.partial(ALGORITHMS[algorithm].build, cfg=args.network)
 
     def network_fn(info):
-        windows = max(cfg.batch_size, cfg.num_envs)
-        check_attention(info, args.network, windows)
-        check_ends(info, args.network, windows)
+        batch = cfg.batch_size
+        if run.strategy is None:
+            batch //= parts_of_batch(attention_bytes(info, args.network), batch)
+        check_attention(info, args.network, max(batch, cfg.num_envs))
+        check_ends(info, args.network, max(cfg.batch_size, cfg.num_envs))
         model = build(info)
         print(
             f"{args.name}: {info.num_actions} actions, observations {info.obs_shape} "
