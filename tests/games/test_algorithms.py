@@ -163,7 +163,7 @@ class EachAlgorithm(unittest.TestCase):
             seed=evaluation_seed(0),
         )
         self.assertEqual((games.returns.mean(), games.cut), (best, 0))
-        self.assertIn(f"{best:.1f} at best", trained(name)[1].stdout)
+        self.assertRegex(trained(name)[1].stdout, rf"\b{best:g}(\.0|00)? at best")
         refused(self, "a policy alone", f"run_{name}", f"--resume={run}", "--checkpoint=best")
 
     def test_evaluation_changes_nothing_of_what_is_learned(self):
