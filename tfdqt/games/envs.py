@@ -1,6 +1,7 @@
 """Environments: made by their names, options and wrappers, and looked at."""
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -286,18 +287,26 @@ def info_of(env_fn, name=None):
     """
     env = env_fn()
     try:
-        answer = env.reset()
-        details = answer[1] if type(answer) is tuple and len(answer) == 2 else None
-        return env_info(env, name, details)
+        with its_failures(name_of(env, name), "at its first reset"):
+            answer = env.reset()
+            details = answer[1] if type(answer) is tuple and len(answer) == 2 else None
+            return env_info(env, name, details)
+    finally:
+        close_env(env, name)
+
+
+@contextlib.contextmanager
+def its_failures(name, where):
+    """Turn what an environment of `name` raises in the block into an EnvFailure that says where."""
+    try:
+        yield
     except (UsageError, EnvFailure, KeyboardInterrupt):
         raise
     except BaseException as error:  # sys.exit() among them
         raise EnvFailure(
-            f"An environment of {name_of(env, name)} failed at its first reset: "
-            f"{sentence_of(error)}\n{traceback.format_exc()}"
+            f"An environment of {name} failed {where}: {sentence_of(error)}\n"
+            f"{traceback.format_exc()}"
         ) from error
-    finally:
-        close_env(env, name)
 
 
 def close_env(env, name=None):

@@ -497,6 +497,13 @@ class _Evaluated(NamedTuple):
     longest_film: int
 
 
+def _prepared(trained, args):
+    """What games are played with: (TrainedRun, env_fn, steps after which one is cut)."""
+    trained = _on_options(trained, args)
+    env_fn = env_fn_of(trained.settings)
+    return trained, env_fn, longest_game(env_fn) if args.max_steps is None else args.max_steps
+
+
 def _on_options(trained, args):
     """The run with --env-options over those of its environment; its network is as it was.
 
@@ -542,14 +549,11 @@ def _evaluated_plain(run_dir, args):
         seed=args.seed,
         loops=args.loops,
     )
-    trained = _on_options(policy.trained, args)
+    trained, env_fn, max_steps = _prepared(policy.trained, args)
     workers = args.workers
     if workers is None:
         # Acting and stepping take turns here, whatever the algorithm did.
         workers = lockstep_parallel(trained.settings["name"])["workers"]
-    env_fn = env_fn_of(trained.settings)
-    at_once = _fitting(trained, args)
-    max_steps = longest_game(env_fn) if args.max_steps is None else args.max_steps
     games = play_games(
         env_fn,
         policy,
@@ -557,7 +561,7 @@ def _evaluated_plain(run_dir, args):
         seed=args.seed,
         workers=workers,
         max_steps=max_steps,
-        at_once=at_once,
+        at_once=_fitting(trained, args),
     )
     how = "with actions drawn from the policy" if args.sample else f"at epsilon {args.epsilon:g}"
     filmed = Policy(trained, epsilon=args.epsilon, sample=args.sample, seed=args.seed)
@@ -566,9 +570,8 @@ def _evaluated_plain(run_dir, args):
 
 def _evaluated_search(run_dir, args):
     """Whole games by a search: -> _Evaluated."""
-    trained = _on_options(load_run(run_dir, args.checkpoint, args.loops), args)
-    env_fn = env_fn_of(trained.settings)
-    max_steps = longest_game(env_fn) if args.max_steps is None else args.max_steps
+    trained = load_run(run_dir, args.checkpoint, args.loops)
+    trained, env_fn, max_steps = _prepared(trained, args)
     columns = dict(
         simulations=args.simulations,
         exploration=args.exploration,

@@ -19,16 +19,15 @@ import contextlib
 import functools
 import math
 import time
-import traceback
 from typing import NamedTuple
 
 import numpy as np
 
 from tfdqt.backend import tf
-from tfdqt.errors import EnvFailure, UsageError, sentence_of
+from tfdqt.errors import UsageError
 from tfdqt.games.config import EXPLORATION
 from tfdqt.games.copies import states_of
-from tfdqt.games.envs import ResetOptions, close_env
+from tfdqt.games.envs import ResetOptions, close_env, its_failures
 from tfdqt.games.exact import state_fault
 from tfdqt.games.slots import REST
 from tfdqt.games.spaces import legal_actions
@@ -380,16 +379,11 @@ def _opened(wrapper, env_fn, options):
 def _failures(info, envs):
     """Turns what environments raise into an EnvFailure, and closes `envs` at the end."""
     try:
-        yield
-    except NoState as error:
-        raise _no_state(info, str(error)) from None
-    except (UsageError, EnvFailure, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # sys.exit() among them
-        raise EnvFailure(
-            f"An environment of {info.name} failed in a search: {sentence_of(error)}\n"
-            f"{traceback.format_exc()}"
-        ) from error
+        with its_failures(info.name, "in a search"):
+            try:
+                yield
+            except NoState as error:
+                raise _no_state(info, str(error)) from None
     finally:
         for env in envs:
             close_env(env, info.name)
