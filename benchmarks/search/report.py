@@ -178,6 +178,57 @@ def draw(rows, args, path):
     figure.savefig(path, dpi=110)
 
 
+def draw_depth(table, args, path):
+    """Levels solved in one pass over depth, beside what the baseline solves by search."""
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    own = [row for row in table if not row["loops"]]
+    kinds = {}
+    for row in own:
+        if row["simulations"] == 1:
+            kind, size = row["arm"].split("-")
+            kinds.setdefault(kind, []).append((int(size), row))
+    for panel, avoid in zip(panels, (False, True)):
+        searched = {
+            row["solved"]: f"{args.baseline}, N = {row['simulations']}"
+            for row in own
+            if row["arm"] == args.baseline and row["avoid_repeats"] == avoid
+        }
+        panel.hlines(list(searched), 0.9, 8.9, color="gray", lw=0.8, ls=":")
+        right = panel.secondary_yaxis("right")
+        right.set_yticks(list(searched), list(searched.values()), fontsize=7)
+        panel.set_xlim(0.9, 8.9)
+        for color, (kind, each) in zip(plt.cm.tab10.colors, sorted(kinds.items())):
+            some = sorted(
+                (size, row["solved"]) for size, row in each if row["avoid_repeats"] == avoid
+            )
+            if kind in ("blocks", "loops"):
+                start = [] if kind == "blocks" else [(1, _baseline(own, args, avoid))]
+                panel.plot(*zip(*start, *some), "o-", color=color, label=f"{kind}-L")
+            else:
+                for size, solved in some:
+                    panel.plot(1, solved, "s", color=color, label=f"{kind}-{size}")
+        panel.set(
+            title="no position twice" if avoid else "", xlabel="depth: blocks, or loops of one"
+        )
+        panel.set_xscale("log", base=2)
+        panel.set_xticks([1, 2, 4, 8], [1, 2, 4, 8])
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("levels solved in one pass")
+    panels[0].legend()
+    figure.savefig(path, dpi=110)
+
+
+def _baseline(rows, args, avoid):
+    (row,) = [
+        row
+        for row in rows
+        if (row["arm"], row["simulations"], row["avoid_repeats"]) == (args.baseline, 1, avoid)
+    ]
+    return row["solved"]
+
+
 def main(args):
     rows = [row for row in read_rows(args.rows) if row["split"] == "test"]
     table = summarize(*solved_levels(rows), args)
@@ -192,6 +243,7 @@ def main(args):
     for row in table:
         print(in_words(row))
     draw(rows, args, Path(args.out) / f"{name}.png")
+    draw_depth(table, args, Path(args.out) / f"{name}-depth.png")
 
 
 if __name__ == "__main__":
