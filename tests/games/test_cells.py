@@ -135,7 +135,8 @@ class Cells(tf.test.TestCase):
             visible = visible[None].astype("float32")
             x_in = keras.Input((length, 8))
             seen = None if context == 1 else visible
-            out = attention(x_in, Sight(seen, relation), heads=2, name="a", scale=0.02)
+            sight = Sight(seen, relation, int(relation.max()) + 1)
+            out = attention(x_in, sight, heads=2, name="a", scale=0.02)
             model = keras.Model(x_in, out)
             for variable in model.trainable_variables:
                 variable.assign(rng.normal(size=variable.shape))

@@ -70,6 +70,8 @@ class Checks(unittest.TestCase):
             (dict(network="gru", loops=2), "leave them out with --network=gru"),
             (dict(network="gru", gru_gate=True), "leave them out with --network=gru"),
             (dict(network="gru", width=0), "--width"),
+            (dict(network="gru", places="lag"), "--places"),
+            (dict(tokens="features", places="lag"), "--places"),
         ):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 check_network(NetworkConfig(**fault))

@@ -54,6 +54,7 @@ class TestReadingOnce(tf.test.TestCase):
     NETWORKS = (
         NetworkConfig(context=6, layers=2, heads=2, width=8, dueling=True),
         NetworkConfig(network="gru", context=6, layers=1, width=8),
+        NetworkConfig(context=6, layers=2, heads=2, width=8, places="lag"),
     )
 
     def steps(self, first):

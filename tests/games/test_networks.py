@@ -300,7 +300,9 @@ class Parts(tf.test.TestCase):
             x_in, visible_in = keras.Input((length, 8)), keras.Input((length, length))
             model = keras.Model(
                 [x_in, visible_in],
-                blocks.attention(x_in, blocks.Sight(visible_in), heads=2, name="a", scale=0.02),
+                blocks.attention(
+                    x_in, blocks.Sight(visible_in, backwards=True), heads=2, name="a", scale=0.02
+                ),
             )
             for variable in model.trainable_variables:
                 variable.assign(rng.normal(size=variable.shape) * 0.7)

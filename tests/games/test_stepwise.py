@@ -21,7 +21,8 @@ def made(network, policy=False):
     keras.utils.set_random_seed(0)
     build, flatten = (build_pi_v, flatten_pi_v) if policy else (build_q, flatten_q)
     net = flatten(build(NUMBER, network), NUMBER)
-    return net, 3 * net.start
+    rng = np.random.default_rng(0)
+    return net, 3 * net.start + rng.normal(0.0, 0.1, net.start.shape)
 
 
 def windows(steps=60):
@@ -40,8 +41,8 @@ class Stepwise(tf.test.TestCase):
         self.enter_context(without_xla())
 
     def test_it_says_what_encoding_the_window_says(self):
-        for policy in (False, True):
-            net, weights = made(NetworkConfig(**GPT), policy)
+        for policy, places in ((False, "history"), (True, "history"), (False, "lag")):
+            net, weights = made(NetworkConfig(**GPT, places=places), policy)
             look = make_stepwise(net)(weights)
             for inputs in windows():
                 self.assertAllClose(look(inputs), net.apply(weights, inputs)[:, -1], atol=1e-4)

@@ -35,8 +35,11 @@ class Sight(NamedTuple):
     """What the tokens [B, T, D] of a decoder see."""
 
     visible: object = None  # [B, T, S] float, 1 where a token sees another; None: each sees all
-    relation: np.ndarray | None = None  # [T, T] int, how two lie to each other, see AddPlaceBias;
-    # None: no bias, and no token sees a later one
+    relation: object = (
+        None  # [T, S] int, how two lie to each other, see AddPlaceBias; None: no bias
+    )
+    relations: int = 0  # how many numbers of a relation there are
+    backwards: bool = False  # whether no token sees a later one
     kept: object = None  # Kept, where S tokens are seen that came before
 
 
@@ -67,58 +70,60 @@ class Kept:
 
 
 class AddPlaceBias(layers.Layer):
-    """Adds to scores [B, H, T, T] a learned number a head for how two tokens lie to each other.
+    """Adds to scores [B, H, T, S] a learned number a head for how two tokens lie to each other.
 
-    Args:
-      relation: [T, T] int, the number of the relation of each two tokens; they share what is
-        learned with all others of that relation (Shaw et al., 2018; as a bias: Raffel et al.,
-        2020).
+    It is called with the relation of each two tokens, [T, S] numpy or [B, T, S], int from 0 to
+    below `relations`; they share what is learned with all others of that relation (Shaw et al.,
+    2018; as a bias: Raffel et al., 2020).
     """
 
-    def __init__(self, relation, **kwargs):
+    def __init__(self, relations, **kwargs):
         super().__init__(**kwargs)
-        self.relation = relation
+        self.relations = relations
 
-    def build(self, shape):
-        heads = shape[1]
-        count = int(self.relation.max()) + 1
-        self.bias = self.add_weight(shape=(heads, count), initializer="zeros", name="bias")
-        # Into the flat weights: so that XLA lays the result out as scores are, not heads last.
-        self.index = self.relation[None] + count * np.arange(heads, dtype="int32")[:, None, None]
+    def build(self, shape, *_):
+        self.heads = shape[1]
+        self.bias = self.add_weight(
+            shape=(self.heads, self.relations), initializer="zeros", name="bias"
+        )
 
-    def compute_output_shape(self, shape):
+    def compute_output_shape(self, shape, *_):
         return shape
 
-    def call(self, scores):
-        return scores + ops.take(ops.reshape(self.bias, -1), self.index, axis=0)
+    def call(self, scores, relation):
+        # Into the flat weights: so that XLA lays the result out as scores are, not heads last.
+        first = self.relations * np.arange(self.heads, dtype="int32")[:, None, None]
+        index = relation[..., None, :, :] + first
+        return scores + ops.take(ops.reshape(self.bias, -1), index, axis=0)
 
 
 def attention(x, sight, *, heads, name, scale):
     """Multi-head self-attention: x [B, T, D], what its tokens see -> [B, T, D]."""
-    visible, relation, kept = sight
+    visible = sight.visible
     _, length, width = x.shape
     qkv = linear(x, 3 * width, name=f"{name}_qkv")
     qkv = ops.reshape(qkv, (-1, length, 3, heads, width // heads))
     q = qkv[:, :, 0]  # [B, T, H, D/H]
     k = qkv[:, :, 1]
     v = qkv[:, :, 2]
+    if sight.kept is not None:
+        k, v = sight.kept.join(k, v)
     shrink = (width // heads) ** -0.5
-    if relation is not None:
-        add_bias = AddPlaceBias(relation, name=f"{name}_bias")
-        mixed = _attend(q * shrink, k, v, visible, add_bias)
-    elif kept is not None:
-        attend = _attend_few if length == 1 else _attend
-        mixed = attend(q * shrink, *kept.join(k, v), visible)
-    elif length == 1:
+    if sight.relation is not None:
+        add_bias = AddPlaceBias(sight.relations, name=f"{name}_bias")
+        mixed = _attend(q * shrink, k, v, visible, lambda x: add_bias(x, sight.relation))
+    elif k.shape[1] == 1:
         mixed = v
-    elif length <= FEW_STEPS and visible is not None:
+    elif visible is not None and (length == 1 or k.shape[1] <= FEW_STEPS):
         mixed = _attend_few(q, k, v, visible, shrink)
-    else:
+    elif sight.backwards and length == k.shape[1]:
         mixed = _attend_backwards(q * shrink, k, v, visible)
+    else:
+        mixed = _attend(q * shrink, k, v, visible)
     return linear(ops.reshape(mixed, (-1, length, width)), width, name=f"{name}_out", scale=scale)
 
 
-def _attend_few(q, k, v, visible, shrink=1.0):
+def _attend_few(q, k, v, visible, shrink):
     """Attention of a few tokens: q [B, T, H, D/H], k and v [B, S, H, D/H] -> [B, T, H, D/H].
 
     Sums of products fuse into one loop, where many tiny matrix products would each be a call.
@@ -145,18 +150,18 @@ def _attend(q, k, v, visible, add_bias=None):
 
 
 def _attend_backwards(q, k, v, visible):
-    """The same of tokens that see no later one, unless they see all (`visible` None).
+    """The same of tokens that see no later one.
 
     Many queries are taken in parts, each with the keys up to its own end: with four parts that is
     five eighths of the products. Smaller parts were slower on a CPU.
     """
     length = q.shape[1]
-    parts = 1 if visible is None else min(4, max(1, length // 64))
+    parts = min(4, max(1, length // 64))
     size = -(-length // parts)
     mixed = []
     for begin in range(0, length, size):
         end = min(length, begin + size)
-        seen = None if visible is None else visible[:, begin:end, :end]
+        seen = visible[:, begin:end, :end]
         mixed.append(_attend(q[:, begin:end], k[:, :end], v[:, :end], seen))
     return ops.concatenate(mixed, axis=1)
 

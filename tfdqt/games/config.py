@@ -61,6 +61,10 @@ class NetworkConfig:
     tokens: Literal["steps", "features", "cells"] = "steps"
     """gpt: one token per step, one per feature of each step (such as each of 128 RAM bytes), or one
     per cell of a grid or image, [height, width] or [height, width, channels]."""
+    places: Literal["history", "lag"] = "history"
+    """gpt with --tokens=steps: what tells where a step lies: a learned vector for how many steps of
+    history it has, or a learned bias of each head for how many steps back another lies (after
+    Raffel et al., 2020), which suits what must be remembered for a number of steps."""
     patch: int = 1
     """gpt with --tokens=cells: cells of a patch of so many rows and columns share one token."""
     categories: int = 0
@@ -125,6 +129,10 @@ def check_network(cfg):
         raise UsageError(
             "--residual takes the size of the stream and then of each block; give --hidden two or "
             "more sizes, such as 64 256."
+        )
+    if cfg.places != "history" and (cfg.network != "gpt" or cfg.tokens != "steps"):
+        raise UsageError(
+            "--places is for --network=gpt with --tokens=steps; leave it out without it."
         )
     cells = cfg.network == "gpt" and cfg.tokens == "cells"
     if not cells and (cfg.patch > 1 or cfg.categories or cfg.readout != "step"):

@@ -59,7 +59,12 @@ def step_tokens(inputs, info, cfg):
     """One token a step: T = C, or more steps, of which each sees C."""
     steps = inputs["first"].shape[1]
     visible = same_episode(inputs["first"]) * causal(steps, cfg.context)
-    return Tokens(_step_vectors(inputs, info, cfg, steps_seen(visible)), Sight(visible))
+    x = _step_vectors(inputs, info, cfg, steps_seen(visible))
+    if cfg.places == "history":
+        return Tokens(x, Sight(visible, backwards=True))
+    step = np.arange(steps, dtype="int32")
+    lag = np.clip(step[:, None] - step, 0, cfg.context - 1)  # further back and later: not seen
+    return Tokens(x, Sight(visible, lag, cfg.context, backwards=True))
 
 
 def next_token(inputs, info, cfg):
@@ -69,10 +74,13 @@ def next_token(inputs, info, cfg):
     in its episode, and `kept` [B, L, 2, C, H, D/H], see Kept.
     """
     place = inputs["place"][:, None]
-    steps = np.arange(cfg.context)
+    steps = np.arange(cfg.context, dtype="int32")
     visible = ops.cast(ops.less_equal(steps, place), "float32")[:, None]
-    kept = Kept(inputs["kept"], ops.equal(steps, place))
-    return Tokens(_step_vectors(inputs, info, cfg, place), Sight(visible, kept=kept))
+    sight = Sight(visible, kept=Kept(inputs["kept"], ops.equal(steps, place)))
+    if cfg.places == "lag":
+        lag = ops.maximum(place - steps, 0)[:, None]
+        sight = sight._replace(relation=lag, relations=cfg.context)
+    return Tokens(_step_vectors(inputs, info, cfg, place), sight)
 
 
 def _step_vectors(inputs, info, cfg, history):
@@ -80,7 +88,8 @@ def _step_vectors(inputs, info, cfg, history):
     numbers = as_numbers(hide_static(features_of(inputs, info), info, cfg), info, cfg)
     scale = min(0.3, count_numbers(info, cfg) ** -0.5)
     x = linear(numbers, cfg.width, name="embed_obs", scale=scale)
-    x = x + _embedded_time(history, cfg)
+    if cfg.places == "history":
+        x = x + _embedded_time(history, cfg)
     if cfg.prev_action:
         x = x + _embedded_action(inputs, info, cfg)
     if info.mask:
@@ -104,7 +113,7 @@ def feature_tokens(inputs, info, cfg):
     tokens = cfg.context * features
     visible = ops.repeat(ops.repeat(episode, features, axis=1), features, axis=2)
     x = ops.reshape(x, (-1, tokens, cfg.width))
-    return Tokens(x, Sight(visible * causal(tokens)))
+    return Tokens(x, Sight(visible * causal(tokens), backwards=True))
 
 
 def cell_tokens(inputs, info, cfg):
@@ -137,7 +146,8 @@ def cell_tokens(inputs, info, cfg):
     if cfg.context > 1:
         visible = ops.repeat(ops.repeat(episode, each, axis=1), each, axis=2)
     x = ops.reshape(x, (-1, cfg.context * each, cfg.width))
-    return Tokens(x, Sight(visible, relations(rows, columns, cfg.context)))
+    relation = relations(rows, columns, cfg.context)
+    return Tokens(x, Sight(visible, relation, int(relation.max()) + 1))
 
 
 def relations(rows, columns, context):
