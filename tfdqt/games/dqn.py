@@ -197,7 +197,8 @@ DEFAULTS = {
             acting_tau=0.005,
         ),
     ),
-    "other": dict(network=dict(), settings=dict(total_steps=200_000)),
+    # Rewards may be small here, and with them the gradients that Adam's epsilon must not hide.
+    "other": dict(network=dict(), settings=dict(total_steps=200_000, adam_epsilon=1e-8)),
 }
 
 
