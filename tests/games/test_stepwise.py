@@ -1,9 +1,13 @@
 """Acting from what was kept of the steps before says what encoding the window says."""
 
+import functools
+
 import numpy as np
 
+from tests.games.corridor import Corridor
 from tests.games.toys import NUMBER, without_xla
 from tfdqt.backend import keras, tf
+from tfdqt.games import dqn
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.flat import best_at_last, flatten_pi_v, flatten_q
 from tfdqt.games.networks import build_pi_v, build_q
@@ -71,6 +75,20 @@ class Stepwise(tf.test.TestCase):
             look(inputs)
             self.assertLess(look.place.max(), CONTEXT, msg=f"step {step}")
         self.assertEqual(look.kept.shape, (3, 2, 2, CONTEXT, 2, 4))
+
+    def test_a_run_that_is_gone_on_with_ends_as_one_that_was_not(self):
+        network = NetworkConfig(context=12, layers=1, heads=1, width=8, places="lag")
+        cfg = dqn.DQNConfig(
+            total_steps=320, num_envs=2, chunk=8, learning_starts=48, replay_size=400, batch_size=4
+        )
+        train = functools.partial(
+            dqn.dqn, Corridor, functools.partial(build_q, cfg=network), cfg, workers=0
+        )
+        kept = []
+        whole, _, _ = train(save=lambda step, make, last=False: kept.append(make()))
+        resumed, _, _ = train(saved=kept[9])
+        for one, other in zip(tf.nest.flatten(whole), tf.nest.flatten(resumed)):
+            self.assertAllEqual(one, other)
 
     def test_who_keeps_steps(self):
         for network, keeps in (
