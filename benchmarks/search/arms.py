@@ -7,8 +7,6 @@ from tfdqt.backend import keras
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.spaces import describe, grid_of
 
-ops = keras.ops
-
 WIDTH = 48
 HEADS = 4
 GPT = dict(tokens="cells", context=1, width=WIDTH, heads=HEADS)
@@ -57,6 +55,7 @@ def build_drc(info, ticks, channels=32):
     gates also see the mean and the maximum of its state over the board.
     """
     layers = keras.layers
+    ops = keras.ops
     grid = grid_of(info)
     obs = keras.Input((1, *info.obs_shape), dtype=info.obs_dtype, name="obs")
     first = keras.Input((1,), dtype="int32", name="first")

@@ -6,12 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from regress import loss_of, rate_after
+from regress import MAX_NORM, loss_of, rate_after
 
 from tfdqt.games.blocks import LoopLimit
-
-WARM_UP = 500  # updates in which the rate rises
-MAX_NORM = 1.0  # of a gradient
 
 
 def learn(args, model, starts, runs, data, report):
@@ -40,7 +37,7 @@ def learn(args, model, starts, runs, data, report):
             now = [drawn]
         error, gradient = jax.value_and_grad(loss)(weights, now, batch)
         step, moments = adam.update(gradient, moments)
-        rate = rates[run] * jnp.minimum(1, count / WARM_UP) * rate_after(count / args.updates)
+        rate = rates[run] * rate_after(count, args.updates)
         weights = [one - rate * by for one, by in zip(weights, step)]
         return (weights, moments, count + 1), error
 
@@ -68,16 +65,18 @@ def _q(model, weights, fixed, obs):
     return model.stateless_call(weights, fixed, inputs)[0][:, 0, :, 0]
 
 
-def values(model, weights, obs):
-    """The values of actions by a network: weights [W], obs [n, F] -> [n, A]."""
+def make_values(model):
+    """Compile `values(weights [W], obs [n, F]) -> [n, A]` of the actions by a network."""
     variables = (*model.trainable_variables, *model.non_trainable_variables)
     ends = np.cumsum([int(np.prod(variable.shape)) for variable in variables])
-    parts = [
-        jnp.reshape(part, variable.shape)
-        for part, variable in zip(np.split(weights, ends[:-1]), variables)
-    ]
     count = len(model.trainable_variables)
-    apply = jax.jit(functools.partial(_q, model, parts[:count], parts[count:]))
-    return np.concatenate(
-        [np.asarray(apply(part)) for part in np.array_split(obs, len(obs) // 1_000)]
-    )
+
+    @jax.jit
+    def values(weights, obs):
+        parts = [
+            jnp.reshape(part, variable.shape)
+            for part, variable in zip(jnp.split(weights, ends[:-1]), variables)
+        ]
+        return _q(model, parts[:count], parts[count:], obs)
+
+    return values

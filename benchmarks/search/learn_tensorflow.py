@@ -4,15 +4,13 @@ import functools
 
 import numpy as np
 import tensorflow as tf
-from regress import loss_of, rate_after
+from regress import MAX_NORM, loss_of, rate_after
 
 from tfdqt import losses
 from tfdqt.backend import set_threads
 from tfdqt.games.flat import draw_loops, flatten, flatten_model, repeat_update
 
 PER_CALL = 50  # updates
-WARM_UP = 500  # updates in which the rate rises
-MAX_NORM = 1.0  # of a gradient
 
 set_threads(1, 1)
 
@@ -55,8 +53,7 @@ def _make_update(args, net, data):
             loss = tf.reduce_mean(loss_of(q, batch["q"], batch["legal"]))
         gradient = flatten(net, tape.gradient(loss, trained))
         gradient *= tf.minimum(1.0, MAX_NORM / tf.norm(gradient))
-        done = tf.cast(count, tf.float32)
-        rate *= tf.minimum(1.0, done / WARM_UP) * rate_after(done / args.updates)
+        rate *= rate_after(tf.cast(count, tf.float32), args.updates)
         weights, moments = losses.adam(
             weights, gradient, moments, count + 1, rate=rate, epsilon=1e-6
         )
@@ -74,8 +71,6 @@ def _q(net, weights, obs):
     return net.apply(weights, inputs)[:, 0, :, 0]
 
 
-def values(model, weights, obs):
-    """The values of actions by a network: weights [W], obs [n, F] -> [n, A]."""
-    net = flatten_model(model)
-    apply = tf.function(functools.partial(_q, net, tf.constant(weights)), jit_compile=True)
-    return np.concatenate([apply(part).numpy() for part in np.array_split(obs, len(obs) // 1_000)])
+def make_values(model):
+    """Compile `values(weights [W], obs [n, F]) -> [n, A]` of the actions by a network."""
+    return tf.function(functools.partial(_q, flatten_model(model)), jit_compile=True)

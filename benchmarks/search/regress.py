@@ -30,6 +30,9 @@ from tfdqt.backend import keras
 from tfdqt.puzzles.puzzle import optimal_q
 from tfdqt.runs.log import read_rows, write_rows
 
+WARM_UP = 500  # updates in which the learning rate rises
+MAX_NORM = 1.0  # of a gradient
+
 
 @dataclasses.dataclass(frozen=True)
 class Args:
@@ -109,9 +112,13 @@ def make_data(args, pool, split, count, seed):
 # Learning
 
 
-def rate_after(part):
-    """The share of the learning rate after `part` of the updates: a cosine, to 2% at the end."""
-    return 0.51 + 0.49 * keras.ops.cos(np.pi * part)
+def rate_after(count, updates):
+    """The share of the learning rate after `count` of so many updates, a float tensor.
+
+    It rises for WARM_UP updates, and falls by a cosine, to 2% at the end.
+    """
+    ops = keras.ops
+    return ops.minimum(1.0, count / WARM_UP) * (0.51 + 0.49 * ops.cos(np.pi * count / updates))
 
 
 def loss_of(q, target, legal):
@@ -152,7 +159,6 @@ def judge(q, held):
 
 def train_arm(args, name):
     """Train an arm at all rates and seeds: -> rows for the CSV; the weights are written."""
-    os.environ["KERAS_BACKEND"] = args.backend
     learner = importlib.import_module(f"learn_{args.backend}")
     began = time.perf_counter()
     info = puzzle_info("sokoban" if args.boxes else "lights", args.size)
@@ -172,12 +178,13 @@ def train_arm(args, name):
         print(f"{name} {done} {seconds:.1f}s {np.round(errors, 4)}", flush=True)
 
     weights = learner.learn(args, model, starts, runs, data["train"], report)
-    found = {
-        split: [
-            judge(learner.values(model, each, data[split]["obs"]), data[split]) for each in weights
-        ]
-        for split in ("tune", "test")
-    }
+    values = learner.make_values(model)
+
+    def said_of(held, each):
+        parts = np.array_split(held["obs"], -(-len(held["obs"]) // 1_000))
+        return judge(np.concatenate([values(each, part) for part in parts]), held)
+
+    found = {split: [said_of(data[split], each) for each in weights] for split in ("tune", "test")}
     losses = np.array([one["loss"] for one in found["tune"]])
     best = int(np.nan_to_num(losses, nan=1e9).reshape(len(args.rates), args.seeds).mean(1).argmin())
     kept = range(best * args.seeds, (best + 1) * args.seeds)
@@ -203,6 +210,7 @@ def train_arm(args, name):
 
 
 def main(args):
+    os.environ["KERAS_BACKEND"] = args.backend  # of the processes that it starts
     folder = Path(args.out)
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()

@@ -191,20 +191,21 @@ def draw_depth(table, args, path):
             kinds.setdefault(kind, []).append((int(size), row))
     for panel, avoid in zip(panels, (False, True)):
         searched = {
-            row["solved"]: f"{args.baseline}, N = {row['simulations']}"
+            row["simulations"]: row["solved"]
             for row in own
             if row["arm"] == args.baseline and row["avoid_repeats"] == avoid
         }
-        panel.hlines(list(searched), 0.9, 8.9, color="gray", lw=0.8, ls=":")
+        panel.hlines(list(searched.values()), 0.9, 8.9, color="gray", lw=0.8, ls=":")
+        names = [f"{args.baseline}, N = {simulations}" for simulations in searched]
         right = panel.secondary_yaxis("right")
-        right.set_yticks(list(searched), list(searched.values()), fontsize=7)
+        right.set_yticks(list(searched.values()), names, fontsize=7)
         panel.set_xlim(0.9, 8.9)
         for color, (kind, each) in zip(plt.cm.tab10.colors, sorted(kinds.items())):
             some = sorted(
                 (size, row["solved"]) for size, row in each if row["avoid_repeats"] == avoid
             )
             if kind in ("blocks", "loops"):
-                start = [] if kind == "blocks" else [(1, _baseline(own, args, avoid))]
+                start = [] if kind == "blocks" else [(1, searched[1])]
                 panel.plot(*zip(*start, *some), "o-", color=color, label=f"{kind}-L")
             else:
                 for size, solved in some:
@@ -218,15 +219,6 @@ def draw_depth(table, args, path):
     panels[0].set_ylabel("levels solved in one pass")
     panels[0].legend()
     figure.savefig(path, dpi=110)
-
-
-def _baseline(rows, args, avoid):
-    (row,) = [
-        row
-        for row in rows
-        if (row["arm"], row["simulations"], row["avoid_repeats"]) == (args.baseline, 1, avoid)
-    ]
-    return row["solved"]
 
 
 def main(args):

@@ -21,6 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import benchmark
 import numpy as np
 import tyro
 from benchmark import HERE, INSTALL, check_losses, print_table, settings_of
@@ -90,7 +91,7 @@ def measure_updates(context, args):
     entries = []
     sides = []
     with tempfile.TemporaryDirectory() as folder:
-        given = Measuring(threads=1, torch_threads=1)
+        given = benchmark.Args(workers=0, threads=1, torch_threads=1)
         settings = {side: settings_of(row, given, info, folder) for side, row in rows.items()}
         try:
             ours = [sys.executable, str(HERE / "ours.py")]
@@ -110,16 +111,6 @@ def measure_updates(context, args):
             for _, process, _ in sides:
                 stop(process)
     return entries
-
-
-@dataclasses.dataclass(frozen=True)
-class Measuring:
-    """What `settings_of` asks for."""
-
-    threads: int
-    torch_threads: int
-    workers: int = 0
-    sb3_envs: int = 1
 
 
 # -------------------------------------------------------------------------------------------------

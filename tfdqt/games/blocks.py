@@ -35,9 +35,7 @@ class Sight(NamedTuple):
     """What the tokens [B, T, D] of a decoder see."""
 
     visible: object = None  # [B, T, S] float, 1 where a token sees another; None: each sees all
-    relation: object = (
-        None  # [T, S] int, how two lie to each other, see AddPlaceBias; None: no bias
-    )
+    relation: object = None  # [T, S] int, how two lie to each other, see AddPlaceBias; or none
     relations: int = 0  # how many numbers of a relation there are
     backwards: bool = False  # whether no token sees a later one
     kept: object = None  # Kept, where S tokens are seen that came before

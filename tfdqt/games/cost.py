@@ -4,7 +4,7 @@ from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.games.config import learns_every_step
-from tfdqt.games.spaces import grid_of, parts_of, without_mask
+from tfdqt.games.spaces import grid_of, grid_part
 
 WORTH_TELLING = 10**9  # bytes
 MOST_TOKENS = 2048  # of one step; attention compares every two
@@ -62,12 +62,8 @@ def check_tokens(info, network):
 def _whole_from_zero(info):
     """Whether the numbers in the cells of a grid can be categories: others would be rounded, and
     those below 0 all be alike."""
-    for part in parts_of(without_mask(info.observation_space)):
-        if len(part.space.shape or ()) in (2, 3):
-            if any(part.counts):
-                return True
-            return part.space.dtype.kind in "biu" and part.space.low.min() >= 0
-    return False
+    _, part = grid_part(info)
+    return any(part.counts) or part.space.dtype.kind in "biu" and part.space.low.min() >= 0
 
 
 def _size(grid):

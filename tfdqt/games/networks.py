@@ -261,7 +261,7 @@ def build_stepwise(info, cfg, head):
 
 def _keeping(inputs, tokens, head, info, cfg):
     x = decode(*tokens, cfg)
-    out = head(norm(x[:, -1:], name="norm"), info, cfg)
+    out = head(read_out(x[:, -1:], cfg), info, cfg)
     kept = ops.stack(tokens.sight.kept.joined, axis=1)
     return keras.Model(inputs, dict(out=out, kept=kept))
 
@@ -280,9 +280,7 @@ def build_lens(model, info, cfg, depth):
     inputs = input_layers(info, cfg)
     x = gpt_body(inputs, info, cfg, depth)
     lens = keras.Model(inputs, q_head(x, info, cfg), name=f"lens{depth}")
-    for layer in lens.layers:
-        layer.set_weights(model.get_layer(layer.name).get_weights())
-    return lens
+    return _with_weights_of(model, lens)
 
 
 def build_stream(model, info, cfg, edited=None):
@@ -308,10 +306,15 @@ def build_stream(model, info, cfg, edited=None):
     x = decode(*tokens, cfg, after=after)
     q = q_head(read_out(x, cfg), info, cfg)
     whole = keras.Model(named, dict(q=q, stream=ops.stack(stream, axis=1)), name="stream")
-    for layer in whole.layers:
+    return _with_weights_of(model, whole)
+
+
+def _with_weights_of(model, other):
+    """`other`, a model of layers of the same names, with the weights of `model`."""
+    for layer in other.layers:
         if layer.get_weights():
             layer.set_weights(model.get_layer(layer.name).get_weights())
-    return whole
+    return other
 
 
 def build_attention_probe(model, cfg):

@@ -67,16 +67,25 @@ MOST_CATEGORIES = 32  # whole numbers from 0 up to less than this are taken for 
 
 def grid_of(info):
     """The Grid of the observations that `info` describes; None if there is none, or several."""
+    found = grid_part(info)
+    if found is None:
+        return None
+    start, part = found
+    height, width, *channels = part.space.shape
+    depth = channels[0] if channels else 1
+    counts = _channel_counts(part, depth)
+    return Grid(start, height, width, depth, counts, _is_bytes(part.space))
+
+
+def grid_part(info):
+    """(start, Part) of the one part with rows and columns; None if there is none, or several."""
     if info.observation_space is None:
         return None
     start = 0
     grids = []
     for part in parts_of(without_mask(info.observation_space)):
         if len(part.space.shape or ()) in (2, 3):
-            height, width, *channels = part.space.shape
-            depth = channels[0] if channels else 1
-            counts = _channel_counts(part, depth)
-            grids.append(Grid(start, height, width, depth, counts, _is_bytes(part.space)))
+            grids.append((start, part))
         start += len(part.counts)
     return grids[0] if len(grids) == 1 else None
 

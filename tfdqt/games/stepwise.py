@@ -35,10 +35,10 @@ def make_stepwise(net, outcome=None) -> Callable:
     def whole(weights, inputs, place):
         """Encode windows: place [N] of their last steps -> (outcome, what is kept, in order)."""
         outputs, kept = apply_whole(weights, inputs)
-        missing = net.context - 1 - tf.minimum(place, net.context - 1)  # steps before the episode
-        order = tf.minimum(tf.range(net.context) + missing[:, None], net.context - 1)
-        kept = tf.gather(tf.transpose(kept, [0, 3, 1, 2, 4, 5]), order, batch_dims=1)
-        return outcome(outputs[:, None]), tf.transpose(kept, [0, 2, 3, 1, 4, 5])
+        last = net.context - 1
+        before = last - place  # steps of the window before the episode
+        order = tf.minimum(tf.range(net.context) + before[:, None], last)
+        return outcome(outputs[:, None]), tf.gather(kept, order, axis=3, batch_dims=1)
 
     @tf.function(jit_compile=True)
     def step(weights, inputs, kept, place):
