@@ -10,7 +10,18 @@ from unittest import mock
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
-for folder in ("bits", "kill", "probe", "pytorch", "scale", "search", "size", "speed", "text"):
+for folder in (
+    "bits",
+    "kill",
+    "memory",
+    "probe",
+    "pytorch",
+    "scale",
+    "search",
+    "size",
+    "speed",
+    "text",
+):
     sys.path.append(str(BENCHMARKS / folder))  # as python has it when it runs a script there
 
 

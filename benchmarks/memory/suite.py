@@ -1,0 +1,180 @@
+"""POPGym's environments with discrete actions, by one set of settings, three networks beside.
+
+    pip install --no-deps popgym
+    python benchmarks/memory/suite.py --out=runs/suite
+
+The runs are those of run_dqn.py, in folders under --out. A run that is done is not trained again,
+so the command can be stopped and given again, and several can share --out: each takes the
+environments that it is told. Adds a row to CSV for every run. `--report` prints the table.
+
+MMER, as the paper has it (Morad et al., 2023): the greatest mean return while training, here of the
+last 100 games. A return lies between -1 and 1 in all of these environments.
+"""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from tfdqt.errors import UsageError
+from tfdqt.runs.cli import run_main
+from tfdqt.runs.folder import locked
+from tfdqt.runs.log import read_log, read_rows, write_rows
+from tfdqt.stats import confidence
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+GAMES = (
+    "RepeatPrevious",
+    "RepeatFirst",
+    "CountRecall",
+    "Autoencode",
+    "HigherLower",
+    "Concentration",
+    "Battleship",
+    "MineSweeper",
+    "MultiarmedBandit",
+    "PositionOnlyCartPole",
+    "NoisyPositionOnlyCartPole",
+    "VelocityOnlyCartpole",
+)
+LEVELS = ("Easy", "Medium", "Hard")
+GAMES_OF_MEAN = 100  # in mean_return of a log
+# Chosen on a copy of RepeatPrevious that is not in the suite, see README.md.
+SETTINGS = dict(
+    context=72,
+    n_step=1,
+    gamma=0.99,
+    learning_rate=1e-3,
+    final_learning_rate=1e-4,
+    target_tau=0.01,
+    updates_per_step=0.125,
+    epsilon_fraction=0.3,
+    epsilon_end=0.01,
+    workers=0,
+    threads=1,
+)
+NETWORKS = {
+    "gpt": ("--places=lag",),
+    "gru": ("--network=gru", "--width=90"),  # as many weights as the gpt
+    "dense": ("--network=dense",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Train networks on POPGym's environments."""
+
+    out: Path = Path("runs/suite")
+    """Folder of the runs."""
+    csv: Path = HERE / "suite.csv"
+    """CSV of what came of them."""
+    games: tuple[Literal[GAMES], ...] = GAMES
+    """Games."""
+    levels: tuple[Literal[LEVELS], ...] = LEVELS
+    """Levels of each."""
+    networks: tuple[Literal[tuple(NETWORKS)], ...] = ("gpt",)
+    """Networks."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each."""
+    total_steps: int = 100_000
+    """Environment steps of each run."""
+    report: bool = False
+    """Whether to print what the CSV says instead."""
+
+
+def command_of(args, env, network, seed, folder):
+    """The words that train a run, or go on with it."""
+    script = str(ROOT / "scripts" / "run_dqn.py")
+    if (folder / "checkpoints").exists():
+        return [sys.executable, script, f"--resume={folder}"]
+    settings = SETTINGS | dict(
+        name=f"popgym:{env}",
+        run_dir=folder,
+        seed=seed,
+        total_steps=args.total_steps,
+        replay_size=args.total_steps,
+    )
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+    return [sys.executable, script, *flags, "--prev-action", *NETWORKS[network]]
+
+
+def greatest_mean(log):
+    """The MMER of a log as `read_log` gives it, or NaN before the first 100 games."""
+    means = log["mean_return"][log["games"] >= GAMES_OF_MEAN]
+    return float(means.max()) if len(means) else float("nan")
+
+
+def train(args, env, network, seed):
+    """Train one run and return its row."""
+    folder = args.out / f"{env}-{network}-{seed}"
+    command = command_of(args, env, network, seed, folder)
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or ["no message"]
+        raise UsageError(f"{' '.join(command[1:])} failed: {lines[-1]}")
+    log = read_log(folder)
+    return dict(
+        env=env,
+        network=network,
+        seed=seed,
+        steps=args.total_steps,
+        gamma=SETTINGS["gamma"],
+        context=SETTINGS["context"],
+        mmer=greatest_mean(log),
+        last=float(log["mean_return"][-1]),
+        games=int(log["games"][-1]),
+        seconds=float(log["seconds"][-1]),
+    )
+
+
+def measure(args):
+    """Train what has no row yet."""
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for level in args.levels:
+            for game in args.games:
+                for network in args.networks:
+                    env = f"popgym-{game}{level}-v0"
+                    key = (env, network, str(seed), str(args.total_steps))
+                    names = ("env", "network", "seed", "steps")
+                    if key in {tuple(row[name] for name in names) for row in read_rows(args.csv)}:
+                        continue
+                    row = train(args, env, network, seed)
+                    with locked(args.csv.with_suffix(".lock")):  # others add rows too
+                        write_rows(args.csv, [*read_rows(args.csv), row])
+                    print("{env} {network} {seed}: {mmer:.3f}".format(**row), flush=True)
+
+
+def report(args):
+    """A line of a Markdown table for every environment, and the mean over them."""
+    rows = [row for row in read_rows(args.csv) if row["steps"] == str(args.total_steps)]
+    found = {}
+    for row in rows:
+        found.setdefault(row["env"], {}).setdefault(row["network"], []).append(float(row["mmer"]))
+    networks = [name for name in NETWORKS if any(name in each for each in found.values())]
+    print("| " + " | ".join(["environment", *networks]) + " |")
+    print("|---" * (1 + len(networks)) + "|")
+    for env, each in found.items():
+        cells = [", ".join(f"{value:.3f}" for value in each.get(name, ())) for name in networks]
+        print("| " + " | ".join([env.removeprefix("popgym-").removesuffix("-v0"), *cells]) + " |")
+    for name in networks:
+        means = np.array([np.mean(each[name]) for each in found.values() if name in each])
+        low, high = confidence(means)
+        print(f"\n{name}: {means.mean():.3f} [{low:.3f}, {high:.3f}] over {len(means)}")
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    if args.report:
+        report(args)
+    else:
+        measure(args)
+
+
+if __name__ == "__main__":
+    run_main(main)

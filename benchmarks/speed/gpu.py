@@ -1,0 +1,174 @@
+"""What `gpu.sh` asks of a GPU: learning, the update at five shapes, one mirror, equal bits.
+
+    python benchmarks/speed/gpu.py --out=runs/gpu
+
+Writes OUT/gpu.json and prints a line for each question. Ends with exit code 1 if an answer is no.
+`--device=CPU` asks a CPU the same, which tells whether this script works.
+
+- CartPole-v1 by run_dqn.py: the last 100 games of 10,000 steps are longer than 40 on average, twice
+  what random actions give.
+- Milliseconds of an update on the device and on the CPU, medians, and whether the losses of both
+  agree to 1e-3 of their size over the first updates.
+- `--strategy=mirrored` with one device learns the same losses as without, to 1e-3.
+- Two equal runs of 2,000 steps end with the same bits.
+"""
+
+import csv
+import dataclasses
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+from meter import versions
+from ours import random_steps
+from rows import gpt_update
+
+from tfdqt.backend import keras, tf
+from tfdqt.errors import UsageError
+from tfdqt.games import dqn
+from tfdqt.games.envs import info_of, make_env
+from tfdqt.games.flat import flatten_q
+from tfdqt.runs.checkpoint import load_checkpoint
+from tfdqt.runs.cli import run_main
+
+RUN_DQN = Path(__file__).resolve().parents[2] / "scripts" / "run_dqn.py"
+SHAPES = {  # context, width, blocks, batch
+    "CartPole's": (4, 32, 1, 64),
+    "Breakout's": (4, 64, 2, 32),
+    "DTQN's": (50, 128, 2, 32),
+    "long": (256, 128, 2, 32),
+    "wide": (16, 512, 4, 256),
+}
+CALLS = 12  # of an update, the first two of which are not timed
+TOLERANCE = 1e-3  # part of a loss: products on a GPU add up in another order
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Ask a device whether tfdqt works on it."""
+
+    out: Path = Path("runs/gpu")
+    """Folder of what is written."""
+    device: Literal["GPU", "CPU"] = "GPU"
+    """Which kind of device is asked."""
+    shapes: tuple[Literal[tuple(SHAPES)], ...] = tuple(SHAPES)
+    """Shapes of the update."""
+
+
+def time_update(shape, device):
+    """Milliseconds of an update at a shape on a device, and the losses of the first calls."""
+    context, width, layers, batch = SHAPES[shape]
+    row = gpt_update()
+    network = dataclasses.replace(row.network, context=context, width=width, layers=layers)
+    cfg = dataclasses.replace(row.cfg, batch_size=batch, num_envs=4, chunk=1, updates_per_step=1.0)
+    info = info_of(lambda: make_env(row.env))
+    with tf.device(f"/{device}:0"):
+        keras.utils.set_random_seed(0)
+        net = flatten_q(dqn_network(info, network), info)
+        state = dqn.first_state(net)
+        update = dqn.make_update(net, cfg)
+        steps = random_steps(info, cfg, 1, 4, context + cfg.n_step)
+        steps = tf.nest.map_structure(lambda field: tf.constant(field[0]), steps)
+        losses = []
+        taken = []
+        for _ in range(CALLS):
+            start = time.perf_counter()
+            state, diagnostics = update(state, steps)
+            losses.append(float(diagnostics["loss"]))
+            taken.append(1000 * (time.perf_counter() - start) / 4)
+    return float(np.median(taken[2:])), losses[:3]
+
+
+def dqn_network(info, network):
+    """The Q-network of a NetworkConfig."""
+    from tfdqt.games.networks import build_q  # loads Keras
+
+    return build_q(info, network)
+
+
+def ask_updates(args):
+    """Rows of every shape: milliseconds on both, and whether they agree."""
+    rows = {}
+    for shape in args.shapes:
+        ms, losses = time_update(shape, args.device)
+        cpu_ms, cpu_losses = time_update(shape, "CPU")
+        worst = float(np.max(np.abs(np.subtract(losses, cpu_losses)) / np.abs(cpu_losses)))
+        rows[shape] = dict(
+            shape=SHAPES[shape], ms=ms, cpu_ms=cpu_ms, worst=worst, holds=worst < TOLERANCE
+        )
+        print(f"update, {shape} shape: {ms:.2f} ms, CPU {cpu_ms:.2f}, losses differ by {worst:.1e}")
+    return rows
+
+
+def train(out, name, steps, *flags):
+    """Train on CartPole-v1 in the folder OUT/NAME, by one thread: -> the rows of its log."""
+    folder = out / name
+    command = [sys.executable, str(RUN_DQN), "--name=CartPole-v1", f"--run-dir={folder}"]
+    command += [f"--total-steps={steps}", "--workers=0", "--seed=0", *flags]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or ["no message"]
+        raise UsageError(f"{' '.join(command[1:])} failed: {lines[-1]}")
+    with open(folder / "log.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def weights_of(folder):
+    """The weights that act, of a run's last checkpoint."""
+    saved, _ = load_checkpoint(folder)
+    return saved["learner"][dqn.DQNState._fields.index("acting")]
+
+
+def ask_runs(args):
+    """What three runs say: learning, one mirror, equal bits."""
+    began = time.perf_counter()
+    log = train(args.out, "learn", 10_000)
+    seconds = time.perf_counter() - began
+    last = float(log[-1]["mean_return"])
+    print(f"CartPole-v1, 10,000 steps: {last:.0f} in {seconds:.0f} s")
+    one, again = (train(args.out, name, 2_000) for name in ("one", "again"))
+    bits = np.array_equal(weights_of(args.out / "one"), weights_of(args.out / "again"))
+    print(f"two equal runs end with the same bits: {bits}")
+    mirrored = train(args.out, "mirrored", 2_000, "--strategy=mirrored")
+    first = next(i for i, row in enumerate(one) if np.isfinite(float(row["loss"])))
+    losses = [float(rows[first]["loss"]) for rows in (one, mirrored)]
+    worst = abs(losses[0] - losses[1]) / abs(losses[0])
+    print(f"--strategy=mirrored with one device: losses differ by {worst:.1e}")
+    return dict(
+        learns=dict(mean_return=last, seconds=seconds, holds=last > 40),
+        exact=dict(holds=bool(bits)),
+        mirrored=dict(worst=worst, holds=worst < TOLERANCE),
+    )
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    found = tf.config.list_physical_devices(args.device)
+    if not found:
+        raise UsageError(
+            "TensorFlow finds no GPU; install NVIDIA's driver, or try --device=CPU to see what this"
+            " would ask."
+        )
+    if (args.out / "learn").exists():
+        raise UsageError(f"{args.out} holds an earlier answer; give another --out.")
+    args.out.mkdir(parents=True, exist_ok=True)
+    about = tf.config.experimental.get_device_details(found[0])
+    answer = dict(
+        device=about.get("device_name", platform.processor()),
+        versions=versions("tensorflow", "keras", "numpy", "gymnasium"),
+        updates=ask_updates(args),
+        **ask_runs(args),
+    )
+    (args.out / "gpu.json").write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+    asked = [*answer["updates"].values(), answer["learns"], answer["exact"], answer["mirrored"]]
+    return 0 if all(each["holds"] for each in asked) else 1
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,43 @@
+"""POPGym's suite: what is read from a log, what a run is told; and the questions to a GPU."""
+
+import unittest
+from pathlib import Path
+
+import gpu
+import numpy as np
+import suite
+
+from tfdqt.errors import UsageError
+
+from . import call
+
+
+class TestSuite(unittest.TestCase):
+    def test_the_greatest_mean_is_of_a_hundred_games(self):
+        log = dict(
+            games=np.array([3, 99, 100, 140, 150]),
+            mean_return=np.array([1.0, 0.9, 0.2, 0.5, 0.4]),
+        )
+        self.assertEqual(suite.greatest_mean(log), 0.5)
+        early = {key: column[:2] for key, column in log.items()}
+        self.assertTrue(np.isnan(suite.greatest_mean(early)))
+
+    def test_every_environment_is_given_the_same(self):
+        def given(env):
+            command = suite.command_of(suite.Args(), env, "gru", 1, Path("none"))
+            return [word for word in command if not word.startswith("--name")]
+
+        self.assertEqual(given("popgym-RepeatFirstEasy-v0"), given("popgym-BattleshipHard-v0"))
+        self.assertIn("--network=gru", given("popgym-RepeatFirstEasy-v0"))
+
+
+class TestGpu(unittest.TestCase):
+    def test_without_one_it_says_so(self):
+        if gpu.tf.config.list_physical_devices("GPU"):
+            self.skipTest("there is a GPU")
+        with self.assertRaisesRegex(UsageError, "finds no GPU"):
+            call(gpu)
+
+
+if __name__ == "__main__":
+    unittest.main()
