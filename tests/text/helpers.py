@@ -9,7 +9,7 @@ from unittest import mock
 
 from tests.helpers import call, script
 from tfdqt.backend import tf
-from tfdqt.text import generation, learn
+from tfdqt.text import generation, learn, stepwise
 from tfdqt.text.config import TextNetworkConfig
 
 NETWORK = TextNetworkConfig(layers=1, heads=2, width=16, hidden=(16,), pruning_amount=0.5)
@@ -31,7 +31,7 @@ VERSE = (
 def without_xla():
     """Within the block nothing is compiled by XLA, which takes longer than a few updates do."""
     stack = contextlib.ExitStack()
-    for module in (learn, generation):
+    for module in (learn, generation, stepwise):
         stack.enter_context(mock.patch.object(module, "JIT", False))
     return stack
 

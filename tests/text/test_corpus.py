@@ -7,6 +7,7 @@ from unittest import mock
 
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
+from tfdqt.text import files
 from tfdqt.text.config import TextConfig
 from tfdqt.text.tasks import corpus
 from tfdqt.text.tokenizers import make_tokenizer
@@ -24,8 +25,8 @@ class TestTexts(tf.test.TestCase):
         Path(self.tmp, "b.txt").write_text(text, encoding="utf-8")
         Path(self.tmp, "a.txt").write_text("", encoding="utf-8")
         expected = ["the", "sun’s", "red", ",", "red", "moon", "."] * 40
-        for block in (7, 64, corpus.BLOCK):
-            with mock.patch.object(corpus, "BLOCK", block):
+        for block in (7, 64, files.BLOCK):
+            with mock.patch.object(files, "BLOCK", block):
                 pieces = list(corpus.read_texts(self.tmp))
             self.assertAllEqual([word for _, words in pieces for word in words], expected)
         self.assertAllEqual(corpus.common_words(self.tmp, 2), ["red", "the"])
@@ -48,14 +49,14 @@ class TestTexts(tf.test.TestCase):
     def test_every_kind_of_line_and_a_byte_order_mark(self):
         for text in ("the sun\r\nthe moon", "the sun\rthe moon", "the sun\u2028the\u00a0moon"):
             Path(self.tmp, "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
-            for block in (3, corpus.BLOCK):
-                with mock.patch.object(corpus, "BLOCK", block):
+            for block in (3, files.BLOCK):
+                with mock.patch.object(files, "BLOCK", block):
                     words = [word for _, words in corpus.read_texts(self.tmp) for word in words]
                 self.assertEqual(words, ["the", "sun", "the", "moon"])
 
     def test_a_file_of_one_word_is_read_a_block_at_a_time(self):
         Path(self.tmp, "a.txt").write_text("abcdefgh" * 40_000, encoding="utf-8")
-        with mock.patch.object(corpus, "BLOCK", 4_096):
+        with mock.patch.object(files, "BLOCK", 4_096):
             pieces = [words for _, words in corpus.read_texts(self.tmp)]
         self.assertGreater(len(pieces), 70)
         self.assertLessEqual(max(map(len, pieces)), 20)
@@ -92,8 +93,8 @@ class TestTexts(tf.test.TestCase):
 
     def test_bad_bytes_are_named_with_file_and_offset(self):
         Path(self.tmp, "bad.txt").write_bytes("sunny día ".encode() + b"\xff more")
-        for block in (5, corpus.BLOCK):
-            with mock.patch.object(corpus, "BLOCK", block):
+        for block in (5, files.BLOCK):
+            with mock.patch.object(files, "BLOCK", block):
                 with self.assertRaisesRegex(UsageError, "bad.txt is not UTF-8 at byte 11"):
                     list(corpus.read_texts(self.tmp))
         with tempfile.TemporaryDirectory() as empty:

@@ -31,6 +31,9 @@ class TextNetworkConfig:
     """New BERT: size of a token's vector."""
     hidden: tuple[int, ...] = (256,)
     """Sizes of the head's hidden layers."""
+    language_head: bool = False
+    """With --encoder: whether the cloned policy starts as the encoder's own language model, if it
+    has one; then it is that model's matrix and has no hidden layers."""
     dueling: bool = False
     """Whether Q is a value of the state and, around it, advantages of mean 0 (Wang et al.,
     2016)."""
@@ -63,6 +66,9 @@ class TextConfig:
     """Transitions, or episodes, kept in the replay buffer."""
     gamma: float = 0.99
     """Discount per decision."""
+    reward_at: Literal["word", "end"] = "word"
+    """corpus: whether a word's reward is what it adds to the worth of the text, whose every
+    beginning is looked at, or all of it comes with the last word."""
     learning_rate: float = 1e-3
     """Adam's step size at the start."""
     final_learning_rate: float = 1e-4

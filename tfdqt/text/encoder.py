@@ -4,13 +4,17 @@ These are tf_keras (Keras 2) models, because transformers and TF-MOT are. Never 
 with those of the games, which are Keras 3.
 """
 
-import json
 import math
 from pathlib import Path
 
+import numpy as np
+
+from tfdqt import memory
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
+from tfdqt.text import llama
 from tfdqt.text.tokenizers import loading
+from tfdqt.text.weights import count_numbers, is_of_pytorch, read_array, read_weights, weight_files
 
 with quiet():
     import tf_keras
@@ -22,7 +26,7 @@ with quiet():
 
     transformers.logging.set_verbosity_error()
 
-MAX_HEADER = 100_000_000  # bytes; safetensors allows no longer one
+STRAIGHT = (*llama.KINDS, "gpt2", "mistral", "opt")  # whose language model ends in one matrix
 
 
 def load_encoder(source, *, causal=None):
@@ -32,7 +36,7 @@ def load_encoder(source, *, causal=None):
       source: hub name such as "bert-base-uncased", folder of `save_pretrained` (TensorFlow or
         PyTorch safetensors weights), or a transformers config (fresh weights).
       causal: True makes a BERT a decoder, whose every position sees only the text before it; None
-        leaves it as it is.
+        leaves it as it is. GPT-2, LLaMA and their like are decoders always.
 
     Raises UsageError, with what to do, if it can't be loaded.
     """
@@ -52,9 +56,16 @@ def load_encoder(source, *, causal=None):
     ):
         config = transformers.AutoConfig.from_pretrained(source, **overrides)
     _check_reads_texts(source, config)
-    weights = _safetensors_of(source)
-    if weights.is_file() and _safetensors_format(weights) == "pt":
-        return _build(config, weights)
+    files = weight_files(source)
+    if files:
+        _check_room(source, count_numbers(files))
+    if files and (config.model_type in llama.KINDS or is_of_pytorch(files)):
+        return _build(config, source, files)
+    if config.model_type in llama.KINDS:
+        raise UsageError(
+            f"{source} has no model.safetensors; give a folder with the weights of its "
+            f"{config.model_type} in that format."
+        )
     with loading(
         f"The weights of {source} can't be loaded in TensorFlow (%s); give a folder with "
         "model.safetensors or tf_model.h5 of an encoder that transformers has for TensorFlow.",
@@ -80,53 +91,52 @@ def _check_reads_texts(source, config):
         )
 
 
-def _safetensors_of(source):
-    """Where the weights of a folder or of a hub's name lie, if in one safetensors file."""
-    if not Path(source).is_dir():
-        with quiet():
-            cached = transformers.utils.cached_file(
-                str(source), "model.safetensors", _raise_exceptions_for_missing_entries=False
-            )
-        if cached:
-            return Path(cached)
-    return Path(source, "model.safetensors")
+def _check_room(source, numbers):
+    """Raise UsageError unless so many weights fit memory, as float32."""
+    memory.check_fits(
+        4 * numbers,
+        f"The {numbers:,} weights of {source} take",
+        lambda room: f"give an encoder of at most {memory.round_down(room // 4):,} weights.",
+    )
 
 
-def _safetensors_format(path):
-    """Which framework wrote a safetensors file, "pt" if it does not say."""
-    with open(path, "rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        if size > MAX_HEADER:
-            return None
-        try:
-            return json.loads(file.read(size)).get("__metadata__", {}).get("format", "pt")
-        except ValueError:
-            raise UsageError(f"{path} is not a safetensors file; fetch it again.") from None
-
-
-def _build(config, torch_weights=None):
-    """The encoder of a config, with fresh weights or those of PyTorch in a safetensors file.
+def _build(config, source=None, files=()):
+    """The encoder of a config, with fresh weights or those of PyTorch in safetensors files.
 
     transformers' own loader wants PyTorch for those (its issue 40028); its conversion of plain
     arrays does not.
     """
+    if config.model_type in llama.KINDS:
+        return _build_decoder(config, source, files)
     with loading(
         f"transformers has no TensorFlow encoder for {type(config).__name__} (%s); use a BERT-like "
         "one."
     ):
         model = transformers.TFAutoModel.from_config(config)
         model.build_in_name_scope()
-    if torch_weights is None:
+    if not files:
         return model
-    import safetensors.numpy
     from transformers.modeling_tf_pytorch_utils import load_pytorch_state_dict_in_tf2_model
 
     with loading(
-        f"{torch_weights} does not hold this encoder's weights (%s); fetch it again.",
-        SafetensorError,
+        f"{source} does not hold this encoder's weights (%s); fetch it again.", SafetensorError
     ):
-        state = safetensors.numpy.load_file(torch_weights)
+        state = read_weights(files)
         load_pytorch_state_dict_in_tf2_model(model, state, tf_inputs=False, allow_missing_keys=True)
+    return model
+
+
+def _build_decoder(config, source, files):
+    model = llama.Decoder(config)
+    if files:
+        with loading(
+            f"{source} does not hold this encoder's weights (%s); fetch it again.", SafetensorError
+        ):
+            arrays = read_weights(files)
+        try:
+            model.load(arrays)
+        except UsageError as error:
+            raise UsageError(f"The weights of {source} do not fit. {error}") from None
     return model
 
 
@@ -151,8 +161,26 @@ def sparsity(model):
     return zeros / max(1, sum(kernel.shape.num_elements() for kernel in kernels))
 
 
+def language_head(source, encoder):
+    """By what a pretrained decoder values next words: [D, V] float32, or None.
+
+    source, encoder: what `load_encoder` took and gave. None for fresh weights and for models whose
+    head is more than one matrix, such as BERT's.
+    """
+    config = encoder.config
+    if isinstance(source, transformers.PretrainedConfig) or config.model_type not in STRAIGHT:
+        return None
+    array = read_array(weight_files(source), "lm_head.weight")
+    names = " ".join(config.architectures or ())
+    if array is None and config.tie_word_embeddings and ("CausalLM" in names or "LMHead" in names):
+        array = encoder.get_input_embeddings().weights[0].numpy()
+    if array is None or array.shape[1] != config.hidden_size:
+        return None
+    return np.ascontiguousarray(array.T, np.float32)
+
+
 class PrunedTransformerModel(tf_keras.Model):
-    """A BERT whose smallest weights are zero and stay zero while it learns.
+    """A BERT, GPT-2 or LLaMA whose smallest weights are zero and stay zero while it learns.
 
     Zhu and Gupta (2017), by TF-MOT.
 
@@ -163,7 +191,8 @@ class PrunedTransformerModel(tf_keras.Model):
         part from 0 to `pruning_amount` between `begin_step` and `end_step`.
       pattern: "unstructured", "block" (whole blocks of `block_size`) or "2:4" (two of every four in
         a row; its amount is 0.5).
-      causal: True turns a BERT into a decoder.
+      causal: True turns a BERT into a decoder, and refuses what can't be one. Whether a token sees
+        those behind it is found out by itself, in `causal`.
 
     Call: input_ids [B, T] int32, attention_mask [B, T] (by default 1 where the id is not the
     padding) -> [B, T, D]. `prune_step()` belongs behind every step of the optimizer. Raises
@@ -191,12 +220,13 @@ class PrunedTransformerModel(tf_keras.Model):
         _check_pruning(pruning_amount, schedule, pattern)
         self.bert = load_encoder(source, causal=causal)
         self.vocabulary = self.bert.config.vocab_size
+        self.first_place = self._first_place()
         self.context = self._longest_text()
-        self.causal = bool(getattr(self.bert.config, "is_decoder", False))
-        if self.causal and self._looks_ahead():
+        self.causal = not self._looks_ahead()
+        if causal and not self.causal:
             raise UsageError(
-                f"{type(self.bert).__name__} also reads what stands behind a word; use a BERT or "
-                "RoBERTa to write."
+                f"{type(self.bert).__name__} also reads what stands behind a word; use a GPT-2, a "
+                "LLaMA, a BERT or a RoBERTa to write."
             )
         self.steps = tf.Variable(0, dtype=tf.int64, trainable=False, name="pruning_steps")
         self.masks = []
@@ -257,9 +287,9 @@ class PrunedTransformerModel(tf_keras.Model):
         """Whether the state of a token depends on the one behind it."""
         config = self.bert.config
         ids = [i for i in range(min(8, config.vocab_size)) if i != config.pad_token_id][-3:]
-        one = self(tf.constant([[ids[0], ids[1]]]))
-        other = self(tf.constant([[ids[0], ids[2]]]))
-        return float(tf.reduce_max(tf.abs(one[:, 0] - other[:, 0]))) > 1e-5
+        texts = tf.constant([[ids[0], ids[1]], [ids[0], ids[-1]]])
+        one, other = self.bert(input_ids=texts, training=False).last_hidden_state[:, 0]
+        return float(tf.reduce_max(tf.abs(one - other))) > 1e-5
 
     def prune_step(self):
         """Count a step of the optimizer, and set to zero what the masks cover.
@@ -284,13 +314,16 @@ class PrunedTransformerModel(tf_keras.Model):
         rows = getattr(self.bert.config, "max_position_embeddings", None)
         if not isinstance(rows, int) or rows < 1:
             return math.inf
-        # RoBERTa and its like count positions from behind that of the padding.
+        return rows - self.first_place
+
+    def _first_place(self):
+        """The position of a text's first token: RoBERTa and its like count from behind padding."""
         taken = [
             layer.padding_idx + 1
             for layer in self.bert.submodules
             if hasattr(layer, "create_position_ids_from_input_ids")
         ]
-        return rows - max(taken, default=0)
+        return max(taken, default=0)
 
     def check_reads(self, length, ids=0):
         """Raise UsageError unless texts of so many tokens and token ids can be read.

@@ -23,7 +23,6 @@ from tfdqt.text.head import DeepQLearningModel, build_task_networks
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
 from tfdqt.text.tokenizers import load_tokenizer, pad_rows, token_rows
-from tfdqt.text.words import words_of
 
 
 class TextRun(NamedTuple):
@@ -116,13 +115,13 @@ class Writer:
     def __call__(self, prompts, *, words=30, **how):
         """Go on with each prompt by `words` words: list of strings -> list of strings.
 
-        A prompt is read as the run's texts were: in lower case, marks apart. how: method,
-        temperature, top_k, top_p, beams, allowed and seed, as for `generation.generate`; equal
-        calls give equal texts. Warns of words of a prompt that the run does not know. Raises
+        A prompt is read as the run's texts were: in lower case, marks apart, or as it stands. how:
+        method, temperature, top_k, top_p, beams, allowed and seed, as for `generation.generate`;
+        equal calls give equal texts. Warns of words of a prompt that the run does not know. Raises
         UsageError for a run that learned a game.
         """
         self._check_writes()
-        prompts = [" ".join(words_of(prompt, self.task.rule)) for prompt in prompts]
+        prompts = [self.task.as_read(prompt) for prompt in prompts]
         length = self.task.length
         return generate(
             self.scores, self.task.tokenizer, prompts, words=words, length=length, **how

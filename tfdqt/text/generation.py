@@ -1,9 +1,9 @@
 """How networks that have learned on texts choose what comes next, and how varied it is."""
 
 import collections
+import functools
 import math
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 
@@ -13,13 +13,37 @@ from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions
 from tfdqt.text.config import IMITATING
 from tfdqt.text.learn import hidden_at
+from tfdqt.text.stepwise import choose_rows, make_stepwise
 from tfdqt.text.tokenizers import pad_rows, token_rows
 
 JIT = True  # compile scores by XLA, as `learn.JIT`
 
 
-def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0) -> Callable:
-    """Compile `scores(text [B, T], at [B]) -> [B, A]`, log-weights of actions behind token `at`.
+class WordScores:
+    """`scores(text [B, T], at [B]) -> [B, A]`, log-weights of actions behind the tokens `at`."""
+
+    def __init__(self, transformer, values):
+        """values: log-weights by the state of a token, x [B, D] -> [B, A]."""
+        self.transformer = transformer
+        self.values = values
+        self._compiled = tf.function(self._of_whole, jit_compile=JIT)
+
+    def __call__(self, text, at):
+        # XLA would read numbers from behind the tables' ends.
+        self.transformer.check_reads(text.shape[-1])
+        return self._compiled(text, at)
+
+    def _of_whole(self, text, at):
+        return self.values(hidden_at(self.transformer, text, at[:, None])[:, 0])
+
+    @functools.cached_property
+    def stepwise(self):
+        """The same a word at a time, a `stepwise.Stepwise`; None if the encoder can't."""
+        return make_stepwise(self.transformer, self.values)
+
+
+def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0):
+    """The WordScores of an encoder and a head.
 
     Args:
       clone: the cloned policy alone.
@@ -29,9 +53,7 @@ def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0
         policy is at least this part of the likeliest one's.
     """
 
-    @tf.function(jit_compile=JIT)
-    def compiled(text, at):
-        x = hidden_at(transformer, text, at[:, None])[:, 0]
+    def values(x):
         if not clone and beta is None:
             return losses.mask_implausible(head(x), head.prior(x), plausible)
         policy = tf.nn.log_softmax(head.prior(x))
@@ -40,15 +62,10 @@ def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0
         q = head(x)
         return policy + beta * (q - tf.reduce_sum(tf.exp(policy) * q, axis=-1, keepdims=True))
 
-    def scores(text, at):
-        # XLA would read numbers from behind the tables' ends.
-        transformer.check_reads(text.shape[-1])
-        return compiled(text, at)
-
-    return scores
+    return WordScores(transformer, values)
 
 
-def make_run_scores(transformer, head, cfg, *, beta=None) -> Callable:
+def make_run_scores(transformer, head, cfg, *, beta=None):
     """`make_word_scores` as a TextConfig has it, or with another `beta`.
 
     beta: 0 for the cloned policy alone, infinite for Q alone, None for the config's. Raises
@@ -129,11 +146,13 @@ def generate(
     # All but the first beam of a prompt start out impossible, or all would stay equal.
     log_p = np.where(np.arange(len(rows)) % per_prompt == 0, 0.0, -np.inf)
     rng = np.random.default_rng(seed)
+    next_words = _Next(scores, length, min(length, max(map(len, rows), default=0) + words - 1))
     for _ in range(words):
-        logits = _next_words(scores, tokenizer, rows, length, allowed)
+        logits = _allowed_words(next_words(rows), tokenizer, rows, allowed)
         if method == "beam":
             parents, chosen, log_p = _extend_beams(logits, log_p, per_prompt)
             rows = [list(rows[parent]) for parent in parents]
+            next_words.choose(parents)
         else:
             chosen = choose_actions(
                 rng,
@@ -165,11 +184,46 @@ def _unread(tokenizer, prompts, rows, length):
     return "; ".join(said)
 
 
-def _next_words(scores, tokenizer, rows, length, allowed):
+class _Next:
+    """Log-weights behind rows of ids that grow by a word a call, from what was kept of them.
+
+    Of rows longer than `length` the latest tokens are read anew, for all places change.
+    """
+
+    def __init__(self, scores, length, longest):
+        """longest: tokens of the longest row that comes, at most `length`; so many are kept."""
+        self.scores = scores
+        self.length = length
+        self.longest = longest
+        self.stepwise = getattr(scores, "stepwise", None)
+        if self.stepwise:
+            scores.transformer.check_reads(longest)
+        self.kept = None
+
+    def __call__(self, rows):
+        """[N, A] behind rows that are the last call's with one id more each."""
+        if self.stepwise is None or max(map(len, rows)) > self.longest:
+            seen = [row[-self.length :] for row in rows]
+            text = tf.constant(pad_rows(seen, self.length, 0))
+            return self.scores(text, tf.constant([len(row) - 1 for row in seen]))
+        at = tf.constant([len(row) - 1 for row in rows])
+        if self.kept is None:
+            text = tf.constant(pad_rows(rows, self.longest, 0))
+            logits, self.kept = self.stepwise.start(text, at)
+        else:
+            logits, self.kept = self.stepwise.step(
+                self.kept, tf.constant([row[-1] for row in rows]), at
+            )
+        return logits
+
+    def choose(self, parents):
+        """Go on with these rows of the last call's, in this order."""
+        if self.kept is not None:
+            self.kept = choose_rows(self.kept, tf.constant(parents))
+
+
+def _allowed_words(logits, tokenizer, rows, allowed):
     """Log-weights of what may be written behind rows of ids: [N, A], -inf for what may not."""
-    seen = [row[-length:] for row in rows]
-    text = pad_rows(seen, length, 0)
-    logits = scores(tf.constant(text), tf.constant([len(row) - 1 for row in seen]))
     logits = np.array(logits, np.float64)
     logits[:, tokenizer.all_special_ids] = -np.inf
     if allowed is None:

@@ -8,7 +8,7 @@ import numpy as np
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
 from tfdqt.text.config import check_text_network
-from tfdqt.text.encoder import PrunedTransformerModel
+from tfdqt.text.encoder import PrunedTransformerModel, language_head
 
 with quiet():
     import tf_keras
@@ -27,6 +27,8 @@ class DeepQLearningModel(tf_keras.Model):
         out, by however many of its features.
       dueling: whether Q is a value of the state and, around it, advantages of mean 0 (Wang et al.,
         2016), so that what every action of a state is worth is learned from all of them.
+      language: [input_dim, action_dim], by which a language model values next words (see
+        `encoder.language_head`); the cloned policy starts as that model and is this matrix alone.
 
     Besides Q it has `value(x)` -> V [...], for implicit Q-learning (Kostrikov et al., 2022), and
     `prior(x)` -> logits [..., action_dim] of the actions in the data (the cloned policy), each
@@ -45,6 +47,7 @@ class DeepQLearningModel(tf_keras.Model):
         features=None,
         saturating=False,
         dueling=False,
+        language=None,
     ):
         super().__init__(name="deep_q_learning")
         if min((input_dim, action_dim, *hidden)) < 1:
@@ -61,13 +64,16 @@ class DeepQLearningModel(tf_keras.Model):
         outputs = action_dim + (0 if features is None else self.features.shape[1])
         self.q = self._branch(dueling + outputs, "q")
         self.v = self._branch(1, "v")
-        self.cloned = self._branch(outputs, "cloned")
+        self.is_language_model = language is not None
+        self.cloned = self._branch(outputs, "cloned", () if self.is_language_model else None)
+        if self.is_language_model:
+            self.cloned.layers[0].kernel.assign(language)
         self.built = True
 
-    def _branch(self, units, name):
+    def _branch(self, units, name, hidden=None):
         layers = [
             tf_keras.layers.Dense(size, activation="relu", kernel_initializer="he_uniform")
-            for size in self.hidden
+            for size in (self.hidden if hidden is None else hidden)
         ]
         branch = tf_keras.Sequential([*layers, tf_keras.layers.Dense(units)], name=name)
         branch.build((None, self.input_dim))
@@ -102,6 +108,7 @@ class DeepQLearningModel(tf_keras.Model):
             features=self.features,
             saturating=self.saturating,
             dueling=self.dueling,
+            language=self.cloned.layers[0].kernel if self.is_language_model else None,
         )
         twin.set_weights(self.get_weights())
         return twin
@@ -134,6 +141,10 @@ def build_text_networks(cfg, *, vocabulary, length, num_actions, causal, feature
         causal=causal,
     )
     transformer.check_reads(length, vocabulary)
+    language = None
+    if cfg.language_head and cfg.encoder is not None and features is None:
+        language = language_head(source, transformer.bert)
+        language = None if language is None else language[:, :num_actions]
     head = DeepQLearningModel(
         transformer.bert.config.hidden_size,
         num_actions,
@@ -141,6 +152,7 @@ def build_text_networks(cfg, *, vocabulary, length, num_actions, causal, feature
         features=features,
         saturating=cfg.saturating,
         dueling=cfg.dueling,
+        language=language,
     )
     return transformer, head
 

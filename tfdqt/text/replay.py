@@ -139,35 +139,52 @@ def concatenate(parts):
     return type(parts[0])(*map(np.concatenate, zip(*parts)))
 
 
-def episodes(tokenizer, texts, length, reward_fn):
-    """Every word of each text as a decision: Episode of [N, ...] with T = length, P = length - 1.
+def episodes(tokenizer, texts, length, reward_fn, *, reward_at="word"):
+    """Every word of each text as a decision: `episodes_of` what the tokenizer makes of texts."""
+    return episodes_of(
+        tokenizer, token_rows(tokenizer, texts), length, reward_fn, reward_at=reward_at
+    )
 
-    A word's reward is what it adds to `reward_fn` (text -> float), so that rewards sum to the worth
-    of the whole text. Words that the tokenizer does not know are read, but nothing is learned about
-    writing them. Raises RewardFailure, a UsageError, for a reward that fails or gives no finite
-    number.
+
+def episodes_of(tokenizer, rows, length, reward_fn, *, reward_at="word"):
+    """Every token behind the first of each row is a decision: Episode of [N, ...].
+
+    T = length, P = length - 1; rows are lists of ids, cut at the end. reward_at "word": a word's
+    reward is what it adds to `reward_fn` (text -> float), so that rewards sum to the worth of the
+    whole text; "end": all of it comes with the last word, and a text is looked at once. Words that
+    the tokenizer does not know are read, but nothing is learned about writing them. Raises
+    RewardFailure, a UsageError, for a reward that fails or gives no finite number.
     """
     if not isinstance(reward_fn, Reward):
         reward_fn = Reward(reward_fn)
-    rows = token_rows(tokenizer, texts)
     ids = pad_rows(rows, length, tokenizer.pad_token_id or 0)
     tokens = np.array([min(len(row), length) for row in rows], int).reshape(-1, 1)
     written = (np.arange(1, length) < tokens).astype(np.float32)
     known = written * (ids[:, 1:] != tokenizer.unk_token_id)
-    worth = np.zeros(ids.shape, np.float32)  # of each text up to each token
-    for row, line in enumerate(ids):
-        i = 0
-        for i in range(1, 1 + int(written[row].sum())):
-            worth[row, i] = reward_fn(tokenizer.decode(line[: i + 1], skip_special_tokens=True))
-        worth[row, i + 1 :] = worth[row, i]
-    discount = np.ones_like(written)
     last = np.maximum(written.sum(axis=1).astype(int) - 1, 0)
+    discount = np.ones_like(written)
     discount[np.arange(len(ids)), last] = 0.0
     return Episode(
         text=ids,
         at=np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape),
         action=ids[:, 1:] * (written > 0),
-        reward=np.diff(worth, axis=1),
+        reward=_rewards(tokenizer, ids, written, reward_fn, reward_at),
         discount=discount,
         mask=known,
     )
+
+
+def _rewards(tokenizer, ids, written, reward_fn, reward_at):
+    """The reward of each word of texts [N, T]: [N, T - 1]."""
+    counts = written.sum(axis=1).astype(int)
+    beginnings = [
+        (row, i)
+        for row, count in enumerate(counts)
+        for i in (range(1, 1 + count) if reward_at == "word" else range(count, 1 + count))
+        if i
+    ]
+    texts = [tokenizer.decode(ids[row, : i + 1], skip_special_tokens=True) for row, i in beginnings]
+    worth = np.zeros(ids.shape, np.float32)  # of each text up to each token
+    for (row, i), value in zip(beginnings, reward_fn.many(texts)):
+        worth[row, i:] = value
+    return np.diff(worth, axis=1)

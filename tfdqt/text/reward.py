@@ -1,11 +1,13 @@
 """What a text is worth: rewards found by their names, and held to give one finite number."""
 
+import inspect
 import math
 import numbers
 import os
 import traceback
 from decimal import Decimal
 from pathlib import Path
+from typing import get_origin
 
 import numpy as np
 
@@ -26,6 +28,9 @@ class RewardFailure(EnvFailure, UsageError):
 class Reward:
     """A function text -> float that raises RewardFailure for whatever else `function` does.
 
+    A function whose first argument is annotated as a list is given many texts at a time and must
+    give as many numbers.
+
     >>> Reward(len)("the sun")  # 7.0
     """
 
@@ -33,10 +38,30 @@ class Reward:
         """name: what to call it in errors, by default the function's own."""
         self.function = function
         self.name = name or f"reward_fn {getattr(function, '__name__', function)}"
+        self.takes_many = _takes_a_list(function)
 
     def __call__(self, text):
+        return self.many([text])[0]
+
+    def many(self, texts):
+        """What each of some texts is worth: a list of floats."""
+        if not self.takes_many:
+            return [self._checked(self._call(text, text), text) for text in texts]
+        values = self._call(list(texts), texts[0]) if texts else []
         try:
-            value = self.function(text)
+            values = list(values)
+        except TypeError:
+            values = [values]
+        if len(values) != len(texts):
+            raise RewardFailure(
+                f"{self.name} takes a list and must give a number a text, not {len(values)} for "
+                f"{len(texts)} texts"
+            )
+        return [self._checked(value, text) for value, text in zip(values, texts)]
+
+    def _call(self, given, text):
+        try:
+            return self.function(given)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # sys.exit in a reward must not lose what was learned
@@ -44,6 +69,8 @@ class Reward:
                 f"{self.name} fails on the text {_begin(text)} "
                 f"({sentence_of(error)})\n{traceback.format_exc()}"
             ) from error
+
+    def _checked(self, value, text):
         number = _number(value)
         if number is None:
             raise RewardFailure(
@@ -67,6 +94,16 @@ class Reward:
         if self.name.startswith("--reward="):
             return make_reward, (self.name.removeprefix("--reward="),)
         return Reward, (self.function, self.name)
+
+
+def _takes_a_list(function):
+    """Whether the first argument of a function is annotated as a list."""
+    try:
+        first = next(iter(inspect.signature(function).parameters.values()), None)
+    except (TypeError, ValueError):  # built in
+        return False
+    kind = getattr(first, "annotation", None)
+    return kind is list or get_origin(kind) is list or str(kind).startswith(("list", "List"))
 
 
 def _begin(text):

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.policy import epsilon_ladder
@@ -43,6 +44,7 @@ from tfdqt.text.config import (
     check_text_network,
 )
 from tfdqt.text.tasks.table import TASKS, default_text_config
+from tfdqt.text.words import RAW
 
 LOG_LINES = 1_000  # into which the progress line and log.csv divide a run, if it has the updates
 OWN_RESUME_FLAGS = {"epochs", "device"}
@@ -74,11 +76,14 @@ class Args:
     """corpus: folder of .txt files; by default the King James Bible."""
     reward: str = "sentiment"
     """corpus: what a text is worth: sentiment, or module:function of a function text -> float."""
+    tokenizer: Literal["words", "bpe"] | None = None
+    """corpus: words: whole words, in lower case. bpe: sub-words learned from the corpus, whose text
+    is read as it stands, in any script. None: words, or with --encoder its own sub-words."""
     vocabulary: int = 2_000
-    """corpus: how many of its most frequent words are known (without --encoder, which brings its
-    own)."""
+    """corpus: how many of its most frequent words are known, or sub-words learned (without
+    --encoder, which brings its own)."""
     window: int = 32
-    """corpus: words in a text."""
+    """corpus: words, or sub-words, in a text."""
     new_items: int = 1_024
     """Transitions, or episodes, that enter the replay buffer at a time."""
     evaluate_every: int = 500
@@ -149,6 +154,11 @@ def check(args):
         "vocabulary",
         "window",
     )
+    if args.tokenizer and (args.network.encoder or args.task != "corpus"):
+        raise UsageError(
+            "--tokenizer is for --task=corpus without --encoder, which brings its own; leave it "
+            "out."
+        )
     check_not_negative(args, "seed", "episodes")
     if args.seed >= 1 << 32:
         raise UsageError(f"--seed must be less than {1 << 32}, not {args.seed}.")
@@ -169,7 +179,8 @@ def start(args):
         algorithm="text",
         network=args.network,
         text=args.text,
-        words="unicode",  # the rule by which texts are taken apart; runs of before have none
+        # The rule by which texts are taken apart; runs of before have none.
+        words=RAW if args.tokenizer == "bpe" or args.network.encoder else "unicode",
         **{name: getattr(args, name) for name in KEPT},
     )
 
@@ -232,6 +243,7 @@ def train(run, device):
     seed = settings["seed"]
     with freed_if_nothing_is_learned(run.folder):
         task, transformer, head = make_networks(run.folder, settings)
+        check_room(transformer.bert, head)
         batches, about = task.load_data(settings)
         updates = settings["epochs"] * len(batches) * cfg.updates_per_batch
         network = settings["network"]
@@ -311,6 +323,19 @@ def train(run, device):
     )
     print(f"Evaluate with: python scripts/evaluate.py {shlex.quote(str(run.folder))}")
     return 0
+
+
+def check_room(*networks):
+    """Raise UsageError unless what learning needs beside networks fits memory.
+
+    A target of each, the gradient and Adam's two moments.
+    """
+    weights = sum(network.count_params() for network in networks)
+    memory.check_fits(
+        4 * 4 * weights,
+        f"To learn with {weights:,} weights takes another",
+        lambda room: "give a smaller --encoder.",
+    )
 
 
 def _evaluation_is_logged(run_dir, step):

@@ -27,6 +27,43 @@ def make_tokenizer(words):
     )
 
 
+def train_tokenizer(texts, vocabulary):
+    """A byte-level BPE tokenizer (Sennrich et al., 2016) learned from an iterator over texts.
+
+    It has `vocabulary` tokens at most, [PAD], [UNK] and [CLS] and all bytes among them, so that
+    nothing is unknown to it. Raises UsageError for a vocabulary that has no room for more.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    least = len(special) + len(alphabet) + 1
+    if vocabulary < least:
+        raise UsageError(
+            f"Sub-words begin with the 256 bytes; give a --vocabulary of at least {least}, not "
+            f"{vocabulary}."
+        )
+    inner = Tokenizer(models.BPE())
+    inner.normalizer = normalizers.NFC()
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        clean_up_tokenization_spaces=False,
+    )
+
+
 def load_tokenizer(source):
     """The tokenizer of a hub name or folder. Raises UsageError if there is none."""
     from transformers import AutoTokenizer

@@ -3,7 +3,8 @@
 `unicode` are Unicode's rules (UAX 29), as the library regex knows them: marks stay in their word,
 Chinese characters and Hiragana are a word each. Thai, Lao, Khmer and Burmese have no spaces, and
 their words stand in dictionaries only; there a word is a grapheme cluster, a letter with its marks.
-Texts are brought to NFC and lower case. `plain` is what runs did before they said which rule.
+Texts are brought to NFC and lower case. `plain` is what runs did before they said which rule. By
+the rule RAW a text is not taken apart at all, but read as it stands, in a tokenizer's sub-words.
 """
 
 import re
@@ -11,6 +12,7 @@ import unicodedata
 
 import regex
 
+RAW = "raw"
 LONGEST = 256  # characters in a word; a longer one is cut, or a file without spaces would be one
 HELD = 2  # words at the end of a block that what comes next may still join: "a", "." and "b"
 

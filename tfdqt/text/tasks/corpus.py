@@ -1,12 +1,12 @@
 """Folders of texts to write like, and what a text is worth. Nothing is downloaded."""
 
-import codecs
 import collections
 import dataclasses
 import functools
 import importlib.util
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,14 +17,22 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.text.config import IMITATING
+from tfdqt.text.files import read_blocks, text_files
 from tfdqt.text.generation import diversity, generate
-from tfdqt.text.replay import episodes
-from tfdqt.text.reward import make_reward
+from tfdqt.text.replay import episodes, episodes_of
+from tfdqt.text.reward import Reward, make_reward
+from tfdqt.text.tasks.pieces import piece_windows, plain_text, read_pieces, survey_pieces
 from tfdqt.text.tasks.play import Data, TaskRecipe, prepare, to_go
-from tfdqt.text.tokenizers import encode, load_tokenizer, make_tokenizer, start_of
-from tfdqt.text.words import describe_rule, take_words
+from tfdqt.text.tokenizers import (
+    load_tokenizer,
+    make_tokenizer,
+    pad_rows,
+    start_of,
+    token_rows,
+    train_tokenizer,
+)
+from tfdqt.text.words import RAW, describe_rule, take_words, words_of
 
-BLOCK = 1 << 20  # bytes of a file read at a time
 HELD_OUT = 20  # one window of so many is not learned from
 SHOWN = 10  # texts that an evaluation prints
 
@@ -39,58 +47,18 @@ def read_texts(folder, rule="unicode"):
     rule: see `words`. Raises UsageError for a folder without text, for a file that can't be read
     and, with file and offset, for bytes that are not text in UTF-8.
     """
-    for path in _text_files(folder):
+    for path in text_files(folder):
         for words, _ in _read_words(path, rule):
             if words:
                 yield path, words
 
 
-def _text_files(folder):
-    folder = Path(folder)
-    found = sorted(folder.rglob("*.txt")) if folder.is_dir() else [folder]
-    paths = [path for path in found if not path.is_dir()]
-    if not paths:
-        raise UsageError(f"There are no .txt files under {folder}; give a folder with texts.")
-    return paths
-
-
 def _read_words(path, rule):
     """Yields (words, characters read) a block of a file."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
     rest = ""  # the end of a block, which may belong to a word that goes on in the next one
-    offset = 0
-    try:
-        with open(path, "rb") as file:
-            while True:
-                block = file.read(BLOCK)
-                text = _decode(decoder, block, path, offset)
-                if "\0" in text and rule != "plain":  # which takes it for a word
-                    raise UsageError(
-                        f"{path} is not text: it has a NUL at byte {offset + block.find(0)}; "
-                        "convert it to UTF-8, or take it out."
-                    )
-                offset += len(block)
-                words, rest = take_words(rest + text, rule, last=not block)
-                yield words, len(text)
-                if not block:
-                    break
-    except OSError as error:
-        raise UsageError(
-            f"{path} can't be read ({error.strerror or error}); mend that, or take it out."
-        ) from None
-
-
-def _decode(decoder, block, path, offset):
-    held = len(decoder.getstate()[0])
-    try:
-        return decoder.decode(block, final=not block)
-    except UnicodeDecodeError as error:
-        wide = offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        encoding = "utf-16" if wide else "latin1"
-        raise UsageError(
-            f"{path} is not UTF-8 at byte {offset - held + error.start}; convert it, for "
-            f"example by iconv -f {encoding} -t utf-8, or take it out."
-        ) from None
+    for text, last in read_blocks(path, nul=rule == "plain"):  # which takes it for a word
+        words, rest = take_words(rest + text, rule, last=last)
+        yield words, len(text)
 
 
 def common_words(folder, count, rule="unicode"):
@@ -112,7 +80,7 @@ class Survey(NamedTuple):
 
 def survey(folder, length, rule="unicode"):
     """Read all texts of a folder once: -> Survey; windows are of `length` words."""
-    paths = _text_files(folder)
+    paths = text_files(folder)
     counts = collections.Counter()
     characters = 0
     windows = 0
@@ -139,9 +107,19 @@ def known_part(tokenizer, counts):
     return known / max(1, counts.total())
 
 
+def choose_windows(windows, heldout):
+    """Of an iterator's windows those held out (True), all but those (False), or all (None)."""
+    for number, window in enumerate(windows):
+        if heldout is None or heldout == (number % HELD_OUT == HELD_OUT - 1):
+            yield window
+
+
 def text_windows(folder, length, heldout=None, rule="unicode"):
     """The strings of `text_loader`, one by one."""
-    number = 0
+    yield from choose_windows(_all_windows(folder, length, rule), heldout)
+
+
+def _all_windows(folder, length, rule):
     pieces_of_all = read_texts(folder, rule)
     for _, pieces in itertools.groupby(pieces_of_all, key=lambda piece: piece[0]):
         left = []
@@ -149,9 +127,7 @@ def text_windows(folder, length, heldout=None, rule="unicode"):
             words = left + words
             whole = len(words) // length * length
             for i in range(0, whole, length):
-                if heldout is None or heldout == (number % HELD_OUT == HELD_OUT - 1):
-                    yield " ".join(words[i : i + length])
-                number += 1
+                yield " ".join(words[i : i + length])
             left = words[whole:]
 
 
@@ -214,38 +190,73 @@ class Corpus(NamedTuple):
     def load_data(self, settings):
         size = settings["new_items"]
         words = self.length - 1
-        found = survey(self.folder, words, self.rule)
-        batches = CorpusBatches(self, size, settings["text"], windows=found.windows)
-        if not found.counts:
-            raise _no_words(self.folder)
+        about, windows = self.look_over()
+        batches = CorpusBatches(self, size, settings["text"], windows=windows)
+        unit = "tokens" if self.rule == RAW else "words"
         if not len(batches):
             raise UsageError(
-                f"The texts in {self.folder} hold no {words} words in a row; give longer ones, or "
+                f"The texts in {self.folder} hold no {words} {unit} in a row; give longer ones, or "
                 "less --window."
             )
+        return batches, f"{about}; about {len(batches) * size:,} texts of {words} {unit}."
+
+    def look_over(self):
+        """What the folder holds: -> (a clause for people, windows)."""
+        vocabulary = f"vocabulary: {len(self.actions) - len(self.tokenizer.all_special_ids):,}"
+        if self.rule == RAW:
+            found = survey_pieces(self.folder, self.length - 1, self.tokenizer)
+            if not found.tokens:
+                raise _no_words(self.folder)
+            return (
+                f"{count_files(found.files)}, {found.characters:,} characters, {found.tokens:,} "
+                f"tokens (sub-words of the text as it stands, NFC; {vocabulary}), "
+                f"{found.characters / found.tokens:.2f} characters each"
+            ), found.windows
+        found = survey(self.folder, self.length - 1, self.rule)
+        if not found.counts:
+            raise _no_words(self.folder)
         known = known_part(self.tokenizer, found.counts)
         if not known:
             raise UsageError(
                 f"The tokenizer knows none of the words in {self.folder}; give an --encoder of "
                 "their language, or leave it out."
             )
-        vocabulary = len(self.actions) - len(self.tokenizer.all_special_ids)
-        return batches, (
-            f"{found.files:,} file{'s' * (found.files > 1)}, {found.characters:,} characters, "
+        return (
+            f"{count_files(found.files)}, {found.characters:,} characters, "
             f"{found.counts.total():,} words ({describe_rule(self.rule, found.counts)}), "
-            f"{known:.1%} of them known (vocabulary: {vocabulary:,}); about "
-            f"{len(batches) * size:,} texts of {words} words."
-        )
+            f"{known:.1%} of them known ({vocabulary})"
+        ), found.windows
+
+    def batches(self, size, heldout=None):
+        """The texts, `size` at a time, as lists of token ids behind what `start_of` gives.
+
+        heldout: as for `text_loader`.
+        """
+        length = self.length - 1
+        if self.rule != RAW:
+            windows = text_windows(self.folder, length, heldout, self.rule)
+            while texts := list(itertools.islice(windows, size)):
+                yield token_rows(self.tokenizer, texts)
+            return
+        start = start_of(self.tokenizer)
+        windows = piece_windows(self.folder, length, self.tokenizer)
+        windows = choose_windows(windows, heldout)
+        while rows := [start + ids for ids in itertools.islice(windows, size)]:
+            yield rows
+
+    def as_read(self, text):
+        """A prompt as texts of the corpus are read."""
+        return plain_text(text) if self.rule == RAW else " ".join(words_of(text, self.rule))
 
     def evaluate(self, scores, cfg, *, games, seed, best_of=1):
         texts = self.write(scores, cfg, games * best_of, seed)
-        worth = np.array([self.reward(text) for text in texts]).reshape(games, best_of)
+        worth = np.array(self.reward.many(texts)).reshape(games, best_of)
         best = worth.argmax(axis=1)
         return worth.max(axis=1), [texts[i * best_of + j] for i, j in enumerate(best)]
 
     def collect(self, scores, cfg, rng, epsilon):
         texts = self.write(scores, cfg, self.chunk_texts, int(rng.integers(1 << 31)))
-        items = episodes(self.tokenizer, texts, self.length, self.reward)
+        items = episodes(self.tokenizer, texts, self.length, self.reward, reward_at=cfg.reward_at)
         return items, items.reward.sum(axis=1)
 
     def write(self, scores, cfg, count, seed):
@@ -262,8 +273,8 @@ class Corpus(NamedTuple):
         )
 
     def samples(self, count):
-        windows = text_windows(self.folder, self.length - 1, rule=self.rule)
-        return encode(self.tokenizer, list(itertools.islice(windows, count)), self.length)
+        rows = next(self.batches(count), [])
+        return pad_rows(rows, self.length, self.tokenizer.pad_token_id or 0)
 
     def compare(self, texts):
         """How varied the texts are."""
@@ -280,18 +291,25 @@ class Corpus(NamedTuple):
                 f"The corpus is not in {self.folder} any more, so there is no held-out perplexity."
             )
         elif cfg.cloning or cfg.method in IMITATING:
-            value = perplexity(self, transformer, head, cfg)
-            lines.append(f"Held-out perplexity of the cloned policy: {value:.1f}")
+            value, bits = perplexity(self, transformer, head, cfg)
+            unit = "token" if self.rule == RAW else "word that it knows"
+            lines.append(
+                f"Held-out perplexity of the cloned policy: {value:.1f} a {unit}, {bits:.3f} bits "
+                "a character"
+            )
         return lines + [f"{worth:8.3f}  {text}" for worth, text in zip(returns, texts)][:SHOWN]
 
 
 def make_corpus(folder, reward, *, tokenizer=None, vocabulary=2_000, length=33, rule="unicode"):
     """A Corpus over the *.txt files of a folder, worth what `make_reward` makes of `reward`.
 
-    Without a tokenizer its `vocabulary` most frequent words are known. rule: see `words`.
+    Without a tokenizer its `vocabulary` most frequent words are known or, by the rule RAW, as many
+    sub-words are learned. rule: see `words`.
     """
     reward = make_reward(reward)  # first, for the texts may take long to read
-    if tokenizer is None:
+    if tokenizer is None and rule == RAW:
+        tokenizer = train_tokenizer((text for _, text in read_pieces(folder)), vocabulary)
+    elif tokenizer is None:
         known = common_words(folder, vocabulary, rule)
         if not known:
             raise _no_words(folder)
@@ -303,6 +321,10 @@ def make_corpus(folder, reward, *, tokenizer=None, vocabulary=2_000, length=33, 
         )
     actions = tuple(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
     return Corpus(tokenizer, actions, length, str(folder), reward, rule)
+
+
+def count_files(number):
+    return f"{number:,} file{'s' * (number > 1)}"
 
 
 def _no_words(folder):
@@ -354,7 +376,7 @@ class CorpusBatches:
         corpus = self.corpus
         windows = self.windows
         if windows is None:
-            windows = survey(corpus.folder, corpus.length - 1, corpus.rule).windows
+            _, windows = corpus.look_over()
         heldout = windows // HELD_OUT
         return -(-(heldout if self.heldout else windows - heldout) // self.size)
 
@@ -363,9 +385,14 @@ class CorpusBatches:
 
     def __iter__(self):
         corpus = self.corpus
-        windows = text_windows(corpus.folder, corpus.length - 1, self.heldout, corpus.rule)
-        while texts := list(itertools.islice(windows, self.size)):
-            items = episodes(corpus.tokenizer, texts, corpus.length, corpus.reward)
+        for rows in corpus.batches(self.size, self.heldout):
+            items = episodes_of(
+                corpus.tokenizer,
+                rows,
+                corpus.length,
+                corpus.reward,
+                reward_at=self.cfg.reward_at,
+            )
             returns = items.reward.sum(axis=1)
             left = to_go(items.reward * items.mask, self.cfg.gamma)
             data = Data(items, returns, left, returns)
@@ -373,9 +400,10 @@ class CorpusBatches:
 
 
 def perplexity(corpus, transformer, head, cfg, *, batch_size=64):
-    """The cloned policy's perplexity on the held-out texts of a corpus, per word it knows.
+    """The cloned policy on the held-out texts of a corpus: -> (perplexity, bits a character).
 
-    NaN if nothing is held out.
+    Per token, or word that it knows; the characters are those of the texts as they are read, words
+    that are not known left out. NaN if nothing is held out.
     """
 
     @tf.function
@@ -384,21 +412,28 @@ def perplexity(corpus, transformer, head, cfg, *, batch_size=64):
         each = tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
         return tf.reduce_sum(mask * each)
 
-    cfg = dataclasses.replace(cfg, method="clone")  # all held-out texts as they are
+    # All held-out texts as they are, and what they are worth is not asked.
+    cfg = dataclasses.replace(cfg, method="clone", reward_at="end")
+    corpus = corpus._replace(reward=Reward(lambda text: 0.0))
     total = 0.0
     count = 0.0
+    characters = 0
     for items in CorpusBatches(corpus, batch_size, cfg, heldout=True):
         fields = map(tf.constant, (items.text, items.action, items.mask))
         total += float(cross_entropy(*fields))
         count += float(items.mask.sum())
-    return float(np.exp(total / count)) if count else float("nan")
+        texts = corpus.tokenizer.batch_decode(items.text, skip_special_tokens=True)
+        characters += sum(map(len, texts))
+    if not count:
+        return float("nan"), float("nan")
+    return float(np.exp(total / count)), total / math.log(2) / characters
 
 
 CORPUS = TaskRecipe(
     name="corpus",
     make=make_run_corpus,
     epochs=2,
-    network={},
+    network=dict(language_head=True),
     text=dict(
         method="implicit",
         batch_size=64,

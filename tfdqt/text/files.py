@@ -1,0 +1,59 @@
+"""Folders of text files, read a block at a time, whatever they hold."""
+
+import codecs
+from pathlib import Path
+
+from tfdqt.errors import UsageError
+
+BLOCK = 1 << 20  # bytes of a file read at a time
+
+
+def text_files(folder):
+    """All *.txt files under a folder, or the file itself. Raises UsageError if there are none."""
+    folder = Path(folder)
+    found = sorted(folder.rglob("*.txt")) if folder.is_dir() else [folder]
+    paths = [path for path in found if not path.is_dir()]
+    if not paths:
+        raise UsageError(f"There are no .txt files under {folder}; give a folder with texts.")
+    return paths
+
+
+def read_blocks(path, *, nul=False):
+    """Yields (text, whether it is the last) a block of a file in UTF-8.
+
+    nul: whether NULs may be in it. Raises UsageError for a file that can't be read and, with the
+    offset, for bytes that are not such text.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0
+    try:
+        with open(path, "rb") as file:
+            while True:
+                block = file.read(BLOCK)
+                text = _decode(decoder, block, path, offset)
+                if "\0" in text and not nul:
+                    raise UsageError(
+                        f"{path} is not text: it has a NUL at byte {offset + block.find(0)}; "
+                        "convert it to UTF-8, or take it out."
+                    )
+                offset += len(block)
+                yield text, not block
+                if not block:
+                    break
+    except OSError as error:
+        raise UsageError(
+            f"{path} can't be read ({error.strerror or error}); mend that, or take it out."
+        ) from None
+
+
+def _decode(decoder, block, path, offset):
+    held = len(decoder.getstate()[0])
+    try:
+        return decoder.decode(block, final=not block)
+    except UnicodeDecodeError as error:
+        wide = offset == 0 and block[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        encoding = "utf-16" if wide else "latin1"
+        raise UsageError(
+            f"{path} is not UTF-8 at byte {offset - held + error.start}; convert it, for "
+            f"example by iconv -f {encoding} -t utf-8, or take it out."
+        ) from None
