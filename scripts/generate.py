@@ -1,11 +1,14 @@
 """Write with the networks of a text run.
 
 python scripts/generate.py RUN --prompt "and the" --words=40
+python scripts/generate.py RUN --prompts=prompts.txt --json > texts.jsonl
 """
 
 import dataclasses
+import json
 import sys
 import warnings
+from pathlib import Path
 from typing import Literal
 
 import tyro
@@ -24,10 +27,12 @@ class Args:
     """Folder of a run of run_text.py --task=corpus."""
     prompt: str = ""
     """What the text begins with."""
+    prompts: str | None = None
+    """File of prompts, one a line, instead."""
     words: int = 40
-    """Words to write."""
+    """Words, or sub-words, to write."""
     count: int = 3
-    """Texts to write (greedy and beam write the same one each time)."""
+    """Texts to write of each prompt (greedy and beam write the same one each time)."""
     method: Literal["greedy", "sample", "beam"] = "sample"
     """How the next word is chosen."""
     beta: float | None = None
@@ -43,8 +48,65 @@ class Args:
     """beam: texts followed at a time."""
     seed: int = 0
     """Seeds the drawing."""
+    json: bool = False
+    """Whether to write a line of JSON a text: prompt, text, reward, log_probability, and words with
+    the value and the log-probability of each."""
     checkpoint: str | None = None
     """Checkpoint to take, by default the newest."""
+
+
+def read_prompts(args):
+    """The prompts that the arguments name, a list. Raises UsageError for a file without any."""
+    if args.prompts is None:
+        return [args.prompt]
+    if args.prompt:
+        raise UsageError("--prompt and --prompts both say what to begin with; give one of them.")
+    try:
+        text = Path(args.prompts).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UsageError(
+            f"--prompts={args.prompts} can't be read ({reason}); give a file with a prompt a line."
+        ) from None
+    prompts = [line for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise UsageError(f"--prompts={args.prompts} holds no prompts; give one a line.")
+    return prompts
+
+
+def show(writer, prompt, seed, **how):
+    """Write one text, its words as they come, and what it is worth behind it: -> the text."""
+    shown = ""
+
+    def on_word(texts):
+        nonlocal shown
+        # The last letter may be half of one of several bytes.
+        whole = texts[0].rstrip("\ufffd")
+        if whole.startswith(shown):
+            print(whole[len(shown) :], end="", flush=True)
+            shown = whole
+
+    (text,) = writer([prompt], seed=seed, on_word=on_word, **how)
+    rest = text[len(shown) :] if text.startswith(shown) else f"\n{text}"
+    print(f"{rest}  [{writer.reward(text):.3f}]", flush=True)
+    return text
+
+
+def write_json(writer, prompts, count, seed, **how):
+    """A line of JSON a text."""
+    asked = [prompt for prompt in prompts for _ in range(count)]
+    for prompt, written in zip(asked, writer.write(asked, seed=seed, **how)):
+        known = [log_p for log_p in written.log_probabilities if log_p is not None]
+        line = dict(
+            prompt=prompt,
+            text=written.text,
+            reward=writer.reward(written.text),
+            log_probability=sum(known),
+            words=written.words,
+            values=written.values,
+            log_probabilities=written.log_probabilities,
+        )
+        print(json.dumps(line, ensure_ascii=False))
 
 
 def main(argv=None):
@@ -52,24 +114,18 @@ def main(argv=None):
     find_run(args.run)
     if args.count < 1 or args.seed < 0:
         raise UsageError("--count must be at least 1 and --seed 0 or more.")
+    prompts = read_prompts(args)
     writer = load_writer(args.run, args.checkpoint, beta=args.beta)
-    with warnings.catch_warnings(record=True) as notices:
-        warnings.simplefilter("always", UserWarning)
-        texts = writer(
-            [args.prompt] * args.count,
-            words=args.words,
-            method=args.method,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            beams=args.beams,
-            seed=args.seed,
-        )
-    for notice in notices:
-        if notice.category is UserWarning:
-            print(f"Note: {notice.message}.", file=sys.stderr)
-    for text in texts:
-        print(f"{writer.reward(text):8.3f}  {text}")
+    names = ("words", "method", "temperature", "top_k", "top_p", "beams")
+    how = {name: getattr(args, name) for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("once", UserWarning)
+        warnings.showwarning = show_notice
+        if args.json:
+            write_json(writer, prompts, args.count, args.seed, **how)
+            return
+        each = [(prompt, args.seed + i) for prompt in prompts for i in range(args.count)]
+        texts = [show(writer, *one, **how) for one in each]
 
     from tfdqt.text.generation import diversity
 
@@ -78,6 +134,12 @@ def main(argv=None):
     print(", ".join(f"{name} {value:.3f}" for name, value in measured.items()))
     if collapsed:
         print(collapsed)
+
+
+def show_notice(message, category, *_, **__):
+    """A warning of a prompt as a note."""
+    if category is UserWarning:
+        print(f"Note: {message}.", file=sys.stderr)
 
 
 if __name__ == "__main__":

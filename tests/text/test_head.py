@@ -56,6 +56,28 @@ class TestDeepQLearningModel(tf.test.TestCase):
         self.assertEqual(head.prior(tf.ones([1, 1])).shape, (1, 2))
         self.assertAllEqual(head.copy()(tf.ones([1, 1])), head(tf.ones([1, 1])))
 
+    def test_the_value_of_one_action_is_that_among_all(self):
+        """With its gradient, for every kind of head."""
+        tf.keras.utils.set_random_seed(0)
+        x = tf.random.stateless_normal([2, 4, 8], (0, 1))
+        actions = tf.constant([[0, 2, 1, 2], [1, 1, 0, 2]])
+        features = np.array([[1, 0], [1, 1], [0, 1]])
+        for options in (
+            {},
+            dict(hidden=()),
+            dict(dueling=True),
+            dict(dueling=True, features=features, saturating=True),
+        ):
+            head = DeepQLearningModel(8, 3, **{"hidden": (6,), **options})
+            for bias in head.q.weights[1::2]:
+                bias.assign(tf.random.stateless_normal(bias.shape, (1, 2)))
+            with tf.GradientTape(persistent=True) as tape:
+                chosen = head.chosen(x, actions)
+                among = tf.gather(head(x), actions, batch_dims=2)
+            self.assertAllClose(chosen, among, atol=1e-5)
+            for one, other in zip(*(tape.gradient(q, head.q.weights) for q in (chosen, among))):
+                self.assertAllClose(tf.convert_to_tensor(one), other, atol=1e-5)
+
     def test_sizes_that_can_not_be(self):
         for sizes in (dict(input_dim=0), dict(action_dim=0), dict(hidden=(0,))):
             with self.assertRaises(UsageError):

@@ -11,9 +11,11 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import types
 import unittest
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -43,6 +45,7 @@ from tests.text.helpers import (
     texts,
     without_xla,
 )
+from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints, load_checkpoint
 from tfdqt.runs.cli import old_run
@@ -277,8 +280,10 @@ class TestWriter(WithoutXLA):
         run_dir, _ = corpus_run()
         flags = ["--prompt=The lord", "--words=5", "--count=2", "--top-p=0.9"]
         lines = succeeds(self, "generate", run_dir, *flags).stdout.splitlines()
-        self.assertEqual([len(line.split()) for line in lines[:2]], [1 + 2 + 5] * 2)
-        self.assertEqual(lines[0].split()[1:3], ["the", "lord"])
+        self.assertEqual([len(line.split()) for line in lines[:2]], [2 + 5 + 1] * 2)
+        self.assertEqual(lines[0].split()[:2], ["the", "lord"])
+        self.assertRegex(lines[0], r"  \[-?[01]\.\d{3}\]$")  # what it is worth
+        self.assertNotEqual(lines[0], lines[1])
         self.assertRegex(lines[2], r"distinct1 [\d.]+, distinct2")
         self.assertNotIn("Note", succeeds(self, "generate", run_dir, *flags).stderr)
         flags[0] = "--prompt=the Zyx lord \ufeffQqq"
@@ -286,6 +291,7 @@ class TestWriter(WithoutXLA):
         self.assertIn(
             "Note: of the prompt these words are not known, and left out: zyx, qqq.", said
         )
+        self.assertEqual(said.count("Note"), 1)
         refused(self, "temperature above 0", "generate", run_dir, "--temperature=0")
         for flag in ("--temperature=nan", "--temperature=inf", "--top-p=nan"):
             refused(self, "generate needs", "generate", run_dir, flag)
@@ -293,6 +299,36 @@ class TestWriter(WithoutXLA):
             refused(self, "beta must be", "generate", run_dir, f"--beta={beta}")
         refused(self, "There is no run", "generate", "nowhere")
         refused(self, "not to write", "generate", maze_run())
+
+    def test_generate_as_json_from_a_file_of_prompts(self):
+        run_dir, _ = corpus_run()
+        with tempfile.TemporaryDirectory() as folder:
+            prompts = Path(folder, "prompts.txt")
+            prompts.write_text("The lord\n\nand\n", encoding="utf-8")
+            flags = [f"--prompts={prompts}", "--json", "--words=8", "--count=1", "--beta=2"]
+            printed = succeeds(self, "generate", run_dir, *flags).stdout.splitlines()
+            prompts.write_text("\n", encoding="utf-8")
+            refused(self, "holds no prompts", "generate", run_dir, f"--prompts={prompts}")
+            refused(self, "give one of them", "generate", run_dir, *flags, "--prompt=and")
+            refused(self, "can't be read", "generate", run_dir, f"--prompts={folder}")
+        lines = list(map(json.loads, printed))
+        self.assertEqual([line["prompt"] for line in lines], ["The lord", "and"])
+        for line, known in zip(lines, (3, 2)):  # [CLS] and the prompt's words
+            self.assertEqual(len(line["words"]), known + 8)
+            for key in ("values", "log_probabilities"):
+                self.assertEqual(line[key][:known], [None] * known)
+                self.assertEqual([isinstance(x, float) for x in line[key][known:]], [True] * 8)
+            total = sum(line["log_probabilities"][known:])
+            self.assertAlmostEqual(line["log_probability"], total)
+        # What a word was worth, and how likely it was, by the scores of what stands before it.
+        writer = tfdqt.load_writer(run_dir, beta=2)
+        line = lines[1]
+        ids = writer.task.tokenizer.convert_tokens_to_ids(line["words"])
+        for i in (3, 9):  # within the seven tokens that are seen, and beyond them
+            seen = ids[max(0, i - 7) : i]
+            logits = writer.scores(tf.constant([seen]), tf.constant([len(seen) - 1]))[0]
+            log_p = tf.nn.log_softmax(logits)[ids[i]]
+            self.assertAlmostEqual(line["log_probabilities"][i], float(log_p), places=4)
 
 
 class TestEvaluate(WithoutXLA):

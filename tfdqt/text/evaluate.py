@@ -16,9 +16,9 @@ from tfdqt.runs.evaluation import append_evaluation, check_left_out
 from tfdqt.runs.folder import find_run
 from tfdqt.settings import load_config
 from tfdqt.stats import confidence
-from tfdqt.text.config import TextConfig, TextNetworkConfig
+from tfdqt.text.config import IMITATING, TextConfig, TextNetworkConfig
 from tfdqt.text.encoder import PrunedTransformerModel
-from tfdqt.text.generation import generate, make_run_scores
+from tfdqt.text.generation import explain, generate, make_run_scores, write_rows
 from tfdqt.text.head import DeepQLearningModel, build_task_networks
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
@@ -116,15 +116,33 @@ class Writer:
         """Go on with each prompt by `words` words: list of strings -> list of strings.
 
         A prompt is read as the run's texts were: in lower case, marks apart, or as it stands. how:
-        method, temperature, top_k, top_p, beams, allowed and seed, as for `generation.generate`;
-        equal calls give equal texts. Warns of words of a prompt that the run does not know. Raises
-        UsageError for a run that learned a game.
+        method, temperature, top_k, top_p, beams, allowed, seed and on_word, as for
+        `generation.generate`; equal calls give equal texts. Warns of words of a prompt that the run
+        does not know. Raises UsageError for a run that learned a game.
         """
         self._check_writes()
         prompts = [self.task.as_read(prompt) for prompt in prompts]
         length = self.task.length
         return generate(
             self.scores, self.task.tokenizer, prompts, words=words, length=length, **how
+        )
+
+    def write(self, prompts, *, words=30, **how):
+        """As a call, with what the networks held of each word: list of `generation.Written`."""
+        self._check_writes()
+        task = self.task
+        prompts = [task.as_read(prompt) for prompt in prompts]
+        *_, rows = write_rows(
+            self.scores, task.tokenizer, prompts, words=words, length=task.length, **how
+        )
+        return explain(
+            self.scores,
+            self.run.head,
+            task.tokenizer,
+            rows,
+            [len(row) for row in token_rows(task.tokenizer, prompts)],
+            task.length,
+            valued=self.cfg.method not in IMITATING,
         )
 
     def reward(self, text):

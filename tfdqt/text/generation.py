@@ -4,6 +4,7 @@ import collections
 import functools
 import math
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
@@ -107,6 +108,7 @@ def generate(
     beams=4,
     allowed=None,
     seed=0,
+    on_word=None,
 ):
     """Go on with each prompt by `words` words: strings -> strings, prompts included.
 
@@ -116,6 +118,8 @@ def generate(
       method: "greedy", "sample" (temperature, top_k, top_p) or "beam" (the likeliest of `beams`
         texts).
       allowed: called as allowed(text) -> bool [A], which next words may be written.
+      on_word: called with the texts so far after every word; not with beams, which change their
+        minds.
 
     Raises UsageError for settings that can't be. Warns of words of a prompt that the tokenizer does
     not know, which are read as such and left out of what is returned, and of a prompt that is
@@ -123,6 +127,45 @@ def generate(
 
     >>> generate(make_word_scores(encoder, head), tokenizer, ["the red"], words=2)
     """
+
+    def texts_of(rows):
+        return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+    narrowing = dict(temperature=temperature, top_k=top_k, top_p=top_p)
+    written = write_rows(
+        scores,
+        tokenizer,
+        prompts,
+        words=words,
+        length=length,
+        method=method,
+        beams=beams,
+        allowed=allowed,
+        seed=seed,
+        **narrowing,
+    )
+    for rows in written:
+        if on_word and method != "beam":
+            on_word(texts_of(rows))
+    return texts_of(rows)
+
+
+def write_rows(
+    scores,
+    tokenizer,
+    prompts,
+    *,
+    words=30,
+    length=64,
+    method="sample",
+    beams=4,
+    allowed=None,
+    seed=0,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+):
+    """What `generate` writes, as token ids: yields the row of each prompt after every word."""
     if (
         method not in ("greedy", "sample", "beam")
         or min(words, beams) < 1
@@ -136,7 +179,7 @@ def generate(
         )
     rows = token_rows(tokenizer, prompts)
     if notice := _unread(tokenizer, prompts, rows, length):
-        warnings.warn(notice, stacklevel=2)
+        warnings.warn(notice, stacklevel=3)
     if min(map(len, rows), default=1) == 0:
         raise UsageError(
             "An empty prompt needs a tokenizer with a [CLS] token; give at least one word."
@@ -164,7 +207,51 @@ def generate(
             )
         for row, word in zip(rows, chosen):
             row.append(int(word))
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in rows[::per_prompt]]
+        yield rows[::per_prompt]
+
+
+class Written(NamedTuple):
+    """A text, and what the networks held of each of its words; those of the prompt have None."""
+
+    text: str
+    words: list  # strings, sub-words if the tokenizer has such
+    values: list  # Q of each before it was written, or None of a run without values
+    log_probabilities: list  # of each, by what the texts are written by, at temperature 1
+
+
+def explain(scores, head, tokenizer, rows, prompts, length, *, valued=True):
+    """What the networks hold of texts: list of Written.
+
+    Args:
+      scores: WordScores. head: DeepQLearningModel. rows: of token ids, from `write_rows`. prompts:
+        how many ids of each row are the prompt's. length: tokens the encoder sees. valued: whether
+        the head has learned values.
+    """
+
+    def of_words(text, at, words):
+        """Of words behind the tokens `at` of one text: log-probabilities and values, arrays."""
+        x = hidden_at(scores.transformer, tf.constant([text]), tf.constant([at]))
+        log_p = tf.nn.log_softmax(scores.values(x))
+        words = tf.constant([words])
+        return [tf.gather(each, words, batch_dims=2).numpy()[0] for each in (log_p, head(x))]
+
+    made = []
+    for row, prompt in zip(rows, prompts):
+        first = row[:length]
+        known = [of_words(first, list(range(len(first) - 1)), first[1:])]
+        for i in range(length, len(row)):  # of each later word the latest are read anew
+            known.append(of_words(row[i - length : i], [length - 1], [row[i]]))
+        log_p, q = (np.concatenate(parts).tolist() for parts in zip(*known))
+        before = [None] * prompt
+        made.append(
+            Written(
+                text=tokenizer.decode(row, skip_special_tokens=True),
+                words=[tokenizer.decode([i]) for i in row],
+                values=before + q[prompt - 1 :] if valued else [None] * len(row),
+                log_probabilities=before + log_p[prompt - 1 :],
+            )
+        )
+    return made
 
 
 def _unread(tokenizer, prompts, rows, length):

@@ -5,6 +5,7 @@ A tf_keras (Keras 2) model, as the encoder is.
 
 import numpy as np
 
+from tfdqt import losses
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
 from tfdqt.text.config import check_text_network
@@ -92,6 +93,27 @@ class DeepQLearningModel(tf_keras.Model):
             return self._actions(y)
         advantages = self._actions(y[..., 1:])
         return y[..., :1] + advantages - tf.reduce_mean(advantages, axis=-1, keepdims=True)
+
+    def chosen(self, x, actions):
+        """Q of one action at each state: [..., input_dim], [...] -> [...].
+
+        Those of the others are not worked out where they need not be.
+        """
+        if self.features is not None:
+            return losses.select_actions(self(x), actions)
+        for layer in self.q.layers[:-1]:
+            x = layer(x)
+        last = self.q.layers[-1]
+        columns = tf.transpose(last.kernel)
+
+        def outputs(at):
+            return tf.reduce_sum(x * tf.gather(columns, at), axis=-1) + tf.gather(last.bias, at)
+
+        if not self.dueling:
+            return outputs(actions)
+        mean = tf.reduce_sum(x * tf.reduce_mean(columns[1:], axis=0), axis=-1)
+        mean += tf.reduce_mean(last.bias[1:])
+        return outputs(tf.zeros_like(actions)) + outputs(actions + 1) - mean
 
     def value(self, x):
         return self.v(x)[..., 0]

@@ -67,7 +67,7 @@ def custom_loss(
     """The temporal-difference loss on words: -> (scalar, diagnostics).
 
     Args:
-      q: [B, P, A] values of all words.
+      q: [B, P, A] values of all words, or [B, P] of those written.
       actions: [B, P] the word written.
       rewards, ends: [B, P]; end 1 where the text ended.
       next_q: [B, P, A] of the target network behind it, or [B, P] if they are values of states
@@ -76,8 +76,8 @@ def custom_loss(
       next_q_online: [B, P, A]; with it the online network chooses the next word (double Q-learning,
         van Hasselt et al., 2016).
       conservative: weight of CQL's term.
-      value, frozen_q: V [B, P] and the target network's Q [B, P, A] here; with both V is drawn to
-        the `expectile` of Q (IQL).
+      value, frozen_q: V [B, P] and the target network's Q here, [B, P, A] or [B, P] of the words
+        written; with both V is drawn to the `expectile` of Q (IQL).
       advantage_learning: part of the gap between `frozen_q`'s best word and the one written that is
         subtracted from the target, so that words stay apart where they matter little (Bellemare et
         al., 2016).
@@ -93,13 +93,20 @@ def custom_loss(
     targets = losses.n_step_targets(rewards, 1.0 - ends, values[..., None], gamma=gamma, n=1)
     if advantage_learning:
         targets -= losses.action_gap(frozen_q, actions, advantage_learning)[..., None]
-    loss, diagnostics = losses.td_loss(q[..., None], actions, targets, mask, delta=delta)
+    chosen = _of_written(q, actions)[..., None, None]  # as if there were one action
+    nothing = tf.zeros_like(actions)
+    loss, diagnostics = losses.td_loss(chosen, nothing, targets, mask, delta=delta)
     if conservative:
         loss += conservative * losses.conservative(q, actions, mask)
     if value is not None:
-        chosen = losses.select_actions(frozen_q, actions)
-        loss += losses.expectile(value, chosen, mask, expectile)
+        frozen = _of_written(frozen_q, actions)
+        loss += losses.expectile(value, frozen, mask, expectile)
     return loss, diagnostics
+
+
+def _of_written(q, actions):
+    """Values of the words written: [B, P, A] or those already, [B, P] -> [B, P]."""
+    return q if q.shape.rank == actions.shape.rank else losses.select_actions(q, actions)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -167,7 +174,8 @@ def make_terms(transformer, head, target_transformer, target_head, cfg) -> Calla
         """What `custom_loss` is given of the states behind, by the method: (next_q, options)."""
         if cfg.method == "implicit":
             next_q = tf.stop_gradient(head.value(seen.behind))
-            frozen_q = target_head(encode_batch(target_transformer, batch).now)
+            target = encode_batch(target_transformer, batch)
+            frozen_q = target_head.chosen(target.now, seen.action)
             value = head.value(seen.now)
             return next_q, dict(value=value, frozen_q=frozen_q, expectile=cfg.expectile)
         target = encode_batch(target_transformer, batch)
@@ -190,8 +198,10 @@ def make_terms(transformer, head, target_transformer, target_head, cfg) -> Calla
             options = {}
         else:
             next_q, options = bootstrap(batch, seen)
+        # The conservative term asks for all words.
+        q = head(seen.now) if cfg.conservative else head.chosen(seen.now, seen.action)
         loss, diagnostics = custom_loss(
-            head(seen.now),
+            q,
             seen.action,
             seen.reward,
             next_q,
@@ -207,8 +217,7 @@ def make_terms(transformer, head, target_transformer, target_head, cfg) -> Calla
     def cloning_term(seen, options):
         mask = seen.mask
         if cfg.advantage_weighting:
-            chosen = losses.select_actions(options["frozen_q"], seen.action)
-            advantages = chosen - options["value"]
+            advantages = options["frozen_q"] - options["value"]
             mask *= losses.advantage_weights(advantages, cfg.advantage_weighting)
         entropy = losses.cloning(head.prior(seen.now), seen.action, mask)
         weight = 1.0 if imitates else cfg.cloning

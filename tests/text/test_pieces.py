@@ -1,0 +1,167 @@
+"""Texts as they stand: every script comes back whole, windows tile it, and bits compare."""
+
+import math
+import unittest
+from unittest import mock
+
+import numpy as np
+
+from tests.helpers import InFolder, refused
+from tfdqt.backend import tf
+from tfdqt.errors import UsageError
+from tfdqt.text import files
+from tfdqt.text.config import TextConfig, TextNetworkConfig
+from tfdqt.text.head import build_task_networks
+from tfdqt.text.reward import Reward, RewardFailure
+from tfdqt.text.tasks import corpus, pieces
+from tfdqt.text.tokenizers import train_tokenizer
+from tfdqt.text.words import RAW
+
+SCRIPTS = [
+    "The sun, the moon;  two spaces.\n\tA tab -- and CAPITALS.",
+    "Für Käfer: ein Fuß.",
+    "Ὁ ἥλιος ἀνατέλλει.",
+    "السلام عليكم ورحمة الله",
+    "太阳升起来了。月亮落下去了。",
+    "สวัสดีครับ ผมรักคุณ",
+    "नमस्ते दुनिया",
+    "family 👨‍👩‍👧 flag 🇩🇪",
+]
+
+
+def nothing(text):
+    return 0.0
+
+
+class TestPieces(InFolder):
+    def write(self, *texts):
+        for i, text in enumerate(texts):
+            (self.tmp / f"{i}.txt").write_text(text, encoding="utf-8")
+
+    def test_every_script_comes_back_as_it_was(self):
+        tokenizer = train_tokenizer(SCRIPTS, 400)
+        for text in SCRIPTS:
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            self.assertEqual(tokenizer.decode(ids), text)
+            self.assertNotIn(tokenizer.unk_token_id, ids)
+        tokenizer.save_pretrained(self.tmp)
+        again = corpus.load_tokenizer(str(self.tmp))
+        self.assertEqual(again(SCRIPTS)["input_ids"], tokenizer(SCRIPTS)["input_ids"])
+        with self.assertRaisesRegex(UsageError, "--vocabulary of at least 260, not 259"):
+            train_tokenizer(SCRIPTS, 259)
+
+    def test_pieces_are_the_text_whatever_the_block(self):
+        self.write(*SCRIPTS)
+        (self.tmp / "w.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo e\xcc\x81")
+        for block in (5, 64, files.BLOCK):
+            with mock.patch.object(files, "BLOCK", block):
+                found = {}
+                for path, text in pieces.read_pieces(self.tmp):
+                    found[path.name] = found.get(path.name, "") + text
+            for i, text in enumerate(SCRIPTS):
+                self.assertEqual(found[f"{i}.txt"], text)
+            self.assertEqual(found["w.txt"], "one\ntwo é")  # NFC, without marks of Windows
+
+    def test_windows_tile_each_file(self):
+        self.write("one two three " * 30, "four five " * 40)
+        tokenizer = train_tokenizer(["one two three four five"], 270)
+        windows = list(pieces.piece_windows(self.tmp, 8, tokenizer))
+        self.assertEqual({len(ids) for ids in windows}, {8})
+        whole = "".join(map(tokenizer.decode, windows))
+        self.assertTrue(whole.startswith("one two three " * 20))
+        found = pieces.survey_pieces(self.tmp, 8, tokenizer)
+        self.assertEqual((found.files, found.windows), (2, len(windows)))
+        self.assertEqual(found.characters, 14 * 30 + 10 * 40)
+
+    def test_a_corpus_of_pieces(self):
+        self.write("The Lord is good, and His mercy great. " * 200)
+        task = corpus.make_corpus(self.tmp, f"{__name__}:nothing", rule=RAW, vocabulary=280)
+        cfg = TextConfig(method="clone")
+        settings = dict(new_items=16, text=cfg)
+        batches, about = task.load_data(settings)
+        self.assertRegex(
+            about, r"^1 file, 7,800 characters, .* as it stands.* texts of 32 tokens.$"
+        )
+        items = next(iter(batches))
+        self.assertEqual(items.text.shape, (16, 33))
+        self.assertEqual(set(items.text[:, 0]), {task.tokenizer.cls_token_id})
+        first = task.tokenizer.decode(items.text[0], skip_special_tokens=True)
+        self.assertTrue(("The Lord is good, and His mercy great. " * 9).startswith(first))
+        self.assertEqual(task.as_read("The LORD"), "The LORD")
+        np.testing.assert_array_equal(task.samples(2), items.text[:2])
+
+    def test_bits_a_character_of_a_policy_that_knows_nothing(self):
+        """An even choice among A actions costs log2 A bits a token, whatever a token is."""
+        self.write("sun moon " * 2_000)
+        network = TextNetworkConfig(layers=1, heads=2, width=16, hidden=())
+        for rule, length in ((RAW, None), ("unicode", 4.5)):
+            task = corpus.make_corpus(
+                self.tmp, f"{__name__}:nothing", rule=rule, vocabulary=270, length=9
+            )
+            transformer, head = build_task_networks(task, network, 0)
+            for weight in head.cloned.weights:
+                weight.assign(tf.zeros_like(weight))
+            found, bits = corpus.perplexity(task, transformer, head, TextConfig())
+            actions = len(task.actions)
+            self.assertAlmostEqual(found, actions, places=2)
+            if length is None:
+                rows = [row for rows in task.batches(64, True) for row in rows]
+                texts = task.tokenizer.batch_decode(rows, skip_special_tokens=True)
+                length = sum(map(len, texts)) / sum(len(row) - 1 for row in rows)
+            else:
+                length = (4.5 * 8 - 1) / 8  # no space behind the last of eight words
+            self.assertAlmostEqual(bits, math.log2(actions) / length, places=3)
+
+    def test_a_run_says_which_tokenizer_it_can_have(self):
+        refused(self, "without --encoder", "run_text", "--task=maze", "--tokenizer=bpe")
+        flags = ["--task=corpus", "--tokenizer=bpe", f"--encoder={self.tmp}"]
+        refused(self, "without --encoder", "run_text", *flags)
+        self.write("too short")
+        flags = ["--task=corpus", "--tokenizer=bpe", f"--corpus={self.tmp}"]
+        run_dir = self.tmp / "run"
+        refused(self, "at least 260", "run_text", *flags, "--vocabulary=99", f"--run-dir={run_dir}")
+
+
+class TestRewards(InFolder):
+    def test_at_the_end_a_text_is_looked_at_once(self):
+        tokenizer = train_tokenizer(["the sun is red"], 270)
+        seen = []
+
+        def reward(text):
+            seen.append(text)
+            return float(len(text))
+
+        texts = ["the sun", "red", "the sun is red"]
+        by_word = corpus.episodes(tokenizer, texts, 20, reward)
+        beginnings = len(seen)
+        seen.clear()
+        at_end = corpus.episodes(tokenizer, texts, 20, reward, reward_at="end")
+        self.assertEqual(seen, texts)
+        self.assertEqual(beginnings, by_word.mask.sum())
+        np.testing.assert_array_equal(at_end.reward.sum(1), [7, 3, 14])
+        np.testing.assert_array_equal(by_word.reward.sum(1), [7, 3, 14])
+        self.assertEqual((at_end.reward != 0).sum(), 3)
+        np.testing.assert_array_equal(at_end.discount[at_end.reward != 0], [0, 0, 0])
+
+    def test_a_reward_of_a_list_is_given_many(self):
+        asked = []
+
+        def lengths(texts: list[str]):
+            asked.append(len(texts))
+            return [len(text) for text in texts]
+
+        reward = Reward(lengths)
+        self.assertEqual((reward("sun"), reward.many(["a", "bc"])), (3.0, [1.0, 2.0]))
+        self.assertEqual(asked, [1, 2])
+
+        def too_few(texts: list):
+            return [1.0]
+
+        with self.assertRaisesRegex(RewardFailure, "not 1 for 2 texts"):
+            Reward(too_few).many(["a", "b"])
+        with self.assertRaisesRegex(RewardFailure, "finite"):
+            Reward(lambda text: math.nan).many(["a"])
+
+
+if __name__ == "__main__":
+    unittest.main()
