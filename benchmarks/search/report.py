@@ -209,7 +209,8 @@ def draw_depth(table, args, path):
                 panel.plot(*zip(*start, *some), "o-", color=color, label=f"{kind}-L")
             else:
                 for size, solved in some:
-                    panel.plot(1, solved, "s", color=color, label=f"{kind}-{size}")
+                    depth = size if kind == "narrow" else 1
+                    panel.plot(depth, solved, "s", color=color, label=f"{kind}-{size}")
         panel.set(
             title="no position twice" if avoid else "", xlabel="depth: blocks, or loops of one"
         )
