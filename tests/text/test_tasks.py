@@ -8,11 +8,16 @@ import numpy as np
 
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
+from tfdqt.text.encoder import PrunedTransformerModel
+from tfdqt.text.generation import make_word_scores
+from tfdqt.text.head import DeepQLearningModel
 from tfdqt.text.replay import Episode, Transition
 from tfdqt.text.tasks import maze
 from tfdqt.text.tasks.play import Task, play_games, prepare, record
 from tfdqt.text.tasks.table import TASKS, make_task
 from tfdqt.text.tasks.wordle import TURNS, wordle_colours
+
+import transformers  # isort: skip  (behind tfdqt, which sets the Keras it uses)
 
 
 def cell(row, column):
@@ -186,6 +191,25 @@ class TestRecord(tf.test.TestCase):
         self.assertAllEqual(items.discount, np.ones(200))
         self.assertAllEqual(items.state[2:], items.next_state[:-2])  # two games, move by move
 
+    def test_a_decoder_plays_by_the_whole_of_a_text(self):
+        """As it learns: one that sees its first token alone would know nothing of the maze."""
+        task = make_task("maze")
+        config = transformers.GPT2Config(
+            vocab_size=len(task.tokenizer), n_embd=16, n_layer=1, n_head=2, pad_token_id=0
+        )
+        transformer = PrunedTransformerModel(config, 0.0)
+        head = DeepQLearningModel(16, 4, hidden=())
+        self.assertTrue(transformer.causal)
+        scores = make_word_scores(transformer, head)
+        boards = task.start(25, np.random.default_rng(0))
+        text, at = task.show(boards)
+        expected = head(transformer(text)[:, -1])  # no sentence here is padded
+        lengths = (text != 0).sum(axis=1)
+        full = lengths == text.shape[1]
+        self.assertGreater(full.sum(), 0)
+        self.assertAllClose(scores(text, at)[full], expected[full], atol=1e-5)
+        self.assertGreater(np.ptp(np.asarray(scores(text, at)), axis=0).max(), 1e-4)
+
     def test_wordle_game_by_game(self):
         task = make_task("wordle")
         items, returns = record(
@@ -236,8 +260,8 @@ class TestMethods(tf.test.TestCase):
 
     def test_an_unknown_task_is_said(self):
         with self.assertRaisesRegex(UsageError, "choose one of maze"):
-            make_task("chess")
-        for name in ("maze-po", "wordle"):
+            make_task("go")
+        for name in ("maze-po", "wordle", "chess"):
             with self.assertRaisesRegex(UsageError, "leave out --encoder"):
                 make_task(name, tokenizer=make_task("maze").tokenizer)
 

@@ -169,9 +169,8 @@ class Writer:
                     f"{self.show_samples()[0]!r}."
                 )
         ids = pad_rows(rows, task.length, task.tokenizer.pad_token_id or 0)
-        # A causal encoder has read all of the text at its last token, others at their first.
-        at = np.array([len(row) - 1 if task.causal else 0 for row in rows], np.int32)
-        scores = self.scores(tf.constant(ids), tf.constant(at))
+        at = tf.constant([len(row) - 1 for row in rows]) if task.causal else None
+        scores = self.scores(tf.constant(ids), at)
         actions = choose_actions(
             self._rng,
             np.asarray(scores),

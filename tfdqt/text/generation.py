@@ -13,7 +13,7 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions
 from tfdqt.text.config import IMITATING
-from tfdqt.text.learn import hidden_at
+from tfdqt.text.learn import hidden_at, summary_token
 from tfdqt.text.stepwise import choose_rows, make_stepwise
 from tfdqt.text.tokenizers import pad_rows, token_rows
 
@@ -21,21 +21,25 @@ JIT = True  # compile scores by XLA, as `learn.JIT`
 
 
 class WordScores:
-    """`scores(text [B, T], at [B]) -> [B, A]`, log-weights of actions behind the tokens `at`."""
+    """`scores(text [B, T], at [B]) -> [B, A]`, log-weights of actions behind the tokens `at`.
+
+    Without `at` they are by the whole of each text.
+    """
 
     def __init__(self, transformer, values):
         """values: log-weights by the state of a token, x [B, D] -> [B, A]."""
         self.transformer = transformer
         self.values = values
-        self._compiled = tf.function(self._of_whole, jit_compile=JIT)
+        self._compiled = tf.function(self._of_text, jit_compile=JIT)
 
-    def __call__(self, text, at):
+    def __call__(self, text, at=None):
         # XLA would read numbers from behind the tables' ends.
         self.transformer.check_reads(text.shape[-1])
         return self._compiled(text, at)
 
-    def _of_whole(self, text, at):
-        return self.values(hidden_at(self.transformer, text, at[:, None])[:, 0])
+    def _of_text(self, text, at):
+        at = summary_token(self.transformer, text) if at is None else at[:, None]
+        return self.values(hidden_at(self.transformer, text, at)[:, 0])
 
     @functools.cached_property
     def stepwise(self):

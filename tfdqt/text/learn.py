@@ -126,8 +126,8 @@ def summary_token(transformer, text):
     if not transformer.causal:
         return tf.zeros_like(text[:, :1])
     pad = transformer.bert.config.pad_token_id or 0
-    length = tf.reduce_sum(tf.cast(text != pad, tf.int32), axis=1, keepdims=True)
-    return tf.maximum(length - 1, 0)
+    places = tf.where(text != pad, tf.range(tf.shape(text)[1]), 0)
+    return tf.reduce_max(places, axis=1, keepdims=True)
 
 
 class Decisions(NamedTuple):

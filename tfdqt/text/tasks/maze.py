@@ -189,7 +189,7 @@ def make_maze(tokenizer=None):
         return _maze_data(_maze_walk(rng, size, confined=True), gamma, tell)
 
     def show(boards):
-        return texts[boards["cell"]], np.zeros(len(boards["cell"]), np.int32)
+        return texts[boards["cell"]], None
 
     scores = {
         "optimum": -6.84,
@@ -245,7 +245,7 @@ def make_maze_po(tokenizer=None):
         texts = np.array(
             [write(past[:, 0], past[:, 1], cell) for past, cell in zip(pasts, boards["cell"])]
         )
-        return texts, np.zeros(len(texts), np.int32)
+        return texts, None
 
     scores = {
         "optimum": -25.75,

@@ -14,6 +14,7 @@ import numpy as np
 
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions, epsilon_greedy
+from tfdqt.text.generation import make_run_scores
 from tfdqt.text.replay import Episode, Transition
 
 SIDE_BY_SIDE = 1_024  # games in an evaluation at a time
@@ -94,7 +95,7 @@ class Game(NamedTuple):
     causal: bool
     data: Callable  # (rng, games, gamma) -> Data, of the task's own policy
     start: Callable  # (n, rng) -> boards; for the mazes board i starts in cell i, i + 25, ...
-    show: Callable  # boards -> (texts [n, length], at [n]), to act on
+    show: Callable  # boards -> (texts [n, length], at [n]), to act on; at None: the whole text
     step: Callable  # (boards, actions [n]) -> rewards [n]; plays the boards not yet done
     turns: int  # decisions in the longest game
     size: int  # games of data by default
@@ -102,6 +103,7 @@ class Game(NamedTuple):
     quick_games: int  # in an evaluation underway
     chunk_games: int  # in an actor's chunk
     features: np.ndarray | None = None
+    tell: Callable | None = None  # scores -> lines with what else greedy play comes to
 
     writes = False
 
@@ -137,10 +139,12 @@ class Game(NamedTuple):
         return self.show(boards)[0]
 
     def compare(self, texts):
+        if not self.scores:
+            return ""
         return "Published: " + ", ".join(f"{k} {v:g}" for k, v in self.scores.items()) + "."
 
     def details(self, transformer, head, cfg, returns, texts):
-        return []
+        return self.tell(make_run_scores(transformer, head, cfg)) if self.tell else []
 
 
 def play_games(game, scores, *, games, seed=0, greedy=True, **narrowing):
@@ -168,6 +172,22 @@ def record(game, games, rng, act):
     -> (Transition or Episode, returns [n]). An Episode a game if the task learns from whole ones in
     one pass, otherwise a Transition a decision.
     """
+    items, returns, _ = _record(game, games, rng, act)
+    return items, returns
+
+
+def record_data(game, games, rng, act, gamma):
+    """The same of a task that learns from Transitions, as Data."""
+    items, returns, playing = _record(game, games, rng, act)
+    rewards = np.zeros(playing.shape)
+    rewards[playing] = items.reward
+    left = to_go(rewards.T, gamma).T
+    of_game = np.broadcast_to(returns, playing.shape)
+    return Data(items, of_game[playing], left[playing], returns)
+
+
+def _record(game, games, rng, act):
+    """-> (items, returns [n], which games each turn was played in [turns, n])."""
     boards = game.start(games, rng)
     turns = []
     text, at = game.show(boards)
@@ -187,7 +207,7 @@ def record(game, games, rng, act):
     returns = rewards.sum(axis=0)
     if not game.causal:
         fields = (before, actions, rewards, behind, discounts)
-        return Transition(*(field[playing] for field in fields)), returns
+        return Transition(*(field[playing] for field in fields)), returns, playing
     missing = game.turns - len(turns)
 
     def padded(array):
@@ -201,7 +221,7 @@ def record(game, games, rng, act):
         discount=padded(discounts * playing),
         mask=padded(playing),
     )
-    return items, returns
+    return items, returns, playing
 
 
 # -------------------------------------------------------------------------------------------------

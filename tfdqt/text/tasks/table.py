@@ -2,9 +2,10 @@
 
 from tfdqt.errors import UsageError
 from tfdqt.text.config import TextConfig, TextNetworkConfig, with_method
-from tfdqt.text.tasks import corpus, maze, wordle
+from tfdqt.text.tasks import chess, corpus, maze, wordle
 
-TASKS = {recipe.name: recipe for recipe in (maze.MAZE, maze.MAZE_PO, wordle.WORDLE, corpus.CORPUS)}
+RECIPES = (maze.MAZE, maze.MAZE_PO, wordle.WORDLE, chess.CHESS, corpus.CORPUS)
+TASKS = {recipe.name: recipe for recipe in RECIPES}
 
 
 def make_task(name, tokenizer=None, run_dir=None, settings=None):
