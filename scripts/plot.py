@@ -1,32 +1,17 @@
 """Draw the learning curves of runs: python scripts/plot.py RUN... --out=curves.png"""
 
-import collections
 import dataclasses
 from typing import Annotated, Literal
 
 import tyro
 
 from tfdqt.errors import UsageError
-from tfdqt.games.algorithms import ALGORITHMS, is_game_run, settings_classes
-from tfdqt.games.config import EnvConfig
-from tfdqt.runs.cli import read_settings, run_main
+from tfdqt.games.algorithms import ALGORITHMS
+from tfdqt.report.kinds import group_runs, settings_of, task_of
+from tfdqt.runs.cli import run_main
 from tfdqt.runs.folder import find_run
 from tfdqt.runs.log import read_log
 from tfdqt.runs.plots import plot_learning
-from tfdqt.text.config import TextConfig, TextNetworkConfig
-
-# Runs may differ in these and be of one kind.
-ALIKE = (
-    "version",
-    "seed",
-    "checkpoint_every",
-    "epochs",
-    "log_lines",
-    "spaces",
-    "evaluate_every",
-    "evaluate_episodes",
-    "stop_at_score",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,70 +33,13 @@ class Args:
     """Dashed lines to compare with."""
 
 
-def settings_of(run):
-    """A run's settings as plain values; fields that came after it are set as by default."""
-    folder = find_run(run)
-    plain = read_settings(folder)
-    if is_game_run(plain):
-        classes = settings_classes(plain["algorithm"], plain)
-        later = dict(env=EnvConfig())
-    else:
-        classes = dict(network=TextNetworkConfig, text=TextConfig)
-        later = {}
-    return {
-        key: dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part
-        for key, part in {**later, **read_settings(folder, **classes)}.items()
-    }
-
-
-def task_of(settings):
-    """The environment or text task that a run learns."""
-    return settings.get("name") or settings["task"]
-
-
-def name_of(settings):
-    """What a run learns, and how."""
-    if settings["algorithm"] in ALGORITHMS:
-        network = settings["network"]["network"]
-        return f"{task_of(settings)} {settings['algorithm'].upper()} {network}"
-    return f"{task_of(settings)} {settings['text']['method']}"
-
-
-def flat(settings):
-    """All settings by name, but those that may differ."""
-    fields = {}
-    for key, value in settings.items():
-        if key not in ALIKE:
-            fields.update(value if isinstance(value, dict) else {key: value})
-    return fields
-
-
-def differences(settings, others):
-    """What tells a run from others of its name, such as ", width=32"; empty if it is alone."""
-    mine = flat(settings)
-    odd = [key for key in mine if any(flat(other).get(key) != mine[key] for other in others)]
-    return "".join(f", {key}={mine[key]}" for key in odd)
-
-
-def group_runs(runs, settings):
-    """The logs of runs that differ in their seed alone, by a label: dict label -> list of logs."""
-    kinds = collections.defaultdict(list)
-    for run in runs:
-        kinds[repr(sorted(flat(settings[run]).items(), key=str))].append(run)
-    firsts = [settings[kind[0]] for kind in kinds.values()]
-    groups = {}
-    for kind, first in zip(kinds.values(), firsts):
-        rivals = [other for other in firsts if name_of(other) == name_of(first)]
-        groups[name_of(first) + differences(first, rivals)] = [read_log(run) for run in kind]
-    return groups
-
-
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__)
     if not args.runs:
         raise UsageError("Name one or more folders of runs.")
     settings = {run: settings_of(run) for run in args.runs}
-    groups = group_runs(args.runs, settings)
+    kinds = group_runs(args.runs, settings)
+    groups = {label: [read_log(run) for run in runs] for label, runs in kinds.items()}
     for log in (log for logs in groups.values() for log in logs):
         if args.column not in log:
             raise UsageError(f"The log has no column {args.column!r}; it has {', '.join(log)}.")

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "puzzles": {"ground"},
     "games": {"ground", "scale", "runs", "puzzles"},
     "text": {"ground", "scale", "runs"},
+    "report": {"ground", "runs", "games", "text"},
     "tfdqt": {"ground", "games", "text"},  # the package itself: load_policy and load_writer
 }
 # A library that only one module imports.
@@ -36,6 +37,7 @@ ALONE = {
     "tf_agents": "tfdqt.replay",
     "ray": "tfdqt.scale.ray_pool",
     "pyspiel": "tfdqt.games.open_spiel",
+    "vl_convert": "tfdqt.report.page",
     "tensorflow_model_optimization": "tfdqt.text.encoder",
 }
 ALGORITHMS = {"tfdqt.games.dqn", "tfdqt.games.ppo", "tfdqt.games.pqn", "tfdqt.games.apex"}

@@ -80,9 +80,9 @@ class TestGame(unittest.TestCase):
         self.assertRegex(
             line, r"100.0% won, in ([\d.]+) moves where the table takes \1; 0.0% drawn"
         )
-        self.assertIn("0.00% of the moves can't be made", line)
+        self.assertIn("0.0% lost by a move that can't be", line)
         (line,) = chess.tell(task, lambda text, at: np.eye(128)[np.zeros(len(text), int)], games=50)
-        self.assertRegex(line, r" 0.0% won.* not over after 40 moves")
+        self.assertRegex(line, r" 0.0% won.* (\d{2}|100).0% lost by a move that can't be")  # Ka1
 
     def test_rewards(self):
         boards = chess._start(4, np.random.default_rng(0))
@@ -97,13 +97,13 @@ class TestGame(unittest.TestCase):
         actions = [chess.MOVES.index(move) for move in ("Qg7", "Qb7", "Qg6", "Kh8")]
         rewards = chess._step(boards, np.array(actions))
         self.assertEqual(rewards.tolist(), [1, 0, 0, -1])
-        self.assertEqual(boards["ended"].tolist(), [True, False, True, False])
+        self.assertEqual(boards["ended"].tolist(), [True, False, True, True])
         self.assertEqual(boards["won"].tolist(), [True, False, False, False])
-        self.assertEqual(boards["illegal"].tolist(), [0, 0, 0, 1])
+        self.assertEqual(boards["illegal"].tolist(), [False, False, False, True])
         self.assertEqual(SQUARES[boards["black"][1]], "g8")  # its only square
         self.assertEqual([SQUARES[boards[key][3]] for key in ("king", "queen")], ["f6", "a7"])
         again = chess._step(boards, np.array(actions))
-        self.assertEqual(again[[0, 2]].tolist(), [0, 0])  # they are over
+        self.assertEqual(again[[0, 2, 3]].tolist(), [0, 0, 0])  # they are over
 
     def test_a_queen_that_can_be_taken_is(self):
         boards = chess._start(1, np.random.default_rng(0))
@@ -116,7 +116,7 @@ class TestGame(unittest.TestCase):
         items = data.items
         self.assertEqual(items.state.shape[1], 7)
         ends = items.discount == 0
-        self.assertTrue((items.reward[ends] >= 0).all())
+        self.assertEqual(set(items.reward[~ends]) | {0}, {0})
         self.assertAlmostEqual(data.games.sum(), items.reward.sum())
         np.testing.assert_allclose(data.to_go[ends], items.reward[ends])
         self.assertGreaterEqual(data.returns.min(), data.games.min())

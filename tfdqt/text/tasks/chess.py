@@ -39,7 +39,7 @@ def _start(n, rng):
         ended=np.zeros(n, bool),
         won=np.zeros(n, bool),
         moves=np.zeros(n, int),
-        illegal=np.zeros(n, int),  # of the moves
+        illegal=np.zeros(n, bool),  # whether a move could not be
         rng=rng,
     )
 
@@ -49,7 +49,10 @@ def _place(boards):
 
 
 def _step(boards, actions):
-    """White's moves and black's answers: rewards 1 for mate, -1 for a move that can't be."""
+    """White's moves and black's answers: rewards 1 for mate, -1 for a move that can't be.
+
+    The game is over with either; so a value lies between -1 and 1.
+    """
     playing = ~boards["done"]
     legal = white_moves(*_place(boards))[np.arange(len(actions)), actions]
     moved = playing & legal
@@ -66,9 +69,10 @@ def _step(boards, actions):
         boards["black"][answering] = square
         taken[answering] = square == boards["queen"][answering]
     boards["moves"] += playing
-    boards["illegal"] += playing & ~legal
+    boards["illegal"] |= playing & ~legal
     boards["won"] |= mate
-    boards["ended"] |= stuck | taken  # a queen taken and a king without a move are draws
+    # A queen taken and a king without a move are draws.
+    boards["ended"] |= stuck | taken | boards["illegal"]
     # Cut short, the game has not ended: what follows has a value.
     boards["done"] |= boards["ended"] | (boards["moves"] >= LONGEST)
     return mate.astype(float) - (playing & ~legal)
@@ -159,12 +163,12 @@ def tell(game, scores, games=1_000):
     cut = ~boards["ended"]
     moves = boards["moves"][won].mean() if won.any() else float("nan")
     best = needed[won].mean() if won.any() else float("nan")
-    drawn = boards["ended"] & ~won
-    illegal = boards["illegal"].sum() / boards["moves"].sum()
+    illegal = boards["illegal"]
+    drawn = boards["ended"] & ~won & ~illegal
     return [
         f"Greedy, {games:,} games: {won.mean():.1%} won, in {moves:.2f} moves where the table "
         f"takes {best:.2f}; {drawn.mean():.1%} drawn, {cut.mean():.1%} not over after {LONGEST} "
-        f"moves; {illegal:.2%} of the moves can't be made."
+        f"moves, {illegal.mean():.1%} lost by a move that can't be."
     ]
 
 

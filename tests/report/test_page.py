@@ -1,0 +1,247 @@
+"""The page of runs: what it says, that its charts can be drawn, and that it works in a browser."""
+
+import base64
+import functools
+import importlib.util
+import io
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+
+from tests.helpers import InFolder, call, refused, succeeds
+from tests.text.helpers import corpus_run
+from tfdqt.errors import UsageError
+from tfdqt.games.evaluate import load_run
+from tfdqt.games.flat import scores_at_last
+from tfdqt.report import explained, page
+from tfdqt.report.explained import Explained, play_explained, what_followed
+from tfdqt.report.gather import evaluations, gather, shown_way
+from tfdqt.runs.log import read_log
+
+HAS_VEGA = importlib.util.find_spec("vl_convert") is not None
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+SMALL = ["--width=8", "--heads=2", "--context=2", "--batch-size=8", "--num-envs=2", "--threads=1"]
+# What a visitor does: steps on, drags the slider, and asks for seconds instead of steps.
+VISIT = """
+<script>
+const wait = setInterval(() => {
+  if (document.body.dataset.ready !== "yes") return;
+  clearInterval(wait);
+  const get = (id) => document.getElementById(id);
+  const said = [get("film-said").textContent];
+  get("film-on").click();
+  said.push(get("film-said").textContent);
+  get("film-step").value = 5;
+  get("film-step").dispatchEvent(new Event("input"));
+  said.push(get("film-said").textContent);
+  document.querySelector("input[value=seconds]").click();
+  document.body.dataset.said = said.join("|");
+  document.body.dataset.charts = document.querySelectorAll(".chart svg").length;
+  document.body.dataset.picture = get("film-picture").src.slice(0, 22);
+}, 50);
+</script>
+"""
+
+
+@functools.cache
+def folder():
+    made = tempfile.TemporaryDirectory()
+    unittest.addModuleCleanup(made.cleanup)
+    return Path(made.name)
+
+
+@functools.cache
+def cartpole_run(seed):
+    run_dir = folder() / f"pole-{seed}"
+    flags = ["--name=CartPole-v1", f"--run-dir={run_dir}", "--total-steps=1200", *SMALL]
+    done = call("run_dqn", *flags, f"--seed={seed}", "--learning-starts=100", "--workers=0")
+    assert done.returncode == 0, done.stderr
+    call("evaluate", run_dir, "--episodes=6", "--workers=0")
+    return run_dir
+
+
+@functools.cache
+def one_page():
+    """The page of a run, for several tests."""
+    out = folder() / "report.html"
+    done = call("report", cartpole_run(0), "--game-steps=8", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    return out.read_text(encoding="utf-8")
+
+
+def data_of(text, name):
+    found = re.search(rf'<script type="application/json" id="data-{name}">(.*?)</script>', text)
+    return json.loads(found[1])
+
+
+@unittest.skipUnless(HAS_VEGA, "needs: pip install --no-deps -r requirements-report.txt")
+class TestPage(InFolder):
+    def make(self, *runs, **flags):
+        out = self.tmp / "report.html"
+        said = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        succeeds(self, "report", *runs, f"--out={out}", *said)
+        return out.read_text(encoding="utf-8")
+
+    def head_of(self, *runs, **flags):
+        """What a page says, without its data and scripts, which no failure needs to show."""
+        return self.make(*runs, **flags).split("<script")[0]
+
+    def test_a_page_of_two_seeds(self):
+        runs = [cartpole_run(0), cartpole_run(1)]
+        text = self.make(*runs, game_steps=8)
+        head = text.split("<script")[0]
+        self.assertNotRegex(head, r'(src|href)="?http')
+        for said in ("finished, 1,200 steps", "total-steps", "95% interval", "overestimating"):
+            self.assertIn(said, head)
+        drawn = data_of(text, "charts")
+        names = {"learning", "returns", "lengths", "columns", "overestimation", "timeline"}
+        self.assertEqual(set(drawn), names)
+        # The band is that of both seeds at the end.
+        ends = [read_log(run)["mean_return"][-1] for run in runs]
+        rows = [row for row in drawn["learning"]["data"]["values"] if row["over"] == "step"]
+        self.assertEqual(rows[-1]["seeds"], 2)
+        np.testing.assert_allclose([rows[-1]["low"], rows[-1]["high"]], sorted(ends), rtol=0.02)
+
+    def test_every_chart_can_be_drawn(self):
+        import vl_convert
+
+        for name, spec in data_of(one_page(), "charts").items():
+            with self.subTest(name):
+                spec["width"] = 400
+                self.assertIn("<path", vl_convert.vegalite_to_svg(spec))
+
+    @unittest.skipUnless(CHROMIUM, "needs Chromium")
+    def test_in_a_browser(self):
+        text = one_page()
+        visited = self.tmp / "visited.html"
+        begin, end = text.rsplit("</body>", 1)  # scripts hold the word too
+        visited.write_text(f"{begin}{VISIT}</body>{end}", encoding="utf-8")
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        flags += [f"--user-data-dir={self.tmp / 'profile'}", "--virtual-time-budget=20000"]
+        command = [CHROMIUM, *flags, "--dump-dom", f"file://{visited}"]
+        dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        body = re.search(r"<body[^>]*>", dom)[0]
+        self.assertIn('data-charts="6"', body)
+        self.assertRegex(body, r'data-said="Step 0 of 7: [^|]*\|Step 1 of 7[^|]*\|Step 5 of 7')
+        self.assertIn('data-picture="data:image/jpeg;base64', body)
+
+    def test_what_is_shown_of_a_game(self):
+        film = data_of(one_page(), "film")
+        self.assertEqual([len(film[key]) for key in ("frames", "scores", "actions")], [8] * 3)
+        trained = load_run(cartpole_run(0))
+        played = play_explained(trained, seed=1_000, max_steps=8)
+        self.assertEqual(film["actions"], played.actions.tolist())
+        np.testing.assert_allclose(film["scores"], played.scores, rtol=1e-3)
+        self.assertEqual(played.actions.tolist(), played.scores.argmax(axis=1).tolist())
+        np.testing.assert_allclose(played.attention.sum(axis=-1), 1.0, rtol=1e-5)
+        np.testing.assert_allclose(played.attention[0, :, 0], 0.0)  # there is no step before
+
+        from PIL import Image
+
+        picture = Image.open(io.BytesIO(base64.b64decode(film["frames"][0])))
+        self.assertEqual(picture.width, page.WIDEST)
+
+    def test_a_run_that_writes(self):
+        run_dir, _ = corpus_run()
+        text = self.head_of(run_dir, texts=2)
+        self.assertEqual(text.count('<p class="sample">'), 2)
+        self.assertRegex(text, r'<span title="-?\d+\.\d{3}" style="background')
+        self.assertNotIn("[CLS]", text)
+
+    def test_unfinished_and_unlogged_runs(self):
+        run_dir = self.tmp / "half"
+        shutil.copytree(cartpole_run(0), run_dir)
+        (run_dir / "evaluation.csv").unlink()
+        config = json.loads((run_dir / "config.json").read_text())
+        config["dqn"]["total_steps"] = 5_000
+        (run_dir / "config.json").write_text(json.dumps(config))
+        shutil.rmtree(run_dir / "checkpoints")
+        text = self.head_of(run_dir)
+        self.assertIn("unfinished: 1,200 of 5,000 steps; it has no checkpoint", text)
+        self.assertIn("None yet: <code>python scripts/evaluate.py", text)
+        (run_dir / "log.csv").unlink()
+        self.assertIn("has no log yet", self.head_of(run_dir))
+
+    def test_names_can_not_break_the_page(self):
+        run_dir = self.tmp / "<b>&"
+        shutil.copytree(cartpole_run(0), run_dir)
+        text = self.make(run_dir, game_steps=3)
+        self.assertIn("&lt;b&gt;&amp;", text.split("<script")[0])
+        self.assertEqual(text.count("<b>&"), 0)
+
+    def test_what_can_not_be_is_said(self):
+        refused(self, "There is no run", "report", "nowhere")
+        refused(self, "Name one or more", "report")
+        refused(
+            self, "can't be written", "report", cartpole_run(0), f"--out={self.tmp}", "--no-game"
+        )
+        with mock.patch.dict("sys.modules", vl_convert=None):
+            with self.assertRaisesRegex(UsageError, "requirements-report.txt"):
+                page.vega.__wrapped__()
+
+
+class TestExplained(unittest.TestCase):
+    def game(self, rewards, lost, ended):
+        count = len(rewards)
+        return Explained(
+            frames=[None] * count,
+            scores=np.zeros((count, 2)),
+            quantiles=None,
+            actions=np.zeros(count, int),
+            rewards=np.array(rewards, float),
+            life_lost=np.array(lost, bool),
+            attention=None,
+            names=("0", "1"),
+            ended=ended,
+        )
+
+    def test_returns_that_followed_by_hand(self):
+        game = self.game([1, 0, 3, 2], [0, 1, 0, 0], True)
+        plain = SimpleNamespace(gamma=0.5, reward_transform="none", life_loss_ends=False)
+        np.testing.assert_allclose(what_followed(game, plain), [2.0, 2.0, 4.0, 2.0])
+        lives = SimpleNamespace(gamma=0.5, reward_transform="sign", life_loss_ends=True)
+        np.testing.assert_allclose(what_followed(game, lives), [1.0, 0.0, 1.5, 1.0])
+
+    def test_of_a_game_that_was_cut_short_the_end_is_not_known(self):
+        game = self.game([1.0] * 10, [0] * 10, False)
+        known = what_followed(game, SimpleNamespace(gamma=0.5))
+        self.assertEqual(np.isfinite(known).tolist(), [True] * 4 + [False] * 6)  # 0.5^7 < 0.01
+
+    def test_attention_is_shared_among_the_steps_of_the_episode(self):
+        qkv = np.random.default_rng(0).normal(size=(4, 3 * 8))
+        shares = explained.shares(qkv, np.array([1, 0, 1, 0]), heads=2)
+        np.testing.assert_allclose(shares[:2], 0.0)
+        self.assertAlmostEqual(shares.sum(), 1.0)
+
+    def test_scores_are_those_that_choose(self):
+        trained = load_run(cartpole_run(0))
+        look = explained.make_look(trained)
+        window = dict(
+            obs=np.ones((1, 2, 4), np.float32),
+            first=np.array([[1, 0]], np.int32),
+            prev_action=np.full((1, 2), -1, np.int32),
+        )
+        scores, _, _ = look(window)
+        known = scores_at_last(trained.algorithm.scores)(trained.net.apply(trained.weights, window))
+        np.testing.assert_allclose(scores, np.asarray(known)[0], rtol=1e-5)
+
+
+class TestGather(unittest.TestCase):
+    def test_evaluations_by_how_they_were_played(self):
+        found = evaluations(gather([str(cartpole_run(0))]))
+        self.assertEqual([(each["games"], each["step"]) for each in found], [(6, 1200)])
+        self.assertEqual(shown_way(found[0]["how"]), "greedy")
+        self.assertLessEqual(found[0]["low"], found[0]["mean"])
+        self.assertEqual(shown_way(dict(epsilon="0.05", sample="False")), "epsilon 0.05")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,1 @@
+"""Looking at runs: one HTML page with their curves, evaluations, games and texts."""

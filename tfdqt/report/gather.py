@@ -1,0 +1,249 @@
+"""What runs left behind, as plain data for the page."""
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from tfdqt.games.algorithms import ALGORITHMS, default_settings
+from tfdqt.report.kinds import group_runs, settings_of, task_of
+from tfdqt.runs.checkpoint import checkpoints
+from tfdqt.runs.folder import find_run
+from tfdqt.runs.log import read_log, read_rows
+from tfdqt.runs.plots import band
+from tfdqt.stats import confidence, improvement, interquartile_mean
+from tfdqt.text.tasks.table import default_text_config
+
+POINTS = 200  # of a curve
+# Columns of evaluation.csv that tell of a game, not of how games were played.
+OF_A_GAME = ("episode", "return", "length", "evaluations", "ms_a_move", "seed")
+# Of a log, that are no curve of learning.
+NO_CURVES = ("epoch", "seconds", "step", "games", "samples", "updates")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in their seed alone."""
+
+    label: str
+    runs: list  # of folders
+    settings: list  # of each, plain
+    logs: list  # of each, None where there is none yet
+
+    @property
+    def game(self):
+        """Whether it plays games, and does not learn from texts."""
+        return self.settings[0]["algorithm"] in ALGORITHMS
+
+
+def gather(run_dirs):
+    """The Groups of runs."""
+    settings = {run: settings_of(run) for run in run_dirs}
+    groups = []
+    for label, runs in group_runs(run_dirs, settings).items():
+        folders = [find_run(run) for run in runs]
+        logs = [read_log(folder) if _has_log(folder) else None for folder in folders]
+        groups.append(Group(label, folders, [settings[run] for run in runs], logs))
+    return groups
+
+
+def _has_log(folder):
+    path = folder / "log.csv"
+    return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) > 1
+
+
+def changed_settings(settings):
+    """The settings of a run that differ from the defaults: dict name -> (value, default)."""
+    if settings["algorithm"] in ALGORITHMS:
+        network, cfg = default_settings(settings["name"], settings["algorithm"])
+        parts = dict(network=network)
+        parts[settings["algorithm"]] = cfg
+    else:
+        method = settings["text"]["method"]
+        _, network, cfg = default_text_config(settings["task"], method)
+        parts = dict(network=network, text=cfg)
+    changed = {}
+    for part, default in parts.items():
+        default = json.loads(json.dumps(dataclasses.asdict(default)))
+        for name, value in json.loads(json.dumps(settings[part])).items():
+            if name in default and value != default[name]:
+                changed[name] = (value, default[name])
+    for name, value in settings.get("env", {}).items():
+        if value:
+            changed[name] = (value, "")
+    return changed
+
+
+def state_of(folder, settings, log):
+    """How far a run has come, in a few words."""
+    if log is None:
+        return "has no log yet"
+    total = settings.get(settings["algorithm"], {}).get("total_steps")
+    if total is None:
+        return f"{int(log['step'][-1]):,} updates"
+    step = int(log["step"][-1])
+    if step >= total:
+        return f"finished, {step:,} steps"
+    kept = "" if checkpoints(folder) else "; it has no checkpoint"
+    return f"unfinished: {step:,} of {total:,} steps{kept}"
+
+
+# -------------------------------------------------------------------------------------------------
+# Curves
+
+
+def curve_rows(groups):
+    """Rows of every group's mean return, over steps and over seconds: mean, lowest and highest."""
+    rows = []
+    for group in groups:
+        logs = [log for log in group.logs if log is not None]
+        logs = [log for log in logs if np.isfinite(log["mean_return"]).any()]
+        if not logs:
+            continue
+        for x in ("step", "seconds"):
+            at, values = band(logs, "mean_return", POINTS, x=x)
+            for i, place in enumerate(at):
+                column = values[:, i]
+                rows.append(
+                    dict(
+                        label=group.label,
+                        over=x,
+                        x=place,
+                        mean=column.mean(),
+                        low=column.min(),
+                        high=column.max(),
+                        seeds=len(logs),
+                    )
+                )
+    return rows
+
+
+def column_rows(groups):
+    """Rows of every other column of the logs: label, run, step, column, value."""
+    rows = []
+    for group in groups:
+        for folder, log in zip(group.runs, group.logs):
+            if log is None:
+                continue
+            some = np.unique(np.linspace(0, len(log["step"]) - 1, POINTS).astype(int))
+            for column in log:
+                if column in NO_CURVES or not np.isfinite(log[column]).any():
+                    continue
+                for i in some:
+                    if np.isfinite(log[column][i]):
+                        row = dict(label=group.label, run=folder.name, column=column)
+                        rows.append(row | dict(step=log["step"][i], value=log[column][i]))
+    return rows
+
+
+# -------------------------------------------------------------------------------------------------
+# Evaluations
+
+
+def evaluations(groups):
+    """What evaluation.csv says, a dict for each way that the games of a run were played."""
+    found = []
+    for group in groups:
+        for folder in group.runs:
+            ways = collections.defaultdict(list)
+            for row in read_rows(Path(folder, "evaluation.csv")):
+                way = {key: value for key, value in row.items() if key not in OF_A_GAME and value}
+                ways[json.dumps(way)].append(row)
+            for way, rows in ways.items():
+                returns = np.array([float(row["return"]) for row in rows])
+                lengths = np.array([float(row["length"] or "nan") for row in rows])
+                low, high = confidence(returns)
+                way = json.loads(way)
+                found.append(
+                    dict(
+                        label=group.label,
+                        run=folder.name,
+                        step=int(way.pop("step")),
+                        how=way,
+                        games=len(rows),
+                        mean=returns.mean(),
+                        low=low,
+                        high=high,
+                        returns=returns.tolist(),
+                        lengths=lengths.tolist(),
+                    )
+                )
+    return found
+
+
+def shown_way(how):
+    """How games were played, in a few words; what is as by default is left out."""
+    usual = {"epsilon": "0", "sample": "False", "best_of": "1", "leaves": "1"}
+    usual |= {"avoid_repeats": "False", "exploration": "1.25"}
+    said = [f"{key} {value}" for key, value in how.items() if usual.get(key) != value]
+    return ", ".join(said) or "greedy"
+
+
+def search_rows(found):
+    """Rows of evaluations with a search: label, run, how else, simulations, mean, low, high."""
+    rows = []
+    for each in found:
+        if each["how"].get("simulations"):
+            rest = {key: value for key, value in each["how"].items() if key != "simulations"}
+            rows.append(
+                dict(
+                    run=each["run"],
+                    how=shown_way(rest),
+                    simulations=int(each["how"]["simulations"]),
+                    mean=each["mean"],
+                    low=each["low"],
+                    high=each["high"],
+                )
+            )
+    return rows
+
+
+def comparisons(groups, found):
+    """How groups of one task compare: rows of interquartile means, and of who beats whom.
+
+    By the newest evaluation that all of their runs have in common, or by the last mean return.
+    """
+    rows = []
+    tasks = collections.defaultdict(list)
+    for group in groups:
+        tasks[task_of(group.settings[0])].append(group)
+    for task, rivals in tasks.items():
+        if len(rivals) < 2:
+            continue
+        by, scores = _common_scores(rivals, found)
+        first = next((group for group in rivals if scores.get(group.label)), None)
+        for group in rivals:
+            values = scores.get(group.label)
+            if not values:
+                continue
+            low, high = confidence(values, statistic=interquartile_mean)
+            row = dict(task=task, by=by, label=group.label, runs=len(values), low=low, high=high)
+            row["mean"] = float(interquartile_mean(np.array(values)))
+            if group is not first:
+                beats = improvement([(values, scores[first.label])])
+                row.update(zip(("beats", "beats_low", "beats_high"), beats), other=first.label)
+            rows.append(row)
+    return rows
+
+
+def _common_scores(rivals, found):
+    """-> (by what, dict label -> a score of each run)."""
+    runs = {folder.name: group.label for group in rivals for folder in group.runs}
+    ways = collections.defaultdict(dict)
+    for each in sorted(found, key=lambda each: each["step"]):
+        if each["run"] in runs:
+            ways[shown_way(each["how"])][each["run"]] = each["mean"]
+    scores = collections.defaultdict(list)
+    for way, means in ways.items():
+        if set(means) == set(runs):
+            for run, mean in means.items():
+                scores[runs[run]].append(mean)
+            return f"mean return of evaluated games, {way}", scores
+    for group in rivals:
+        for log in group.logs:
+            known = [] if log is None else log["mean_return"][np.isfinite(log["mean_return"])]
+            if len(known):
+                scores[group.label].append(float(known[-1]))
+    return "last mean return while training", scores
