@@ -1,4 +1,8 @@
-"""Write the network of a run as a SavedModel: python scripts/export.py RUN OUT"""
+"""Write the network of a run as a SavedModel, or what playing needs of it.
+
+python scripts/export.py RUN OUT
+python scripts/export.py RUN OUT --policy
+"""
 
 import dataclasses
 from pathlib import Path
@@ -20,6 +24,9 @@ class Args:
     """Folder of the run."""
     out: tyro.conf.Positional[str]
     """Folder to write; must not exist."""
+    policy: bool = False
+    """Game runs: write what playing needs instead, its settings and the weights that act, less than
+    1 MB; evaluate.py, report.py and load_policy take the folder as a run."""
     tflite: str | None = None
     """Text runs: also write the encoder, its weights as 8-bit integers, to this TFLite file, and
     compare the two."""
@@ -35,9 +42,13 @@ def main(argv=None):
     if is_game_run(read_settings(run_dir)):
         if args.tflite:
             raise UsageError("--tflite is for text runs; leave it out.")
-        from tfdqt.games.export import export_run
+        from tfdqt.games.export import export_policy, export_run
 
+        if args.policy:
+            return export_policy(run_dir, args.out, args.checkpoint)
         return export_run(run_dir, args.out, args.checkpoint)
+    if args.policy:
+        raise UsageError("--policy is for game runs; leave it out.")
     from tfdqt.text.export import export_run
 
     return export_run(run_dir, args.out, args.tflite, args.checkpoint)

@@ -13,7 +13,7 @@ from tfdqt.errors import UsageError
 from tfdqt.report.gather import gather
 from tfdqt.report.kinds import task_of
 from tfdqt.report.page import LARGEST, make_page, vega
-from tfdqt.runs.checkpoint import checkpoints
+from tfdqt.runs.checkpoint import BEST, checkpoints
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.folder import find_run
 from tfdqt.settings import check_at_least_one, check_fractions, check_not_negative
@@ -41,9 +41,14 @@ class Args:
     """Texts that are shown of a run that writes."""
 
 
+def can_play(folder):
+    """Whether a run has a network: a checkpoint, or an exported policy."""
+    return bool(checkpoints(folder) or checkpoints(folder, BEST))
+
+
 def shown_of(args, groups):
     """What is shown of the first run that has a checkpoint: arguments of `make_page`."""
-    folders = [folder for group in groups for folder in group.runs if checkpoints(folder)]
+    folders = [folder for group in groups for folder in group.runs if can_play(folder)]
     if not (args.game and folders):
         return {}
     folder = folders[0]

@@ -156,6 +156,21 @@ class TestScripts(unittest.TestCase):
         means = np.mean(trained.net.model(inputs)[:, -1], axis=-1)  # of 16 quantiles
         np.testing.assert_allclose(means, live, rtol=1e-5, atol=1e-6)
 
+    def test_an_exported_policy_plays_as_the_run_does(self):
+        out = self.tmp / "policy"
+        succeeds(self, "export", self.run_dir, out, "--policy")
+        files = [file for file in out.rglob("*") if file.is_file()]
+        self.assertLess(sum(file.stat().st_size for file in files), 1_000_000)
+        trained = load_run(self.run_dir)
+        exported = load_run(out)
+        np.testing.assert_array_equal(exported.weights, trained.weights)
+        self.assertEqual((exported.step, exported.info), (trained.step, trained.info))
+        flags = ["--episodes=1", "--max-steps=4", "--workers=0"]
+        said = succeeds(self, "evaluate", out, *flags).stdout
+        self.assertEqual(said, succeeds(self, "evaluate", self.run_dir, *flags).stdout)
+        refused(self, "no checkpoint", "run_dqn", f"--resume={out}")
+        refused(self, "exists already", "export", self.run_dir, out, "--policy")
+
     def test_bad_input_gets_one_sentence(self):
         refused(self, "Breakout-ram-v0", "run_dqn", "--name=Brekout-ram-v0")
         refused(self, "images", "run_dqn", "--name=Breakout-v0")

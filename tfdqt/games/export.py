@@ -1,10 +1,17 @@
 """A trained network on games as a SavedModel that TensorFlow alone can load and call."""
 
+import shutil
+from pathlib import Path
+
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
+from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.evaluate import load_run
 from tfdqt.games.flat import mean_q
 from tfdqt.losses import best_actions, log_probabilities
+from tfdqt.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
+from tfdqt.runs.cli import read_settings
+from tfdqt.runs.folder import find_run
 
 
 def export_run(run_dir, out, checkpoint=None):
@@ -25,6 +32,35 @@ def export_run(run_dir, out, checkpoint=None):
         for name, tensor in trained.net.model.input.items()
     )
     print(f"{out}: signatures {' and '.join(names)}; inputs {inputs}.")
+
+
+def export_policy(run_dir, out, checkpoint=None):
+    """Write what playing needs of a game run to the folder `out`, and say so.
+
+    That is its config.json and the weights that act; `load_run`, and all that uses it, opens the
+    folder as it opens a run. Raises UsageError if it can't be written.
+    """
+    folder = find_run(run_dir)
+    plain = read_settings(folder)
+    algorithm = ALGORITHMS[plain["algorithm"]]
+    saved, _ = load_checkpoint(folder, checkpoint, best_too=True)
+    learner = [None] * len(algorithm.state._fields)
+    learner[algorithm.state._fields.index(algorithm.acting)] = algorithm.acting_weights(saved)
+    step = saved["progress"]["step"]
+    try:
+        Path(out).mkdir(parents=True)
+        shutil.copy(folder / "config.json", out)
+    except OSError as error:
+        raise UsageError(
+            f"{out} can't be written ({error.strerror}); name another folder."
+        ) from None
+    tree = dict(learner=learner, progress=dict(step=step))
+    save_checkpoint(out, step, tree, folder=BEST, kept=1)
+    size = sum(file.stat().st_size for file in Path(out).rglob("*") if file.is_file())
+    print(
+        f"{out}: the policy after {step} steps, {size:,} bytes; evaluate.py and load_policy play "
+        "it."
+    )
 
 
 def export_saved_model(net, weights, folder, *, is_policy=False):

@@ -165,11 +165,14 @@ def last_good(run_dir):
 def load_checkpoint(run_dir, path=None, *, best_too=False):
     """The tree of the checkpoint at `path`, by default the run's newest. Returns (tree, path).
 
-    best_too: whether it may be the best one, which holds the policy alone; its name is "best".
+    best_too: whether it may be the best one, which holds the policy alone; its name is "best", and
+    it is taken where there is no other, as in an exported policy.
 
     Raises UsageError, naming the last good one, if it is damaged, foreign or missing.
     """
     existing = checkpoints(run_dir)
+    if path is None and best_too and not existing and checkpoints(run_dir, BEST):
+        path = BEST
     if path is None and not existing:
         raise UsageError(
             f"{run_dir} has no checkpoint yet, so there is nothing to go on from; start the run "
