@@ -1,0 +1,241 @@
+"""Search for settings that learn an environment well, with Optuna.
+
+python scripts/tune.py --name=LunarLander-v3 --trials=30 --jobs=2
+
+Each trial is a run of its own in OUT, trained by run_dqn.py (or another --algorithm) and then
+played with; its score is the mean return of those games. Trials that do worse than half of the
+others at the same step are stopped. What was tried lies in OUT/study.db, and the same command goes
+on. The best trial is one of many: train it with seeds of its own before you believe its score.
+"""
+
+import dataclasses
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from tfdqt.errors import UsageError
+from tfdqt.games.algorithms import ALGORITHMS
+from tfdqt.runs.checkpoint import checkpoints
+from tfdqt.runs.cli import run_main
+from tfdqt.runs.log import read_log, read_rows
+from tfdqt.runs.plots import make_figure
+from tfdqt.settings import check_at_least_one, check_not_negative
+
+HERE = Path(__file__).parent
+POLL = 2.0  # seconds between two looks at a log
+GAME_SEED = 5_000  # of the games that score a trial; evaluate.py's own are others
+# Settings, and what each may be: (low, high) of a number that is drawn over its logarithm, or all
+# values. Those of `both` are tuned for every algorithm.
+SPACES = {
+    "both": {
+        "learning-rate": (1e-4, 5e-3),
+        "gamma": [0.97, 0.99, 0.995],
+        "context": [1, 2, 4, 8],
+        "width": [32, 64, 128],
+        "layers": [1, 2],
+    },
+    "dqn": {
+        "n-step": [1, 3, 5],
+        "batch-size": [32, 64, 128],
+        "target-tau": (2e-3, 5e-2),
+        "updates-per-step": [0.125, 0.25, 0.5],
+        "epsilon-fraction": [0.05, 0.1, 0.3],
+        "advantage-learning": [0.0, 0.5, 0.9],
+    },
+    "ppo": {
+        "gae-lambda": [0.9, 0.95, 0.98],
+        "entropy-weight": [0.0, 0.003, 0.01, 0.03],
+        "update-epochs": [4, 10, 20],
+    },
+    "pqn": {"update-epochs": [1, 2, 4], "epsilon-fraction": [0.05, 0.1, 0.3]},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Tune an algorithm's settings on an environment."""
+
+    name: str
+    """Environment."""
+    algorithm: Literal[tuple(ALGORITHMS)] = "dqn"
+    """What learns it."""
+    trials: int = 30
+    """Trials in all, those of earlier calls included."""
+    jobs: int = 1
+    """Trials at a time, one thread each."""
+    total_steps: int | None = None
+    """Environment steps of a trial, by default as many as the environment has by default."""
+    episodes: int = 20
+    """Games that score a trial."""
+    seed: int = 0
+    """Seeds the runs, and what is tried."""
+    out: str | None = None
+    """Folder of the trials, by default runs/tune-NAME-ALGORITHM."""
+    also: tuple[str, ...] = ()
+    """More settings of every trial, such as replay-size=100000, without their dashes."""
+
+
+def load_optuna():
+    """Optuna, told to keep to what matters. Raises UsageError if it is not installed."""
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise UsageError(
+            "Tuning needs Optuna; pip install --no-deps -r requirements-tune.txt, or pip install "
+            "optuna."
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def settings_of(trial, algorithm):
+    """What a trial tries: dict of flags, without their dashes."""
+    tried = {}
+    for name, values in {**SPACES["both"], **SPACES[algorithm]}.items():
+        if isinstance(values, tuple):
+            tried[name] = float(f"{trial.suggest_float(name, *values, log=True):.2g}")
+        else:
+            tried[name] = trial.suggest_categorical(name, values)
+    tried["final-learning-rate"] = tried["learning-rate"] / 10
+    return tried
+
+
+def command_of(args, settings, folder, seed):
+    """The words that train a run with settings."""
+    command = [sys.executable, str(HERE / f"run_{args.algorithm}.py"), f"--name={args.name}"]
+    command += [f"--run-dir={folder}", f"--seed={seed}", "--threads=1", "--workers=0"]
+    if args.total_steps:
+        command.append(f"--total-steps={args.total_steps}")
+    command += [f"--{setting}" for setting in args.also]
+    return command + [f"--{name}={value:g}" for name, value in settings.items()]
+
+
+def latest(folder):
+    """(step, mean return) of a run's log, or None before there is one."""
+    try:
+        log = read_log(folder)
+    except UsageError:
+        return None
+    known = np.flatnonzero(np.isfinite(log["mean_return"]))
+    if not len(known):
+        return None
+    return int(log["step"][known[-1]]), float(log["mean_return"][known[-1]])
+
+
+def train(command, folder, trial):
+    """Train a trial's run: -> whether it was stopped, for others did better at the same step.
+
+    Raises UsageError with the run's own sentence if it fails.
+    """
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    stopped = False
+    told = -1
+    try:
+        while process.poll() is None:
+            time.sleep(POLL)
+            seen = latest(folder)
+            if stopped or seen is None or seen[0] <= told:
+                continue
+            told, mean = seen
+            trial.report(mean, told)
+            if trial.should_prune():
+                stopped = True
+                process.send_signal(signal.SIGTERM)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        _, said = process.communicate()
+    if process.returncode and not stopped:
+        lines = said.strip().splitlines() or ["no message"]
+        raise UsageError(f"A trial failed: {lines[-1].removeprefix('error: ')}")
+    return stopped
+
+
+def score(args, folder):
+    """The mean return of games by a trained run."""
+    flags = [f"--episodes={args.episodes}", f"--seed={GAME_SEED}", "--workers=0"]
+    command = [sys.executable, str(HERE / "evaluate.py"), str(folder), *flags]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or ["no message"]
+        raise UsageError(f"{folder} can't be played with: {lines[-1].removeprefix('error: ')}")
+    return float(np.mean([float(row["return"]) for row in read_rows(folder / "evaluation.csv")]))
+
+
+def make_objective(args, out, optuna):
+    """`objective(trial) -> score`."""
+
+    def objective(trial):
+        settings = settings_of(trial, args.algorithm)
+        folder = out / f"trial-{trial.number:03d}"
+        stopped = train(command_of(args, settings, folder, args.seed), folder, trial)
+        if stopped:
+            print(f"trial {trial.number}: stopped after {latest(folder)[0]:,} steps", flush=True)
+            raise optuna.TrialPruned()
+        mean = score(args, folder) if checkpoints(folder) else float("nan")
+        print(f"trial {trial.number}: {mean:.2f}", flush=True)
+        return mean
+
+    return objective
+
+
+def draw_importance(study, path, optuna):
+    """How much each setting matters, by PED-ANOVA (Watanabe et al., 2023), as a picture."""
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    figure, axes = make_figure(size=(7, 0.4 * len(found) + 1))
+    axes.barh(list(found)[::-1], list(found.values())[::-1])
+    axes.set_xlabel("importance")
+    figure.savefig(path, dpi=110)
+
+
+def main(argv=None):
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    check_at_least_one(args, "trials", "jobs", "episodes", "total_steps")
+    check_not_negative(args, "seed")
+    optuna = load_optuna()
+    name = f"tune-{args.name}-{args.algorithm}".replace("/", "-").replace(":", "-")
+    out = Path(args.out or f"runs/{name}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--out={out} can't be written ({error.strerror}); name another folder."
+        ) from None
+    study = optuna.create_study(
+        study_name=name,
+        storage=f"sqlite:///{out / 'study.db'}",
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=args.seed, constant_liar=True),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, interval_steps=1),
+        load_if_exists=True,
+    )
+    states = optuna.trial.TrialState
+    tried = study.get_trials(states=(states.COMPLETE, states.PRUNED))  # others were broken off
+    left = args.trials - len(tried)
+    if left > 0:
+        study.optimize(make_objective(args, out, optuna), n_trials=left, n_jobs=args.jobs)
+    done = study.get_trials(states=(states.COMPLETE,))
+    if not done:
+        raise UsageError(f"No trial in {out} was trained to its end; give more --trials.")
+    if len(done) > 1:
+        draw_importance(study, out / "importance.png", optuna)
+        print(out / "importance.png")
+    settings = settings_of(study.best_trial, args.algorithm)
+    command = command_of(args, settings, "runs/tuned", args.seed + 1)
+    print(f"Best of {args.trials} trials, {study.best_value:.2f}:")
+    print(f"python scripts/{Path(command[1]).name} {shlex.join(command[2:])}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)

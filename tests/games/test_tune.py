@@ -1,0 +1,56 @@
+"""Tuning: every setting that is tried is one, trials go on where they were, the best is printed."""
+
+import importlib.util
+import re
+import runpy
+import shlex
+import unittest
+
+from tests.helpers import ROOT, InFolder, refused, slow, succeeds
+from tfdqt.games.algorithms import ALGORITHMS
+from tfdqt.games.run import parse
+
+HAS_OPTUNA = importlib.util.find_spec("optuna") is not None
+SCRIPT = ROOT / "scripts" / "tune.py"
+
+
+@unittest.skipUnless(HAS_OPTUNA, "needs: pip install --no-deps -r requirements-tune.txt")
+class TestTune(InFolder):
+    def test_every_setting_is_a_flag_and_passes_the_checks(self):
+        import optuna
+
+        module = runpy.run_path(str(SCRIPT))
+        args = module["Args"]("CartPole-v1")
+        for name, algorithm in ALGORITHMS.items():
+            study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+            for _ in range(20):
+                settings = module["settings_of"](study.ask(), name)
+                command = module["command_of"](args, settings, "folder", 0)[2:]
+                parsed, _ = parse(command, name, "")
+                algorithm.check(parsed.network, parsed.settings)
+                self.assertEqual(parsed.network.width, settings["width"])
+
+    @slow("60 s: trains three runs")
+    def test_trials_go_on_and_the_best_is_printed(self):
+        flags = ["--name=CartPole-v1", "--total-steps=1200", "--episodes=2", f"--out={self.tmp}"]
+        first = succeeds(self, "tune", *flags, "--trials=2").stdout
+        self.assertEqual(re.findall(r"^trial (\d)", first, re.M), ["0", "1"])
+        again = succeeds(self, "tune", *flags, "--trials=3").stdout
+        self.assertEqual(re.findall(r"^trial (\d)", again, re.M), ["2"])
+        self.assertTrue((self.tmp / "importance.png").exists())
+        scores = [float(each) for each in re.findall(r"^trial \d: ([\d.]+)", first + again, re.M)]
+        self.assertIn(f"Best of 3 trials, {max(scores):.2f}:", again)
+        command = shlex.split(again.splitlines()[-1])
+        parse(command[2:], "dqn", "")
+        bad = [*flags, "--also", "replay-size=-1", "--trials=4"]
+        refused(self, "A trial failed: .*replay-size", "tune", *bad)
+
+    def test_what_can_not_be_is_said(self):
+        refused(self, "--trials must be at least 1", "tune", "--name=CartPole-v1", "--trials=0")
+        file = self.tmp / "file"
+        file.write_text("")
+        refused(self, "can't be written", "tune", "--name=CartPole-v1", f"--out={file}")
+
+
+if __name__ == "__main__":
+    unittest.main()
