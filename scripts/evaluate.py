@@ -11,6 +11,7 @@ from typing import Annotated
 
 import tyro
 
+from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import is_game_run
 from tfdqt.games.config import EXPLORATION
 from tfdqt.runs.cli import read_settings, run_main
@@ -48,6 +49,9 @@ class Args:
     """Folder for a film (MP4 and GIF) of one more game."""
     video_steps: int = 2_000
     """Longest film, in steps."""
+    explain: bool = False
+    """With --video: also film, beside the picture, the value of each action with its quantiles, the
+    attention of each block over the latest steps, and lives that are lost."""
     simulations: int | None = None
     """Search a tree of what can come next before each move, by so many simulations of PUCT over
     copies of the environment; 1: the network alone."""
@@ -70,6 +74,17 @@ class Args:
     """Corpus runs: texts written for each that counts; the one of the highest reward does."""
 
 
+def explain(run_dir, args):
+    """Film a game with what the network held of it."""
+    from tfdqt.games.evaluate import load_run
+    from tfdqt.report.explained import play_explained
+    from tfdqt.report.film import film_explained
+
+    trained = load_run(run_dir, args.checkpoint, args.loops)
+    how = dict(seed=args.seed, max_steps=args.video_steps, epsilon=args.epsilon)
+    print(f"Explained: {film_explained(play_explained(trained, **how), args.video)}")
+
+
 def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__)
     check_at_least_one(
@@ -86,10 +101,13 @@ def main(argv=None):
     given = [name for name in ("seed", "workers", "temperature") if getattr(args, name) is not None]
     check_not_negative(args, *given, "exploration")
     run_dir = find_run(args.run)
+    if args.explain and (args.video is None or args.simulations is not None):
+        raise UsageError("--explain films the network's own play; give --video=DIR with it.")
     if is_game_run(read_settings(run_dir)):
         from tfdqt.games.evaluate import evaluate_games
 
-        return evaluate_games(run_dir, args)
+        evaluate_games(run_dir, args)
+        return explain(run_dir, args) if args.explain else 0
     from tfdqt.text.evaluate import evaluate_text
 
     return evaluate_text(run_dir, args)

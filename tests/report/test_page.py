@@ -21,7 +21,7 @@ from tests.text.helpers import corpus_run
 from tfdqt.errors import UsageError
 from tfdqt.games.evaluate import load_run
 from tfdqt.games.flat import scores_at_last
-from tfdqt.report import explained, page
+from tfdqt.report import explained, film, page
 from tfdqt.report.explained import Explained, play_explained, what_followed
 from tfdqt.report.gather import evaluations, gather, shown_way
 from tfdqt.runs.log import read_log
@@ -134,19 +134,19 @@ class TestPage(InFolder):
         self.assertIn('data-picture="data:image/jpeg;base64', body)
 
     def test_what_is_shown_of_a_game(self):
-        film = data_of(one_page(), "film")
-        self.assertEqual([len(film[key]) for key in ("frames", "scores", "actions")], [8] * 3)
+        shown = data_of(one_page(), "film")
+        self.assertEqual([len(shown[key]) for key in ("frames", "scores", "actions")], [8] * 3)
         trained = load_run(cartpole_run(0))
         played = play_explained(trained, seed=1_000, max_steps=8)
-        self.assertEqual(film["actions"], played.actions.tolist())
-        np.testing.assert_allclose(film["scores"], played.scores, rtol=1e-3)
+        self.assertEqual(shown["actions"], played.actions.tolist())
+        np.testing.assert_allclose(shown["scores"], played.scores, rtol=1e-3)
         self.assertEqual(played.actions.tolist(), played.scores.argmax(axis=1).tolist())
         np.testing.assert_allclose(played.attention.sum(axis=-1), 1.0, rtol=1e-5)
         np.testing.assert_allclose(played.attention[0, :, 0], 0.0)  # there is no step before
 
         from PIL import Image
 
-        picture = Image.open(io.BytesIO(base64.b64decode(film["frames"][0])))
+        picture = Image.open(io.BytesIO(base64.b64decode(shown["frames"][0])))
         self.assertEqual(picture.width, page.WIDEST)
 
     def test_a_run_that_writes(self):
@@ -214,6 +214,27 @@ class TestExplained(unittest.TestCase):
         game = self.game([1.0] * 10, [0] * 10, False)
         known = what_followed(game, SimpleNamespace(gamma=0.5))
         self.assertEqual(np.isfinite(known).tolist(), [True] * 4 + [False] * 6)  # 0.5^7 < 0.01
+
+    def test_a_film_marks_what_was_chosen_and_a_life_that_is_lost(self):
+        game = self.game([0.0, 1.0], [0, 1], False)._replace(
+            frames=[np.zeros((210, 160, 3), np.uint8)] * 2,
+            scores=np.array([[0.2, 1.0], [0.5, 0.1]]),
+            quantiles=np.array([[[0.1, 0.3], [0.9, 1.1]]] * 2),
+            actions=np.array([1, 0]),
+            attention=np.full((2, 1, 4), 0.25),
+        )
+        one, other = (film.draw_step(game, step, 0.0, 1.0) for step in (0, 1))
+        self.assertEqual(one.shape, (420, 320 + film.PANEL, 3))
+        for picture, chosen in ((one, 1), (other, 0)):
+            marked = (picture[:, 320 + 90 :] == film.MARK).all(axis=-1).any(axis=1)
+            row = 34 + chosen * film.ROW
+            self.assertTrue(marked[row : row + film.ROW].any())
+        self.assertFalse((one == film.LOST).all(axis=-1).any())
+        self.assertTrue((other[:, :320] == film.LOST).all(axis=-1).any())
+        with tempfile.TemporaryDirectory() as out:
+            self.assertGreater(film.film_explained(game, out).stat().st_size, 1_000)
+        with self.assertRaisesRegex(UsageError, "no picture"):
+            film.film_explained(game._replace(frames=[None] * 2), "nowhere")
 
     def test_attention_is_shared_among_the_steps_of_the_episode(self):
         qkv = np.random.default_rng(0).normal(size=(4, 3 * 8))

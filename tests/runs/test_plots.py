@@ -1,18 +1,13 @@
 """Learning curves."""
 
-import json
-import runpy
 import unittest
-from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
 
-from tests.helpers import ROOT, InFolder
+from tests.helpers import InFolder
 from tfdqt.errors import UsageError
 from tfdqt.runs.plots import band, plot_learning
-
-plot = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts" / "plot.py")))
 
 
 def log(steps, values):
@@ -73,37 +68,6 @@ class Picture(InFolder):
             with self.assertRaisesRegex(UsageError, "gpt"):
                 plot_learning({"gpt": runs}, self.path)
         self.assertFalse(self.path.exists())
-
-
-class Names(InFolder):
-    def test_runs_of_one_name_are_told_apart_by_what_differs(self):
-        short, long = (
-            dict(
-                algorithm="dqn",
-                name="Pong",
-                seed=seed,
-                network=dict(network="gpt", width=8),
-                dqn=dict(total_steps=steps),
-            )
-            for seed, steps in ((0, 10), (1, 20))
-        )
-        self.assertEqual(plot.name_of(short), "Pong DQN gpt")
-        self.assertEqual(plot.differences(short, [short, long]), ", total_steps=10")
-        self.assertEqual(plot.differences(long, [long]), "")
-
-    def test_settings_that_came_later_are_as_by_default(self):
-        old = dict(algorithm="dqn", name="Pong", seed=0, network={}, dqn=dict(total_steps=10))
-        new = dict(old, network=dict(width=8), scale=dict(actors=2), log_lines=7)
-        older = dict(old, far=dict(actors=0), epochs=9)
-        settings = {}
-        for name, plain in dict(old=old, new=new, older=older).items():
-            folder = self.tmp / name
-            folder.mkdir()
-            (folder / "config.json").write_text(json.dumps(plain))
-            settings[name] = plot.settings_of(folder)
-        both = [settings["old"], settings["new"]]
-        self.assertEqual(plot.differences(settings["new"], both), ", width=8, actors=2")
-        self.assertEqual(plot.flat(settings["old"]), plot.flat(settings["older"]))
 
 
 if __name__ == "__main__":
