@@ -257,7 +257,7 @@ def evaluate_text(run_dir, args):
         f"{'texts' if texts else 'games'}: mean {returns.mean():.3f}, std {returns.std():.3f}, "
         f"95% CI of the mean [{low:.3f}, {high:.3f}]. {task.compare(texts)}"
     )
-    for line in task.details(run.transformer, run.head, cfg, returns, texts):
+    for line in task.details(writer.scores, run.transformer, run.head, cfg, returns, texts):
         print(line)
     how = dict(
         beta=cfg.beta if args.beta is None else args.beta,

@@ -21,7 +21,7 @@ from tfdqt.text.tokenizers import make_tokenizer
 LONGEST = 40  # moves of white; a mate takes ten at most
 # Parts of the data's moves that are the table's, and that are any, which often can't be made; the
 # others are any that can.
-BEST = 0.5
+BEST = 0.2
 ANY = 0.1
 MOVES = tuple(f"{piece}{square}" for piece in "KQ" for square in SQUARES)
 AT_A_TIME = 1_000  # games of data played side by side

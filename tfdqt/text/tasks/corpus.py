@@ -283,7 +283,7 @@ class Corpus(NamedTuple):
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in measured.items())
         return f"{numbers}.{' ' + collapsed if collapsed else ''}"
 
-    def details(self, transformer, head, cfg, returns, texts):
+    def details(self, scores, transformer, head, cfg, returns, texts):
         """The held-out perplexity, and a few texts with what they are worth."""
         lines = []
         if not Path(self.folder).exists():

@@ -14,7 +14,6 @@ import numpy as np
 
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions, epsilon_greedy
-from tfdqt.text.generation import make_run_scores
 from tfdqt.text.replay import Episode, Transition
 
 SIDE_BY_SIDE = 1_024  # games in an evaluation at a time
@@ -65,8 +64,8 @@ class Task(Protocol):
     def compare(self, texts):
         """A sentence to read the returns of `evaluate` beside."""
 
-    def details(self, transformer, head, cfg, returns, texts):
-        """Lines with what else an evaluation tells."""
+    def details(self, scores, transformer, head, cfg, returns, texts):
+        """Lines with what else an evaluation by `scores` tells."""
 
 
 def refuse_tokenizer(name, tokenizer):
@@ -143,8 +142,8 @@ class Game(NamedTuple):
             return ""
         return "Published: " + ", ".join(f"{k} {v:g}" for k, v in self.scores.items()) + "."
 
-    def details(self, transformer, head, cfg, returns, texts):
-        return self.tell(make_run_scores(transformer, head, cfg)) if self.tell else []
+    def details(self, scores, transformer, head, cfg, returns, texts):
+        return self.tell(scores) if self.tell else []
 
 
 def play_games(game, scores, *, games, seed=0, greedy=True, **narrowing):
