@@ -35,7 +35,7 @@ def get(address):
 class TestWatch(InFolder):
     def test_the_page_follows_the_run(self):
         run_dir = self.tmp / "run"
-        shutil.copytree(cartpole_run(0), run_dir)
+        shutil.copytree(cartpole_run(), run_dir)
         log = run_dir / "log.csv"
         lines = log.read_text().splitlines()
         half = lines[: len(lines) // 2]
@@ -49,7 +49,7 @@ class TestWatch(InFolder):
             self.assertIn("finished, 1,200 steps", get(address + "/").split("<script")[0])
 
     def test_nothing_else_is_served(self):
-        with served(cartpole_run(0)) as address:
+        with served(cartpole_run()) as address:
             for path in (
                 "/config.json",
                 "/log.csv",
@@ -62,7 +62,7 @@ class TestWatch(InFolder):
                 self.assertEqual(caught.exception.code, 404)
 
     def test_another_sites_name_is_refused(self):
-        with served(cartpole_run(0)) as address:
+        with served(cartpole_run()) as address:
             asked = urllib.request.Request(address + "/stamp", headers={"Host": "evil.example:80"})
             with self.assertRaises(urllib.error.HTTPError) as caught:
                 get(asked)
@@ -70,9 +70,9 @@ class TestWatch(InFolder):
 
     def test_what_can_not_be_is_said(self):
         refused(self, "There is no run", "watch", "nowhere")
-        with served(cartpole_run(0)) as address:
+        with served(cartpole_run()) as address:
             port = address.rpartition(":")[2]
-            refused(self, f"{port} can't be served on", "watch", cartpole_run(0), f"--port={port}")
+            refused(self, f"{port} can't be served on", "watch", cartpole_run(), f"--port={port}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ Its script is called in a process of its own where that proves something, otherw
 """
 
 import csv
-import importlib
+import importlib.util
 import json
 import os
 import re
@@ -329,6 +329,19 @@ class TestWriter(WithoutXLA):
             logits = writer.scores(tf.constant([seen]), tf.constant([len(seen) - 1]))[0]
             log_p = tf.nn.log_softmax(logits)[ids[i]]
             self.assertAlmostEqual(line["log_probabilities"][i], float(log_p), places=4)
+
+    @unittest.skipUnless(
+        importlib.util.find_spec("vl_convert"), "needs: pip install -r requirements-report.txt"
+    )
+    def test_a_report_colours_each_word_by_its_value(self):
+        run_dir, _ = corpus_run()
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder, "report.html")
+            succeeds(self, "report", run_dir, f"--out={out}", "--texts=2")
+            head = out.read_text(encoding="utf-8").split("<script")[0]
+        self.assertEqual(head.count('<p class="sample">'), 2)
+        self.assertRegex(head, r'<span title="-?\d+\.\d{3}" style="background')
+        self.assertNotIn("[CLS]", head)
 
 
 class TestEvaluate(WithoutXLA):
