@@ -21,7 +21,7 @@ from tfdqt.text.tokenizers import make_tokenizer
 LONGEST = 40  # moves of white; a mate takes ten at most
 # Parts of the data's moves that are the table's, and that are any, which often can't be made; the
 # others are any that can.
-BEST = 0.2
+BEST = 0.5
 ANY = 0.1
 MOVES = tuple(f"{piece}{square}" for piece in "KQ" for square in SQUARES)
 AT_A_TIME = 1_000  # games of data played side by side
@@ -175,7 +175,17 @@ def tell(game, scores, games=1_000):
 CHESS = TaskRecipe(
     name="chess",
     make=lambda tokenizer, run_dir, settings: make_chess(tokenizer),
-    epochs=4,
-    network=dict(width=64, hidden=(256,)),
-    text=dict(batch_size=128, gamma=0.9, target_tau=0.05),
+    epochs=6,
+    network=dict(layers=3, width=64, hidden=(256,)),
+    text=dict(
+        method="implicit",
+        batch_size=128,
+        updates_per_batch=20,
+        gamma=0.9,
+        target_tau=0.05,
+        learning_rate=2e-3,
+        expectile=0.9,
+        cloning=1.0,
+        beta=4.0,
+    ),
 )
