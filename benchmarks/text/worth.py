@@ -23,6 +23,7 @@ from tfdqt.backend import set_threads
 from tfdqt.runs.log import read_rows, write_rows
 
 OUT = Path(__file__).parent / "worth.csv"
+AT_A_TIME = 400  # texts, whose keys and values are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,11 @@ def measure(args):
         def write(beta, temperature, count):
             scores = make_run_scores(run.transformer, run.head, cfg, beta=beta)
             how = dataclasses.replace(cfg, greedy=False, temperature=temperature)
-            texts = run.task.write(scores, how, count, args.seed)
+            parts = range(0, count, AT_A_TIME)
+            each = [
+                run.task.write(scores, how, min(AT_A_TIME, count - i), args.seed + i) for i in parts
+            ]
+            texts = [text for part in each for text in part]
             return texts, np.array(run.task.reward.many(texts)), judge(texts)
 
         rows = best_of(*write(0.0, 1.0, args.pool), args)
