@@ -74,15 +74,19 @@ class Args:
     """Corpus runs: texts written for each that counts; the one of the highest reward does."""
 
 
-def explain(run_dir, args):
-    """Film a game with what the network held of it."""
-    from tfdqt.games.evaluate import load_run
+def explain(trained, args):
+    """Film a game of a TrainedRun with what the network held of it."""
     from tfdqt.report.explained import play_explained
     from tfdqt.report.film import film_explained
 
-    trained = load_run(run_dir, args.checkpoint, args.loops)
-    how = dict(seed=args.seed, max_steps=args.video_steps, epsilon=args.epsilon)
-    print(f"Explained: {film_explained(play_explained(trained, **how), args.video)}")
+    game = play_explained(
+        trained,
+        seed=args.seed,
+        max_steps=args.video_steps,
+        epsilon=args.epsilon,
+        sample=args.sample,
+    )
+    print(f"Explained: {film_explained(game, args.video)}")
 
 
 def main(argv=None):
@@ -106,8 +110,8 @@ def main(argv=None):
     if is_game_run(read_settings(run_dir)):
         from tfdqt.games.evaluate import evaluate_games
 
-        evaluate_games(run_dir, args)
-        return explain(run_dir, args) if args.explain else 0
+        trained = evaluate_games(run_dir, args)
+        return explain(trained, args) if args.explain else 0
     from tfdqt.text.evaluate import evaluate_text
 
     return evaluate_text(run_dir, args)

@@ -20,12 +20,13 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from tfdqt.errors import UsageError
+from tfdqt.errors import MissingPackage, UsageError
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.runs.cli import run_main
-from tfdqt.runs.log import read_log, read_rows
+from tfdqt.runs.log import log_so_far, read_rows
 from tfdqt.runs.plots import make_figure
+from tfdqt.runs.processes import last_line, run_script
 from tfdqt.settings import check_at_least_one, check_not_negative
 
 HERE = Path(__file__).parent
@@ -83,11 +84,11 @@ class Args:
 
 
 def load_optuna():
-    """Optuna, told to keep to what matters. Raises UsageError if it is not installed."""
+    """Optuna, told to keep to what matters. Raises MissingPackage if it is not installed."""
     try:
         import optuna
     except ModuleNotFoundError:
-        raise UsageError(
+        raise MissingPackage(
             "Tuning needs Optuna; pip install --no-deps -r requirements-tune.txt, or pip install "
             "optuna."
         ) from None
@@ -119,9 +120,8 @@ def command_of(args, settings, folder, seed):
 
 def latest(folder):
     """(step, mean return) of a run's log, or None before there is one."""
-    try:
-        log = read_log(folder)
-    except UsageError:
+    log = log_so_far(folder)
+    if log is None:
         return None
     known = np.flatnonzero(np.isfinite(log["mean_return"]))
     if not len(known):
@@ -155,19 +155,14 @@ def train(command, folder, trial):
             process.terminate()
         _, said = process.communicate()
     if process.returncode and not stopped:
-        lines = said.strip().splitlines() or ["no message"]
-        raise UsageError(f"A trial failed: {lines[-1].removeprefix('error: ')}")
+        raise UsageError(f"A trial failed: {last_line(said).removeprefix('error: ')}")
     return stopped
 
 
 def score(args, folder):
     """The mean return of games by a trained run."""
     flags = [f"--episodes={args.episodes}", f"--seed={GAME_SEED}", "--workers=0"]
-    command = [sys.executable, str(HERE / "evaluate.py"), str(folder), *flags]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or ["no message"]
-        raise UsageError(f"{folder} can't be played with: {lines[-1].removeprefix('error: ')}")
+    run_script([sys.executable, str(HERE / "evaluate.py"), str(folder), *flags])
     return float(np.mean([float(row["return"]) for row in read_rows(folder / "evaluation.csv")]))
 
 

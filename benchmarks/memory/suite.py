@@ -12,7 +12,6 @@ last 100 games. A return lies between -1 and 1 in all of these environments.
 """
 
 import dataclasses
-import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
@@ -20,10 +19,10 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from tfdqt.errors import UsageError
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.folder import locked
 from tfdqt.runs.log import read_log, read_rows, write_rows
+from tfdqt.runs.processes import run_script
 from tfdqt.stats import confidence
 
 HERE = Path(__file__).parent
@@ -112,11 +111,7 @@ def greatest_mean(log):
 def train(args, env, network, seed):
     """Train one run and return its row."""
     folder = args.out / f"{env}-{network}-{seed}"
-    command = command_of(args, env, network, seed, folder)
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or ["no message"]
-        raise UsageError(f"{' '.join(command[1:])} failed: {lines[-1]}")
+    run_script(command_of(args, env, network, seed, folder))
     log = read_log(folder)
     return dict(
         env=env,

@@ -195,7 +195,7 @@ def attention_weights(model, windows, cfg):
 
     The mean over windows and heads; T tokens, of the oldest step first.
     """
-    from tfdqt.games.networks import build_attention_probe  # loads Keras
+    from tfdqt.games.networks import attention_shares, build_attention_probe  # loads Keras
 
     inputs = network_inputs(windows)
     inputs = {name: inputs[name] for name in model.input}
@@ -205,13 +205,7 @@ def attention_weights(model, windows, cfg):
     blocks = [qkv.numpy() for qkv in keras.tree.flatten(outputs)]  # of each [M, T, 3 D]
     tokens_a_step = blocks[0].shape[1] // first.shape[1]
     visible = np.repeat(episode == episode[:, -1:], tokens_a_step, axis=1)  # [M, T]
-    shares = []
-    for qkv in blocks:
-        qkv = qkv.reshape(*visible.shape, 3, cfg.heads, cfg.width // cfg.heads)  # [M, T, 3, H, D/H]
-        scores = np.einsum("bhd,bthd->bht", qkv[:, -1, 0], qkv[:, :, 1]) / np.sqrt(qkv.shape[-1])
-        scores = np.exp(scores - scores.max(axis=-1, keepdims=True)) * visible[:, None]
-        shares.append((scores / scores.sum(axis=-1, keepdims=True)).mean(axis=(0, 1)))
-    return np.array(shares)
+    return np.array([attention_shares(qkv, visible, cfg.heads).mean(axis=0) for qkv in blocks])
 
 
 def importance(net, weights, windows, *, seed=0):

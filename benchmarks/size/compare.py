@@ -25,7 +25,6 @@ import csv
 import dataclasses
 import itertools
 import json
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -41,6 +40,7 @@ from tfdqt.games.envs import env_info, make_env
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import read_log, write_rows
+from tfdqt.runs.processes import run_script
 from tfdqt.settings import check_at_least_one, load_config
 from tfdqt.stats import confidence, improvement, interquartile_mean
 
@@ -261,11 +261,7 @@ def run(args, cell, rate, seed):
     evaluate = ["evaluate.py", str(folder), *games]
     print(f"{cell.label}, rate {rate:g}, seed {seed}", flush=True)
     for script, *flags in (train, evaluate):
-        command = [sys.executable, str(ROOT / "scripts" / script), *flags]
-        ended = subprocess.run(command, capture_output=True, text=True)
-        if ended.returncode:
-            lines = ended.stderr.strip().splitlines() or ["no message"]
-            raise UsageError(f"{' '.join((script, *flags))} failed: {lines[-1]}")
+        run_script([sys.executable, str(ROOT / "scripts" / script), *flags])
     return folder
 
 

@@ -13,11 +13,9 @@ Writes OUT/gpu.json and prints a line for each question. Ends with exit code 1 i
 - Two equal runs of 2,000 steps end with the same bits.
 """
 
-import csv
 import dataclasses
 import json
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -32,10 +30,13 @@ from rows import gpt_update
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import dqn
+from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.flat import flatten_q
 from tfdqt.runs.checkpoint import load_checkpoint
 from tfdqt.runs.cli import run_main
+from tfdqt.runs.log import read_rows
+from tfdqt.runs.processes import run_script
 
 RUN_DQN = Path(__file__).resolve().parents[2] / "scripts" / "run_dqn.py"
 SHAPES = {  # context, width, blocks, batch
@@ -63,6 +64,8 @@ class Args:
 
 def time_update(shape, device):
     """Milliseconds of an update at a shape on a device, and the losses of the first calls."""
+    from tfdqt.games.networks import build_q  # loads Keras
+
     context, width, layers, batch = SHAPES[shape]
     row = gpt_update()
     network = dataclasses.replace(row.network, context=context, width=width, layers=layers)
@@ -70,7 +73,7 @@ def time_update(shape, device):
     info = info_of(lambda: make_env(row.env))
     with tf.device(f"/{device}:0"):
         keras.utils.set_random_seed(0)
-        net = flatten_q(dqn_network(info, network), info)
+        net = flatten_q(build_q(info, network), info)
         state = dqn.first_state(net)
         update = dqn.make_update(net, cfg)
         steps = random_steps(info, cfg, 1, 4, context + cfg.n_step)
@@ -83,13 +86,6 @@ def time_update(shape, device):
             losses.append(float(diagnostics["loss"]))
             taken.append(1000 * (time.perf_counter() - start) / 4)
     return float(np.median(taken[2:])), losses[:3]
-
-
-def dqn_network(info, network):
-    """The Q-network of a NetworkConfig."""
-    from tfdqt.games.networks import build_q  # loads Keras
-
-    return build_q(info, network)
 
 
 def ask_updates(args):
@@ -111,18 +107,14 @@ def train(out, name, steps, *flags):
     folder = out / name
     command = [sys.executable, str(RUN_DQN), "--name=CartPole-v1", f"--run-dir={folder}"]
     command += [f"--total-steps={steps}", "--workers=0", "--seed=0", *flags]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or ["no message"]
-        raise UsageError(f"{' '.join(command[1:])} failed: {lines[-1]}")
-    with open(folder / "log.csv", newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    run_script(command)
+    return read_rows(folder / "log.csv")
 
 
 def weights_of(folder):
     """The weights that act, of a run's last checkpoint."""
     saved, _ = load_checkpoint(folder)
-    return saved["learner"][dqn.DQNState._fields.index("acting")]
+    return ALGORITHMS["dqn"].acting_weights(saved)
 
 
 def ask_runs(args):

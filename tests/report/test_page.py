@@ -20,6 +20,7 @@ from tests.helpers import InFolder, call, refused, succeeds
 from tfdqt.errors import UsageError
 from tfdqt.games.evaluate import load_run
 from tfdqt.games.flat import scores_at_last
+from tfdqt.games.networks import attention_shares
 from tfdqt.report import explained, film, page
 from tfdqt.report.explained import Explained, play_explained, what_followed
 from tfdqt.report.gather import evaluations, gather, shown_way
@@ -241,7 +242,8 @@ class TestExplained(unittest.TestCase):
 
     def test_attention_is_shared_among_the_steps_of_the_episode(self):
         qkv = np.random.default_rng(0).normal(size=(4, 3 * 8))
-        shares = explained.shares(qkv, np.array([1, 0, 1, 0]), heads=2)
+        visible = np.array([False, False, True, True])  # the episode began at the third
+        shares = attention_shares(qkv[None], visible[None], heads=2)[0]
         np.testing.assert_allclose(shares[:2], 0.0)
         self.assertAlmostEqual(shares.sum(), 1.0)
 
@@ -259,6 +261,14 @@ class TestExplained(unittest.TestCase):
 
 
 class TestGather(unittest.TestCase):
+    def test_runs_of_one_name_in_two_folders_are_not_taken_for_one(self):
+        with tempfile.TemporaryDirectory() as other:
+            second = another_seed(Path(other) / cartpole_run().name)
+            (group,) = gather([str(cartpole_run()), str(second)])
+        self.assertEqual(group.names, [str(cartpole_run()), str(second)])
+        (group,) = gather([str(cartpole_run())])
+        self.assertEqual(group.names, ["pole"])
+
     def test_evaluations_by_how_they_were_played(self):
         found = evaluations(gather([str(cartpole_run())]))
         self.assertEqual([(each["games"], each["step"]) for each in found], [(6, 1200)])

@@ -330,6 +330,11 @@ class TestWriter(WithoutXLA):
             log_p = tf.nn.log_softmax(logits)[ids[i]]
             self.assertAlmostEqual(line["log_probabilities"][i], float(log_p), places=4)
 
+    def test_a_film_that_explains_is_of_games(self):
+        run_dir, _ = corpus_run()
+        flags = ["--video=film", "--explain"]
+        refused(self, "is for gymnasium environments", "evaluate", run_dir, *flags)
+
     @unittest.skipUnless(
         importlib.util.find_spec("vl_convert"), "needs: pip install -r requirements-report.txt"
     )

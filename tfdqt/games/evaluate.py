@@ -421,7 +421,8 @@ def gif_of(mp4, path, *, every=4, width=160):
 def evaluate_games(run_dir, args):
     """Play with a game run; print what came of it, add it to evaluation.csv, and film a game.
 
-    args: those of scripts/evaluate.py. Raises UsageError for flags that say nothing of such a run.
+    args: those of scripts/evaluate.py. Returns the TrainedRun that played. Raises UsageError for
+    flags that say nothing of such a run.
     """
     check_left_out(
         args,
@@ -482,6 +483,7 @@ def evaluate_games(run_dir, args):
         )
         gif_of(mp4, mp4.with_suffix(".gif"))
         print(f"Film of a game that scored {score:g}: {mp4} and {mp4.with_suffix('.gif')}")
+    return trained
 
 
 class _Evaluated(NamedTuple):

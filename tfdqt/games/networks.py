@@ -324,3 +324,15 @@ def build_attention_probe(model, cfg):
     """
     names = [f"block{layer}_attention_qkv" for layer in range(cfg.layers)]
     return keras.Model(model.input, [model.get_layer(name).output for name in names])
+
+
+def attention_shares(qkv, visible, heads):
+    """How a block shares the attention of the last token out, the mean over heads: [N, T].
+
+    qkv [N, T, 3 D], numpy, is what `build_attention_probe` gives of a block, visible [N, T] bool
+    which tokens are seen; for a network without a bias of places.
+    """
+    qkv = qkv.reshape(*visible.shape, 3, heads, -1)
+    scores = np.einsum("bhd,bthd->bht", qkv[:, -1, 0], qkv[:, :, 1]) / np.sqrt(qkv.shape[-1])
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True)) * visible[:, None]
+    return (weights / weights.sum(axis=-1, keepdims=True)).mean(axis=1)

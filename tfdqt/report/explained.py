@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt.backend import keras, tf
-from tfdqt.errors import EnvFailure
 from tfdqt.games.envs import close_env, env_fn_of, without_curriculum
 from tfdqt.games.evaluate import Policy
 from tfdqt.games.search import game_seed
@@ -31,16 +30,18 @@ class Explained(NamedTuple):
     ended: bool  # whether the game is over behind the last step, and nothing can follow
 
 
-def play_explained(trained, *, seed=0, max_steps=300, epsilon=0.0, pictures=True, look=None):
+def play_explained(
+    trained, *, seed=0, max_steps=300, epsilon=0.0, sample=False, pictures=True, look=None
+):
     """Play one game of a TrainedRun and tell what the network held: -> Explained.
 
-    A run without a picture of its environment is played without. look: from `make_look`, where
-    several games share it.
+    A run without a picture of its environment is played without. epsilon, sample, seed: as for
+    `Policy`. look: from `make_look`, where several games share it.
     """
     trained = trained._replace(settings=without_curriculum(trained.settings))
     env_fn = env_fn_of(trained.settings)
     env, pictures = _make(env_fn, pictures)
-    policy = Policy(trained, epsilon=epsilon, seed=seed)
+    policy = Policy(trained, epsilon=epsilon, sample=sample, seed=seed)
     look = look or make_look(trained)
     frames = []
     rows = []
@@ -84,7 +85,7 @@ def _make(env_fn, pictures):
             if env.render_mode == "rgb_array":
                 return env, True
             close_env(env)
-        except (EnvFailure, Exception):  # it may not draw at all; it plays without
+        except Exception:  # it may not draw at all; it plays without
             pass
     return env_fn(), False
 
@@ -131,7 +132,7 @@ def reads_steps(network):
 
 def make_attention(trained):
     """`attend(inputs of one window) -> [blocks, context]`, the mean over heads at the last step."""
-    from tfdqt.games.networks import build_attention_probe  # loads Keras
+    from tfdqt.games.networks import attention_shares, build_attention_probe  # loads Keras
 
     cfg = trained.settings["network"]
     model = trained.net.model
@@ -139,20 +140,12 @@ def make_attention(trained):
 
     def attend(inputs):
         outputs = probe({name: tf.constant(inputs[name]) for name in model.input})
-        blocks = [np.asarray(qkv)[0] for qkv in keras.tree.flatten(outputs)]
-        return np.stack([shares(qkv, inputs["first"][0], cfg.heads) for qkv in blocks])
+        episode = np.cumsum(inputs["first"], axis=1)
+        visible = episode == episode[:, -1:]
+        blocks = [qkv.numpy() for qkv in keras.tree.flatten(outputs)]
+        return np.stack([attention_shares(qkv, visible, cfg.heads)[0] for qkv in blocks])
 
     return attend
-
-
-def shares(qkv, first, heads):
-    """How the last step's attention is shared out, the mean over heads: [T, 3 D], [T] -> [T]."""
-    episode = np.cumsum(first)
-    qkv = qkv.reshape(len(qkv), 3, heads, -1)
-    scores = np.einsum("hd,thd->ht", qkv[-1, 0], qkv[:, 1]) / np.sqrt(qkv.shape[-1])
-    scores = np.where(episode == episode[-1], scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
 
 
 def what_followed(game, cfg):
@@ -166,8 +159,7 @@ def what_followed(game, cfg):
         rewards = np.sign(rewards)
     ends = game.life_lost if getattr(cfg, "life_loss_ends", False) else np.zeros(len(rewards), bool)
     total = 0.0
-    known = game.ended
-    weight = 0.0 if known else 1.0  # of what is cut off
+    weight = 0.0 if game.ended else 1.0  # of what is cut off
     returns = np.full(len(rewards), np.nan)
     for t in reversed(range(len(rewards))):
         total = rewards[t] + cfg.gamma * total * (not ends[t])

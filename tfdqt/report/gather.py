@@ -11,7 +11,7 @@ from tfdqt.games.algorithms import ALGORITHMS, default_settings
 from tfdqt.report.kinds import group_runs, settings_of, task_of
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.runs.folder import find_run
-from tfdqt.runs.log import read_log, read_rows
+from tfdqt.runs.log import log_so_far, read_rows
 from tfdqt.runs.plots import band
 from tfdqt.stats import confidence, improvement, interquartile_mean
 from tfdqt.text.tasks.table import default_text_config
@@ -29,6 +29,7 @@ class Group:
 
     label: str
     runs: list  # of folders
+    names: list  # of each, what it is called: its folder's name, or all of its path
     settings: list  # of each, plain
     logs: list  # of each, None where there is none yet
 
@@ -41,17 +42,14 @@ class Group:
 def gather(run_dirs):
     """The Groups of runs."""
     settings = {run: settings_of(run) for run in run_dirs}
+    alone = collections.Counter(find_run(run).name for run in settings)
     groups = []
     for label, runs in group_runs(run_dirs, settings).items():
         folders = [find_run(run) for run in runs]
-        logs = [read_log(folder) if _has_log(folder) else None for folder in folders]
-        groups.append(Group(label, folders, [settings[run] for run in runs], logs))
+        names = [folder.name if alone[folder.name] == 1 else str(folder) for folder in folders]
+        logs = [log_so_far(folder) for folder in folders]
+        groups.append(Group(label, folders, names, [settings[run] for run in runs], logs))
     return groups
-
-
-def _has_log(folder):
-    path = folder / "log.csv"
-    return path.exists() and len(path.read_text(encoding="utf-8").splitlines()) > 1
 
 
 def changed_settings(settings):
@@ -124,7 +122,7 @@ def column_rows(groups):
     """Rows of every other column of the logs: label, run, step, column, value."""
     rows = []
     for group in groups:
-        for folder, log in zip(group.runs, group.logs):
+        for name, log in zip(group.names, group.logs):
             if log is None:
                 continue
             some = np.unique(np.linspace(0, len(log["step"]) - 1, POINTS).astype(int))
@@ -133,7 +131,7 @@ def column_rows(groups):
                     continue
                 for i in some:
                     if np.isfinite(log[column][i]):
-                        row = dict(label=group.label, run=folder.name, column=column)
+                        row = dict(label=group.label, run=name, column=column)
                         rows.append(row | dict(step=log["step"][i], value=log[column][i]))
     return rows
 
@@ -146,7 +144,7 @@ def evaluations(groups):
     """What evaluation.csv says, a dict for each way that the games of a run were played."""
     found = []
     for group in groups:
-        for folder in group.runs:
+        for folder, name in zip(group.runs, group.names):
             ways = collections.defaultdict(list)
             for row in read_rows(Path(folder, "evaluation.csv")):
                 way = {key: value for key, value in row.items() if key not in OF_A_GAME and value}
@@ -159,7 +157,7 @@ def evaluations(groups):
                 found.append(
                     dict(
                         label=group.label,
-                        run=folder.name,
+                        run=name,
                         step=int(way.pop("step")),
                         how=way,
                         games=len(rows),
@@ -203,7 +201,8 @@ def search_rows(found):
 def comparisons(groups, found):
     """How groups of one task compare: rows of interquartile means, and of who beats whom.
 
-    By the newest evaluation that all of their runs have in common, or by the last mean return.
+    By the first way of evaluating that all of their runs have in common, by its newest games, or by
+    the last mean return.
     """
     rows = []
     tasks = collections.defaultdict(list)
@@ -230,7 +229,7 @@ def comparisons(groups, found):
 
 def _common_scores(rivals, found):
     """-> (by what, dict label -> a score of each run)."""
-    runs = {folder.name: group.label for group in rivals for folder in group.runs}
+    runs = {name: group.label for group in rivals for name in group.names}
     ways = collections.defaultdict(dict)
     for each in sorted(found, key=lambda each: each["step"]):
         if each["run"] in runs:

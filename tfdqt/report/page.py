@@ -9,7 +9,7 @@ from importlib import resources
 
 import numpy as np
 
-from tfdqt.errors import UsageError
+from tfdqt.errors import MissingPackage
 from tfdqt.report import charts
 from tfdqt.report.gather import (
     changed_settings,
@@ -29,11 +29,11 @@ LARGEST = 15_000_000  # bytes of a page
 
 @functools.cache
 def vega():
-    """Vega, Vega-Lite and Vega-Embed as one script. Raises UsageError if they are not installed."""
+    """Vega, Vega-Lite and Vega-Embed as one script. Raises MissingPackage without them."""
     try:
         import vl_convert
     except ModuleNotFoundError:
-        raise UsageError(
+        raise MissingPackage(
             "The report draws with Vega; pip install --no-deps -r requirements-report.txt, or pip "
             "install vl-convert-python."
         ) from None
@@ -167,9 +167,9 @@ def _table(head, rows, numbers=()):
 
 def _head(groups, title):
     rows = [
-        (group.label, folder.name, settings["seed"], state_of(folder, settings, log))
+        (group.label, name, settings["seed"], state_of(folder, settings, log))
         for group in groups
-        for folder, settings, log in zip(group.runs, group.settings, group.logs)
+        for folder, name, settings, log in zip(group.runs, group.names, group.settings, group.logs)
     ]
     return (
         f"<h1>{_e(title)}</h1>"
@@ -196,15 +196,10 @@ def _shown(value):
 
 
 def _note_of_curves(rows):
-    seeds = max(row["seeds"] for row in rows)
-    if seeds == 1:
-        return (
-            '<p class="soft">One seed each. Drag and scroll to zoom, double-click to go back.</p>'
-        )
-    return (
-        '<p class="soft">The mean of the seeds, over a band from the lowest to the highest. Drag '
-        "and scroll to zoom, double-click to go back.</p>"
-    )
+    said = "The mean of the seeds, over a band from the lowest to the highest."
+    if max(row["seeds"] for row in rows) == 1:
+        said = "One seed each."
+    return f'<p class="soft">{said} Drag and scroll to zoom, double-click to go back.</p>'
 
 
 def _evaluations(found, groups, drawn):
@@ -296,9 +291,7 @@ def film_data(film):
     return dict(
         frames=frames,
         scores=film.scores.tolist(),
-        quantiles=None
-        if film.quantiles is None
-        else np.sort(film.quantiles, -1)[..., ::4].tolist(),
+        quantiles=quantiles,
         actions=film.actions.tolist(),
         rewards=film.rewards.tolist(),
         lives=film.life_lost.tolist(),

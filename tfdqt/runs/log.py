@@ -148,6 +148,14 @@ def read_log(run_dir):
     return read_csv(find_run(run_dir) / "log.csv")
 
 
+def log_so_far(run_dir):
+    """As `read_log`, or None before there are rows."""
+    try:
+        return read_log(run_dir)
+    except UsageError:
+        return None
+
+
 def read_csv(path):
     """A CSV of numbers as a dict of float arrays by column. Raises UsageError if it is empty."""
     try:

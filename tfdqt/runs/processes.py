@@ -7,9 +7,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
+
+from tfdqt.errors import UsageError
 
 CLOSE_SECONDS = 4  # that all environments of a run have for their close(), together
 EXIT_SECONDS = 2  # that the interpreter has to end after that
@@ -224,3 +228,23 @@ def end_in_time(code):
         os._exit(code)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+# -------------------------------------------------------------------------------------------------
+# Scripts as processes of their own
+
+
+def run_script(command):
+    """Run a script of the project to its end: [python, path, flag, ...]; what it prints is dropped.
+
+    Raises UsageError with its last line if it fails.
+    """
+    ended = subprocess.run(command, capture_output=True, text=True)
+    if ended.returncode:
+        words = " ".join([Path(command[1]).name, *command[2:]])
+        raise UsageError(f"{words} failed: {last_line(ended.stderr)}")
+
+
+def last_line(said):
+    """The last line of what a script said, in which it tells why it failed."""
+    return (said.strip().splitlines() or ["no message"])[-1]

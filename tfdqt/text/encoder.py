@@ -107,7 +107,10 @@ def _build(config, source=None, files=()):
     arrays does not.
     """
     if config.model_type in llama.KINDS:
-        return _build_decoder(config, source, files)
+        model = llama.Decoder(config)
+        if files:
+            model.load(_read_weights(source, files), source)
+        return model
     with loading(
         f"transformers has no TensorFlow encoder for {type(config).__name__} (%s); use a BERT-like "
         "one."
@@ -118,26 +121,20 @@ def _build(config, source=None, files=()):
         return model
     from transformers.modeling_tf_pytorch_utils import load_pytorch_state_dict_in_tf2_model
 
-    with loading(
-        f"{source} does not hold this encoder's weights (%s); fetch it again.", SafetensorError
-    ):
-        state = read_weights(files)
+    state = _read_weights(source, files)
+    with _loading_weights(source):
         load_pytorch_state_dict_in_tf2_model(model, state, tf_inputs=False, allow_missing_keys=True)
     return model
 
 
-def _build_decoder(config, source, files):
-    model = llama.Decoder(config)
-    if files:
-        with loading(
-            f"{source} does not hold this encoder's weights (%s); fetch it again.", SafetensorError
-        ):
-            arrays = read_weights(files)
-        try:
-            model.load(arrays)
-        except UsageError as error:
-            raise UsageError(f"The weights of {source} do not fit. {error}") from None
-    return model
+def _read_weights(source, files):
+    with _loading_weights(source):
+        return read_weights(files)
+
+
+def _loading_weights(source):
+    sentence = f"{source} does not hold this encoder's weights (%s); fetch it again."
+    return loading(sentence, SafetensorError)
 
 
 def dense_kernels(model):

@@ -238,6 +238,7 @@ def evaluate_text(run_dir, args):
         "workers",
         "video",
         "video_steps",
+        "explain",
         "loops",
         "simulations",
         "exploration",

@@ -98,32 +98,17 @@ def make_run_scores(transformer, head, cfg, *, beta=None):
 # Writing
 
 
-def generate(
-    scores,
-    tokenizer,
-    prompts,
-    *,
-    words=30,
-    length=64,
-    method="sample",
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    beams=4,
-    allowed=None,
-    seed=0,
-    on_word=None,
-):
+def generate(scores, tokenizer, prompts, *, method="sample", on_word=None, **how):
     """Go on with each prompt by `words` words: strings -> strings, prompts included.
 
     Args:
       scores: from `make_word_scores`, of a causal encoder whose actions are the tokenizer's ids.
-      length: tokens the encoder sees; of a longer text it sees the latest.
       method: "greedy", "sample" (temperature, top_k, top_p) or "beam" (the likeliest of `beams`
         texts).
-      allowed: called as allowed(text) -> bool [A], which next words may be written.
       on_word: called with the texts so far after every word; not with beams, which change their
         minds.
+      how: words (30), length (64), temperature, top_k, top_p, beams, allowed and seed, as for
+        `write_rows`.
 
     Raises UsageError for settings that can't be. Warns of words of a prompt that the tokenizer does
     not know, which are read as such and left out of what is returned, and of a prompt that is
@@ -135,20 +120,7 @@ def generate(
     def texts_of(rows):
         return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
-    narrowing = dict(temperature=temperature, top_k=top_k, top_p=top_p)
-    written = write_rows(
-        scores,
-        tokenizer,
-        prompts,
-        words=words,
-        length=length,
-        method=method,
-        beams=beams,
-        allowed=allowed,
-        seed=seed,
-        **narrowing,
-    )
-    for rows in written:
+    for rows in write_rows(scores, tokenizer, prompts, method=method, **how):
         if on_word and method != "beam":
             on_word(texts_of(rows))
     return texts_of(rows)
@@ -169,7 +141,16 @@ def write_rows(
     top_k=0,
     top_p=1.0,
 ):
-    """What `generate` writes, as token ids: yields the row of each prompt after every word."""
+    """What `generate` writes, as token ids: yields the row of each prompt after every word.
+
+    Args:
+      words: how many are written.
+      length: tokens the encoder sees; of a longer text it sees the latest.
+      temperature, top_k, top_p: of what is drawn, as for `policy.narrow`.
+      beams: texts of each prompt that are followed at a time.
+      allowed: called as allowed(text) -> bool [A], which next words may be written.
+      seed: of what is drawn.
+    """
     if (
         method not in ("greedy", "sample", "beam")
         or min(words, beams) < 1
@@ -237,7 +218,7 @@ def explain(scores, head, tokenizer, rows, prompts, length, *, valued=True):
         x = hidden_at(scores.transformer, tf.constant([text]), tf.constant([at]))
         log_p = tf.nn.log_softmax(scores.values(x))
         words = tf.constant([words])
-        return [tf.gather(each, words, batch_dims=2).numpy()[0] for each in (log_p, head(x))]
+        return tf.gather(log_p, words, batch_dims=2).numpy()[0], head.chosen(x, words).numpy()[0]
 
     made = []
     for row, prompt in zip(rows, prompts):

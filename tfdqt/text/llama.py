@@ -286,20 +286,21 @@ class Decoder(tf_keras.Model):
                     named[f"{name}.bias"] = layer.bias
         return {**named, "norm.weight": self.norm.scale}
 
-    def load(self, arrays):
+    def load(self, arrays, source):
         """Take the weights from a dict of arrays by Hugging Face's names.
 
-        Raises UsageError for one that is missing or of another shape.
+        Raises UsageError, which names the source, for one that is missing or of another shape.
         """
+        advice = "give the config and the weights of one model."
         for name, variable in self.named_weights().items():
             array = arrays.get(f"model.{name}", arrays.get(name))
             if array is None:
-                raise UsageError(f"It has no {name}; give the config and the weights of one model.")
+                raise UsageError(f"The weights of {source} do not fit. It has no {name}; {advice}")
             array = array.T if variable.shape.rank == 2 and "embed" not in name else array
             if tuple(array.shape) != tuple(variable.shape):
                 raise UsageError(
-                    f"Its {name} has the shape {array.shape}, the config asks for "
-                    f"{tuple(variable.shape)}; give the config and the weights of one model."
+                    f"The weights of {source} do not fit. Its {name} has the shape {array.shape}, "
+                    f"the config asks for {tuple(variable.shape)}; {advice}"
                 )
             variable.assign(np.asarray(array, np.float32))
 

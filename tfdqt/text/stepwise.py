@@ -1,6 +1,7 @@
 """Writing word by word from the keys and values that were kept, not from the whole text again."""
 
 import inspect
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tfdqt.backend import tf
@@ -16,8 +17,8 @@ class Stepwise(NamedTuple):
     step(kept, word [B], at [B]) -> the same behind one more word, which is put at `at`, < T.
     """
 
-    start: object
-    step: object
+    start: Callable
+    step: Callable
 
 
 def make_stepwise(transformer, values):

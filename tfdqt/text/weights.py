@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  (numpy knows bfloat16 by it)
 import numpy as np
 
 from tfdqt.backend import quiet
@@ -94,7 +95,6 @@ def count_numbers(files):
 
 def read_weights(files):
     """All arrays of safetensors files: a dict by their names; bfloat16 and float16 as float32."""
-    import ml_dtypes  # noqa: F401  (numpy knows bfloat16 by it)
     import safetensors.numpy
 
     arrays = {}
@@ -107,7 +107,6 @@ def read_weights(files):
 
 def read_array(files, name):
     """One array of safetensors files as float32, or None if they have none of that name."""
-    import ml_dtypes  # noqa: F401
     import safetensors
 
     for file in files:
