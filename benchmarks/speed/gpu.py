@@ -14,10 +14,14 @@ Writes OUT/gpu.json and prints a line for each question. Ends with exit code 1 i
 """
 
 import dataclasses
+import functools
 import json
+import multiprocessing
+import os
 import platform
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +39,7 @@ from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.flat import flatten_q
 from tfdqt.runs.checkpoint import load_checkpoint
 from tfdqt.runs.cli import run_main
+from tfdqt.runs.folder import locked
 from tfdqt.runs.log import read_rows
 from tfdqt.runs.processes import run_script
 
@@ -46,7 +51,9 @@ SHAPES = {  # context, width, blocks, batch
     "long": (256, 128, 2, 32),
     "wide": (16, 512, 4, 256),
 }
-CALLS = 12  # of an update, the first two of which are not timed
+UNTIMED = 2  # calls of an update, which compile
+TIMED = 20  # calls after those
+COMPARED = 3  # losses of the first calls
 TOLERANCE = 1e-3  # part of a loss: products on a GPU add up in another order
 
 
@@ -62,8 +69,11 @@ class Args:
     """Shapes of the update."""
 
 
-def time_update(shape, device):
-    """Milliseconds of an update at a shape on a device, and the losses of the first calls."""
+def time_update(shape, device, turn):
+    """Milliseconds of an update at a shape on a device, and the losses of the first calls.
+
+    turn: path of a file; who holds its lock is timed, while the others compile.
+    """
     from tfdqt.games.networks import build_q  # loads Keras
 
     context, width, layers, batch = SHAPES[shape]
@@ -79,21 +89,32 @@ def time_update(shape, device):
         steps = random_steps(info, cfg, 1, 4, context + cfg.n_step)
         steps = tf.nest.map_structure(lambda field: tf.constant(field[0]), steps)
         losses = []
-        taken = []
-        for _ in range(CALLS):
+
+        def call():
+            nonlocal state
             start = time.perf_counter()
             state, diagnostics = update(state, steps)
             losses.append(float(diagnostics["loss"]))
-            taken.append(1000 * (time.perf_counter() - start) / 4)
-    return float(np.median(taken[2:])), losses[:3]
+            return 1000 * (time.perf_counter() - start) / 4
+
+        for _ in range(UNTIMED):
+            call()
+        with locked(turn):
+            taken = [call() for _ in range(TIMED)]
+    return float(np.median(taken)), losses[:COMPARED]
 
 
 def ask_updates(args):
     """Rows of every shape: milliseconds on both, and whether they agree."""
+    asked = [(shape, device) for shape in args.shapes for device in (args.device, "CPU")]
+    context = multiprocessing.get_context("spawn")
+    ask = functools.partial(time_update, turn=args.out / "turn.lock")
+    with ProcessPoolExecutor(min(len(asked), os.cpu_count()), mp_context=context) as pool:
+        answers = dict(zip(asked, pool.map(ask, *zip(*asked))))
     rows = {}
     for shape in args.shapes:
-        ms, losses = time_update(shape, args.device)
-        cpu_ms, cpu_losses = time_update(shape, "CPU")
+        ms, losses = answers[shape, args.device]
+        cpu_ms, cpu_losses = answers[shape, "CPU"]
         worst = float(np.max(np.abs(np.subtract(losses, cpu_losses)) / np.abs(cpu_losses)))
         rows[shape] = dict(
             shape=SHAPES[shape], ms=ms, cpu_ms=cpu_ms, worst=worst, holds=worst < TOLERANCE
@@ -118,18 +139,22 @@ def weights_of(folder):
 
 
 def ask_runs(args):
-    """What three runs say: learning, one mirror, equal bits."""
-    began = time.perf_counter()
-    log = train(args.out, "learn", 10_000)
-    seconds = time.perf_counter() - began
-    last = float(log[-1]["mean_return"])
-    print(f"CartPole-v1, 10,000 steps: {last:.0f} in {seconds:.0f} s")
-    one, again = (train(args.out, name, 2_000) for name in ("one", "again"))
+    """What four runs, side by side, say: learning, equal bits, one mirror."""
+    runs = (("learn", 10_000), ("one", 2_000), ("again", 2_000), ("mirrored", 2_000))
+    flags = dict(mirrored=["--strategy=mirrored"])
+    with ThreadPoolExecutor(len(runs)) as pool:
+        started = {
+            name: pool.submit(train, args.out, name, steps, *flags.get(name, ()))
+            for name, steps in runs
+        }
+        logs = {name: run.result() for name, run in started.items()}
+    last = float(logs["learn"][-1]["mean_return"])
+    seconds = float(logs["learn"][-1]["seconds"])
+    print(f"CartPole-v1, 10,000 steps: {last:.0f} in {seconds:.0f} s, beside the others")
     bits = np.array_equal(weights_of(args.out / "one"), weights_of(args.out / "again"))
     print(f"two equal runs end with the same bits: {bits}")
-    mirrored = train(args.out, "mirrored", 2_000, "--strategy=mirrored")
-    first = next(i for i, row in enumerate(one) if np.isfinite(float(row["loss"])))
-    losses = [float(rows[first]["loss"]) for rows in (one, mirrored)]
+    first = next(i for i, row in enumerate(logs["one"]) if np.isfinite(float(row["loss"])))
+    losses = [float(logs[name][first]["loss"]) for name in ("one", "mirrored")]
     worst = abs(losses[0] - losses[1]) / abs(losses[0])
     print(f"--strategy=mirrored with one device: losses differ by {worst:.1e}")
     return dict(
@@ -150,14 +175,15 @@ def main():
     if (args.out / "learn").exists():
         raise UsageError(f"{args.out} holds an earlier answer; give another --out.")
     args.out.mkdir(parents=True, exist_ok=True)
+    os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # several processes share it
     about = tf.config.experimental.get_device_details(found[0])
     answer = dict(
         device=about.get("device_name", platform.processor()),
         versions=versions("tensorflow", "keras", "numpy", "gymnasium"),
-        updates=ask_updates(args),
-        **ask_runs(args),
     )
-    (args.out / "gpu.json").write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
+    for ask in (lambda: dict(updates=ask_updates(args)), lambda: ask_runs(args)):
+        answer |= ask()
+        (args.out / "gpu.json").write_text(json.dumps(answer, indent=2) + "\n", encoding="utf-8")
     asked = [*answer["updates"].values(), answer["learns"], answer["exact"], answer["mirrored"]]
     return 0 if all(each["holds"] for each in asked) else 1
 
