@@ -11,6 +11,7 @@ of its probability.
 import math
 
 from tfdqt.backend import tf
+from tfdqt.value_scale import LINEAR
 
 # The value, or the logit, of an action that is not legal: so low that it is never chosen, and
 # finite, so that nothing multiplied by 0 or a probability of 0 becomes NaN.
@@ -115,30 +116,35 @@ def mask_implausible(q, logits, part):
     return tf.where(logits >= least, q, q.dtype.min)
 
 
-def action_gap(q, actions, part, parts=()):
-    """What advantage learning subtracts from an action's target: [..., A], [...] -> [...].
+def widen_gap(targets, q, actions, part, parts=(), scale=LINEAR):
+    """Advantage learning's targets: [..., N], values [..., A], [...] -> [..., N].
 
-    At least 0: that `part` of the gap between the best action's value and its own (Bellemare et
-    al., 2016). The gap counts as at most 1, as Munchausen Q-learning clips its own (Vieillard et
-    al., 2020).
+    They are lower by that `part` of the gap between the best action's value and its own (Bellemare
+    et al., 2016). The gap is taken on the scale of values, and counts as at most 1, as Munchausen
+    Q-learning clips its own (Vieillard et al., 2020).
     """
-    return part * tf.minimum(best_values(q, parts) - select_actions(q, actions, parts), 1.0)
+    best = scale.shrink(best_values(q, parts))
+    gap = part * tf.minimum(best - scale.shrink(select_actions(q, actions, parts)), 1.0)
+    return scale.stretch(scale.shrink(targets) - gap[..., None])
 
 
-def exploration_cost(q, epsilon, advantage_learning=0.0, *, masked=False, parts=()):
+def exploration_cost(q, epsilon, advantage_learning=0.0, *, masked=False, parts=(), scale=LINEAR):
     """What acting at random with probability `epsilon` costs: [..., A] -> [...].
 
     At least 0. The best value less this is the value of acting epsilon-greedily (expected Sarsa,
     van Seijen et al., 2009). Gaps that advantage learning has widened, by at most that much of 1,
-    first count as what they stand for. masked: whether illegal actions, whose value is ILLEGAL,
-    are left out.
+    first count as what they stand for (`widen_gap`). masked: whether illegal actions, whose value
+    is ILLEGAL, are left out.
     """
     if parts:
-        rest = dict(advantage_learning=advantage_learning, masked=masked)
+        rest = dict(advantage_learning=advantage_learning, masked=masked, scale=scale)
         each = tf.split(q, parts, axis=-1)
         return tf.add_n([exploration_cost(part, epsilon, **rest) for part in each])
-    gap = tf.reduce_max(q, axis=-1, keepdims=True) - q
+    best = tf.reduce_max(q, axis=-1, keepdims=True)
+    gap = scale.shrink(best) - scale.shrink(q)
     cost = gap - advantage_learning * tf.minimum(gap, 1.0)
+    if scale is not LINEAR:
+        cost = best - scale.stretch(scale.shrink(best) - cost)
     if not masked:
         return epsilon * tf.reduce_mean(cost, axis=-1)
     legal = q > ILLEGAL / 2
@@ -219,12 +225,13 @@ def huber(error, delta=1.0):
     return tf.where(size <= delta, 0.5 * tf.square(error), delta * (size - 0.5 * delta))
 
 
-def td_loss(q, actions, targets, mask, *, delta=1.0, parts=()):
+def td_loss(q, actions, targets, mask, *, delta=1.0, parts=(), scale=LINEAR):
     """Temporal-difference loss: [B, P, A, N], [B, P], [B, P, N], [B, P] -> (scalar, diagnostics).
 
-    With N = 1 the Huber loss of the mean return, otherwise quantile regression (`quantile_huber`).
-    The mean over the steps whose `mask` is 1; no gradient enters the targets. Diagnostics: q_mean,
-    the mean value of the actions taken; td_error, the mean size of the error.
+    With N = 1 the Huber loss of the mean return, otherwise quantile regression (`quantile_huber`),
+    on the scale of values. The mean over the steps whose `mask` is 1; no gradient enters the
+    targets. Diagnostics: q_mean, the mean value of the actions taken; td_error, the mean size of
+    the error.
     """
     actions.shape.assert_is_compatible_with(q.shape[:-2])
     targets.shape.assert_is_compatible_with([*q.shape[:-2], q.shape[-1]])
@@ -232,12 +239,12 @@ def td_loss(q, actions, targets, mask, *, delta=1.0, parts=()):
     if q.shape[-1] == 1:
         mean = select_actions(q[..., 0], actions, parts)  # [B, P]
         error = mean - targets[..., 0]
-        each = huber(error, delta)
+        each = huber(scale.shrink(mean) - scale.shrink(targets[..., 0]), delta)
     else:
         quantiles = select_quantiles(q, actions, parts)  # [B, P, N]
         mean = tf.reduce_mean(quantiles, axis=-1)
         error = mean - tf.reduce_mean(targets, axis=-1)
-        each = quantile_huber(quantiles, targets, delta)
+        each = quantile_huber(scale.shrink(quantiles), scale.shrink(targets), delta)
     count = tf.maximum(tf.reduce_sum(mask), 1.0)
     diagnostics = dict(
         q_mean=tf.reduce_sum(mask * mean) / count,

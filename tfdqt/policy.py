@@ -1,5 +1,8 @@
 """How values become actions."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -33,6 +36,64 @@ def epsilon_greedy(rng, greedy, num_actions, epsilon, legal=None, parts=()):
         return np.where(explore, rng.integers(num_actions, size=len(greedy)), greedy)
     drawn = [_draw_legal(rng, part) for part in split_outputs(legal, parts)]
     return np.where(explore, np.ravel_multi_index(drawn, parts) if parts else drawn[0], greedy)
+
+
+class Held(NamedTuple):
+    """The random actions that go on: arrays [N], changed in place."""
+
+    action: np.ndarray  # int64
+    left: np.ndarray  # int64, for how many more steps
+
+
+def hold_nothing(count):
+    """A Held of `count` environments in which no action goes on."""
+    return Held(np.zeros(count, np.int64), np.zeros(count, np.int64))
+
+
+def make_explore(info, longest=1) -> Callable:
+    """`explore(rng, greedy, epsilon, held, first, legal) -> actions [N]`, epsilon-z-greedy.
+
+    Dabney et al. (2021): a random action is held for up to `longest` steps, d steps with a
+    probability in proportion to 1 / d^2. It ends with its episode, or where it is not legal. Fewer
+    are begun than by `epsilon_greedy`, so that `epsilon` stays the part of steps that are random.
+    info: EnvInfo; held: Held; first [N]: whether a step is an episode's first; the others as in
+    `epsilon_greedy`, which it is with `longest` 1.
+    """
+    if longest == 1:
+
+        def explore(rng, greedy, epsilon, held, first, legal=None):
+            return epsilon_greedy(rng, greedy, info.num_actions, epsilon, legal, info.parts)
+
+        return explore
+
+    weights = 1.0 / np.arange(1, longest + 1) ** 2.0
+    ends = np.cumsum(weights) / weights.sum()
+    mean = np.arange(1, longest + 1) @ weights / weights.sum()
+
+    def explore_held(rng, greedy, epsilon, held, first, legal=None):
+        goes_on = (held.left > 0) & ~np.asarray(first, bool)
+        if legal is not None:
+            goes_on &= is_legal(legal, held.action, info.parts)
+        # Of n steps that choose, p n begin `mean` random ones: p mean / (p mean + 1 - p) = epsilon.
+        begun = epsilon / (epsilon + (1 - epsilon) * mean)
+        begins = ~goes_on & (rng.random(len(greedy)) < begun)
+        drawn = epsilon_greedy(rng, greedy, info.num_actions, 1.0, legal, info.parts)
+        lasts = np.minimum(np.searchsorted(ends, rng.random(len(greedy))), longest - 1) + 1
+        held.action[...] = np.where(begins, drawn, held.action)
+        held.left[...] = np.where(begins, lasts, np.where(goes_on, held.left, 0))
+        random = held.left > 0
+        held.left[random] -= 1
+        return np.where(random, held.action, greedy)
+
+    return explore_held
+
+
+def is_legal(legal, actions, parts=()):
+    """Whether actions [N] are, by legal [N, A] bool; parts: as in `losses`: [N] bool."""
+    values = np.unravel_index(actions, parts) if parts else [actions]
+    rows = np.arange(len(actions))
+    each = [part[rows, value] for part, value in zip(split_outputs(legal, parts), values)]
+    return np.logical_and.reduce(each)
 
 
 def _draw_legal(rng, legal):

@@ -44,7 +44,8 @@ class Joint(tf.test.TestCase):
         self.assertAllEqual(losses.best_actions(self.q, PARTS), self.table.argmax(1))
         self.assertAllEqual(policy.best_actions(self.q, PARTS), self.table.argmax(1))
         gap = np.minimum(self.table.max(1) - taken, 1.0)
-        self.assertAllClose(losses.action_gap(self.q, self.actions, 0.5, PARTS), 0.5 * gap)
+        widened = losses.widen_gap(np.zeros((5, 1), "float32"), self.q, self.actions, 0.5, PARTS)
+        self.assertAllClose(widened[:, 0], -0.5 * gap)
         cost = 0.1 * (self.table.max(1) - self.table.mean(1))
         self.assertAllClose(losses.exploration_cost(self.q, 0.1, parts=PARTS), cost)
 

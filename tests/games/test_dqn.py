@@ -371,8 +371,8 @@ class TestTraining(tf.test.TestCase):
         q_fn = functools.partial(build_q, cfg=network)
         return dqn.dqn(env_fn, q_fn, cfg, workers=workers, **more)
 
-    def values(self, env_fn, network, n_step):
-        cfg = dataclasses.replace(LEARN, n_step=n_step)
+    def values(self, env_fn, network, n_step, **more):
+        cfg = dataclasses.replace(LEARN, n_step=n_step, **more)
         state, net, progress = self.train(env_fn, cfg, network)
         window = make_window(env_info(env_fn()), 3, net.context)
         push(window, np.arange(3)[:, None], np.ones(3), -1)
@@ -390,6 +390,16 @@ class TestTraining(tf.test.TestCase):
     def test_truncation_does_not_end_the_return(self):
         q, _ = self.values(Forever, self.dense, n_step=2)
         self.assertAllClose(q, np.full((3, 2), 2.0), atol=0.15)
+
+    def test_what_is_learned_on_another_scale_are_values_all_the_same(self):
+        class Rich(Forever):
+            def step(self, action):
+                obs, reward, *rest = super().step(action)
+                return obs, 100 * reward, *rest
+
+        scaled = dataclasses.replace(self.dense, value_scale="sqrt")
+        q, _ = self.values(Rich, scaled, n_step=2, hold=8)
+        self.assertAllClose(q, np.full((3, 2), 200.0), rtol=0.1)
 
     def test_same_seed_same_run_whatever_the_workers(self):
         cfg = dataclasses.replace(LEARN, total_steps=640)
@@ -440,7 +450,7 @@ class TestTraining(tf.test.TestCase):
 
     def test_resume_in_process_equals_an_unbroken_run(self):
         # Corridor offers no state of its own; with get_state and set_state it does.
-        cfg = dataclasses.replace(LEARN, total_steps=640)
+        cfg = dataclasses.replace(LEARN, total_steps=640, hold=9)
         network = dataclasses.replace(self.small, standardize=True, min_change=0.1)
         kept = {}
 

@@ -274,6 +274,16 @@ class Sight(tf.test.TestCase):
             inputs = random_window(RAM, cfg.context)
             self.assertAllEqual(q_of(one, inputs), q_of(other, inputs))
 
+    def test_values_are_what_was_learned_stretched(self):
+        for settings in (dict(), dict(dueling=True, quantiles=4, context=9)):
+            (plain, cfg), (scaled, _) = (
+                build(RAM, value_scale=scale, **settings) for scale in ("linear", "sqrt")
+            )
+            scaled.set_weights(plain.get_weights())
+            inputs = random_window(RAM, cfg.context)
+            q = q_of(plain, inputs)
+            self.assertAllClose(q_of(scaled, inputs), np.sign(q) * ((np.abs(q) + 1) ** 2 - 1))
+
     def test_features_are_told_apart(self):
         # With one byte in all features but one, it matters in which.
         model, _ = build(RAM, tokens="features")

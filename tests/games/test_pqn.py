@@ -20,6 +20,7 @@ from tfdqt.games.networks import build_q
 from tfdqt.games.pqn import PQNConfig
 from tfdqt.games.rollout import Rollout
 from tfdqt.games.window import Window, make_window, network_inputs, push
+from tfdqt.value_scale import SCALES
 
 NETWORK = NetworkConfig(context=2, layers=1, heads=2, width=16, layer_norm=True)
 DENSE = NetworkConfig(network="dense", context=1, hidden=(32,), layer_norm=True)
@@ -84,6 +85,13 @@ class TestTargets(tf.test.TestCase):
         steps = rollout_of(self.q, [[0, 1]], [[1, 2]], [[1, 1]], [[0, 0]])
         cfg = PQNConfig(gamma=0.5, q_lambda=0.5, advantage_learning=0.5)
         self.assertAllClose(pqn.q_targets(steps, cfg), [[3.5 - 0.5, 6 - 0.5]])
+
+    def test_the_gap_is_widened_on_the_scale_of_values(self):
+        # G_1 = 2 + 8/2 = 6; at it, a gap of 4 is one of 1.24 on the scale of roots and counts as 1.
+        steps = rollout_of(self.q, [[1, 1]], [[1, 2]], [[1, 1]], [[0, 0]])
+        cfg = PQNConfig(gamma=0.5, q_lambda=0.5, advantage_learning=0.5)
+        targets = pqn.q_targets(steps, cfg, scale=SCALES["sqrt"])
+        self.assertAllClose(targets, [[3.5, (7**0.5 - 0.5) ** 2 - 1]])
 
     def test_slips_lower_the_value_of_the_state_ahead(self):
         # Mean gaps of 2 and 1 cost a tenth in the states ahead: values 3.8 and 7.9.

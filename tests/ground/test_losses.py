@@ -6,6 +6,7 @@ import numpy as np
 
 from tfdqt import losses
 from tfdqt.backend import keras, tf
+from tfdqt.value_scale import SCALES
 
 
 class NStepTargets(tf.test.TestCase):
@@ -157,11 +158,12 @@ class BootstrapValues(tf.test.TestCase):
 class TextTerms(tf.test.TestCase):
     mask = tf.constant([1.0, 1.0, 0.0])
 
-    def test_action_gap_by_hand(self):
+    def test_widened_gap_by_hand(self):
         q = tf.constant([[1.0, 1.4], [1.0, 3.0], [2.0, -1.0]])
-        self.assertAllClose(
-            losses.action_gap(q, tf.constant([0, 0, 0]), 0.5), [0.5 * 0.4, 0.5 * 1.0, 0.0]
-        )  # a gap of 2 counts as 1
+        targets = tf.constant([[7.0], [8.0], [9.0]])
+        widened = losses.widen_gap(targets, q, tf.constant([0, 0, 0]), 0.5)
+        self.assertAllClose(widened, [[7 - 0.5 * 0.4], [8 - 0.5 * 1.0], [9.0]])
+        # a gap of 2 counts as 1
 
     def test_only_plausible_actions_keep_their_values(self):
         logits = tf.math.log([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6]]) + 5.0
@@ -181,6 +183,31 @@ class TextTerms(tf.test.TestCase):
         self.assertAllClose(
             best - losses.exploration_cost(q, 1.0), tf.reduce_mean(q, axis=-1)
         )  # always at random: the mean
+
+    def test_on_the_scale_of_roots(self):
+        # 8 is learned as 2 and 3 as 1.
+        scale = SCALES["sqrt"]
+        self.assertAllClose(scale.shrink(tf.constant([8.0, -8.0, 3.0, 0.0])), [2, -2, 1, 0])
+        values = tf.constant([-1e4, -1e-4, 0.0, 0.3, 7.0, 1e6])
+        self.assertAllClose(scale.stretch(scale.shrink(values)), values, rtol=1e-5)
+
+        q = tf.constant([[8.0, 3.0]])
+        targets = tf.constant([[8.0]])
+        widened = losses.widen_gap(targets, q, tf.constant([1]), 0.5, scale=scale)
+        self.assertAllClose(widened, [[2.5**2 - 1]])  # of 1.5
+        self.assertAllClose(losses.exploration_cost(q, 1.0, scale=scale), [5 / 2])
+        # 1 that was widened by a half of 1 stands for 1.5.
+        self.assertAllClose(losses.exploration_cost(q, 1.0, 0.5, scale=scale), [(8 - 5.25) / 2])
+
+        q = tf.constant([[[[3.0]]]])
+        action = tf.constant([[0]])
+        mask = tf.ones([1, 1])
+        loss, told = losses.td_loss(q, action, tf.constant([[[8.0]]]), mask, scale=scale)
+        self.assertAllClose(loss, 0.5)
+        self.assertAllClose(told["td_error"], 5.0)
+        two = tf.constant([[[[3.0, 3.0]]]])
+        loss, _ = losses.td_loss(two, action, tf.constant([[[8.0, 8.0]]]), mask, scale=scale)
+        self.assertAllClose(loss, 0.25 * 0.5 + 0.75 * 0.5)
 
     def test_conservative_by_hand(self):
         q = tf.math.log([[1.0, 3.0], [2.0, 2.0], [9.0, 9.0]])

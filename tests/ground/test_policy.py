@@ -1,11 +1,20 @@
 """Exploration: the schedule and the choice."""
 
+import types
 import unittest
 
 import numpy as np
 
 from tfdqt.games.dqn import DQNConfig
-from tfdqt.policy import choose_actions, epsilon_at, epsilon_greedy, epsilon_ladder, narrow
+from tfdqt.policy import (
+    choose_actions,
+    epsilon_at,
+    epsilon_greedy,
+    epsilon_ladder,
+    hold_nothing,
+    make_explore,
+    narrow,
+)
 
 
 class Schedule(unittest.TestCase):
@@ -61,6 +70,56 @@ class Choice(unittest.TestCase):
         np.testing.assert_allclose(epsilon_ladder(8)[[0, 7]], [0.4, 0.4**8])
         np.testing.assert_allclose(epsilon_ladder(3), [0.4, 0.4**4.5, 0.4**8])
         np.testing.assert_allclose(epsilon_ladder(1), [0.4])
+
+
+class Holding(unittest.TestCase):
+    """Random actions that go on for a while."""
+
+    info = types.SimpleNamespace(num_actions=5, parts=())
+
+    def play(self, steps, longest, epsilon=0.2, first=None, legal=None, count=100):
+        """Which steps were random, [steps, count], and the actions; a greedy one is -1."""
+        explore = make_explore(self.info, longest)
+        rng = np.random.default_rng(0)
+        held = hold_nothing(count)
+        first = np.zeros((steps, count), bool) if first is None else first
+        greedy = np.full(count, -1)
+        actions = [explore(rng, greedy, epsilon, held, first[t], legal) for t in range(steps)]
+        return np.stack(actions) >= 0, np.stack(actions)
+
+    def test_epsilon_stays_the_part_of_steps_that_are_random(self):
+        for epsilon in (0.02, 0.2, 0.9):
+            random, _ = self.play(4_000, 20, epsilon)
+            self.assertAlmostEqual(random[200:].mean(), epsilon, delta=0.1 * epsilon)
+        self.assertTrue(self.play(50, 20, 1.0)[0].all())
+        self.assertFalse(self.play(50, 20, 0.0)[0].any())
+
+    def test_how_long_is_by_the_square(self):
+        random, actions = self.play(4_000, 3, epsilon=0.01)
+        starts = random[1:-3] & ~random[:-4]
+        lengths = 1 + random[2:-2][starts] + (random[2:-2] & random[3:-1])[starts]
+        parts = np.bincount(lengths, minlength=4)[1:] / len(lengths)
+        np.testing.assert_allclose(parts, np.array([36, 9, 4]) / 49, atol=0.03)
+        same = (actions[1:-3] == actions[2:-2]) | ~random[2:-2]
+        self.assertGreater(same[starts].mean(), 0.98)  # but where one follows the other
+
+    def test_it_ends_with_the_episode_and_where_it_is_not_legal(self):
+        explore = make_explore(self.info, 1_000)
+        rng = np.random.default_rng(0)
+        held = hold_nothing(3)
+        held.action[...] = 2
+        held.left[...] = 50
+        legal = np.ones((3, 5), bool)
+        legal[1, 2] = False
+        greedy = np.full(3, -1)
+        actions = explore(rng, greedy, 0.0, held, np.array([True, False, False]), legal)
+        np.testing.assert_array_equal(actions, [-1, -1, 2])
+        np.testing.assert_array_equal(held.left, [0, 0, 49])
+
+    def test_without_holding_it_is_epsilon_greedy(self):
+        explored = self.play(1, 1)[1][0]
+        plain = epsilon_greedy(np.random.default_rng(0), np.full(100, -1), 5, 0.2)
+        np.testing.assert_array_equal(explored, plain)
 
 
 class Drawing(unittest.TestCase):

@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from tfdqt.errors import UsageError
 from tfdqt.settings import check_fractions, check_heads, check_not_negative, check_positive
+from tfdqt.value_scale import ValueScale
 
 PUZZLES = ("Sokoban-", "LightsOut-", "RushHour-")  # names of environments begin so
 EXPLORATION = 1.25  # c of the PUCT of a search at decision time, as MuZero's
@@ -55,6 +56,9 @@ class NetworkConfig:
     quantiles: int = 0
     """Quantiles of the return learned for each action instead of its mean (QR-DQN, Dabney et al.,
     2018); 0 or 1: only the mean."""
+    value_scale: ValueScale = "linear"
+    """The scale on which values are learned: linear, or sqrt, sign(x) (sqrt(|x| + 1) - 1), for
+    rewards of any size (Pohlen et al., 2018). What the network gives are values all the same."""
     every_step: bool | None = None
     """Whether Q is learned at every step of a window, the first with the least history, or at its
     last only; None: at every step by the gpt and the gru, at the last by the dense network."""
@@ -154,10 +158,11 @@ def check_network(cfg):
 
 def check_policy_network(cfg):
     """Raise UsageError for a network of a policy that has settings for Q-values."""
-    if cfg.quantiles or cfg.dueling or cfg.every_step is not None:
+    scaled = cfg.value_scale != "linear"
+    if cfg.quantiles or cfg.dueling or scaled or cfg.every_step is not None:
         raise UsageError(
-            "--quantiles, --dueling and --every-step are for Q-values, which a policy has none of; "
-            "leave them out."
+            "--quantiles, --dueling, --value-scale and --every-step are for Q-values, which a "
+            "policy has none of; leave them out."
         )
 
 

@@ -48,7 +48,7 @@ from tfdqt.games.loop import (
 from tfdqt.games.spaces import EnvInfo, legal_actions
 from tfdqt.games.stepwise import make_stepwise
 from tfdqt.games.window import network_inputs, push
-from tfdqt.policy import epsilon_at, epsilon_greedy
+from tfdqt.policy import epsilon_at, make_explore
 from tfdqt.replay import (
     Replay,
     Steps,
@@ -141,6 +141,9 @@ class DQNConfig:
     """Probability of a random action after the schedule."""
     epsilon_fraction: float = 0.1
     """Part of the run over which epsilon falls in a straight line."""
+    hold: int = 1
+    """The longest that an action drawn at random is held, in steps; how long is drawn from a zeta
+    distribution of exponent 2 (epsilon-z-greedy, Dabney et al., 2021). 1: for its own step."""
     reward_transform: Literal["none", "sign"] = "none"
     """What the learner sees of a reward: all of it, or only its sign."""
     life_loss_ends: bool = False
@@ -218,6 +221,7 @@ def check_settings(cfg):
         "batch_size",
         "replay_size",
         "n_step",
+        "hold",
         "target_every",
         "learning_rate",
         "final_learning_rate",
@@ -375,11 +379,13 @@ def q_learning(net, cfg, online, target, steps, read=None):
         q, ahead = read((trained, fixed), steps, cut)
         online_ahead = tf.stop_gradient(ahead) if cfg.double else None
         targets = q_targets(net, cfg, target_ahead, online_ahead, steps, cut)  # [B, P, N]
+        on_scale = dict(parts=net.parts, scale=net.scale)
         if cfg.advantage_learning:
-            gap = losses.action_gap(mean_q(target_q), actions, cfg.advantage_learning, net.parts)
-            targets -= gap[..., None]
+            q_now = mean_q(target_q)
+            part = cfg.advantage_learning
+            targets = losses.widen_gap(targets, q_now, actions, part, **on_scale)
         loss, diagnostics = losses.td_loss(
-            q, actions, targets, mask, delta=cfg.huber_delta, parts=net.parts
+            q, actions, targets, mask, delta=cfg.huber_delta, **on_scale
         )
     gradient = flatten(net, tape.gradient(loss, trained))
     return loss, gradient, dict(diagnostics, count=tf.reduce_sum(mask))
@@ -402,6 +408,7 @@ def q_targets(net, cfg, q_target, q_online, steps, cut):
             cfg.advantage_learning,
             masked=net.masked,
             parts=net.parts,
+            scale=net.scale,
         )
         values -= cost[..., None]
 
@@ -532,8 +539,9 @@ def make_collect(begin, stepper, info, cfg, epsilon_end=None) -> Callable:
     (return, length) of each game that ended. epsilon_end: where epsilon ends in each of the N
     environments, by default cfg.epsilon_end.
     """
-    vec, window, rng = stepper
+    vec, window, rng, held = stepper
     out = vec.out
+    explore = make_explore(info, cfg.hold)
     shape = (cfg.chunk, len(out["first"]))
 
     def collect(weights, step):
@@ -552,7 +560,7 @@ def make_collect(begin, stepper, info, cfg, epsilon_end=None) -> Callable:
             best = act(network_inputs(window))
             epsilon = epsilon_at(step + i * cfg.num_envs, cfg, epsilon_end)
             legal = legal_actions(info, out["obs"])
-            action = epsilon_greedy(rng, best, info.num_actions, epsilon, legal, info.parts)
+            action = explore(rng, best, epsilon, held, out["first"], legal)
             vec.step(action)
             chunk.action[i] = action
             chunk.reward[i] = out["reward"]

@@ -13,6 +13,7 @@ from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games.cost import parts_of_batch
 from tfdqt.games.spaces import legal_actions
+from tfdqt.value_scale import LINEAR, SCALES, Scale
 
 
 class FlatModel(NamedTuple):
@@ -34,6 +35,7 @@ class FlatModel(NamedTuple):
     of_steps: Callable | None = None  # (steps) -> FlatModel of these weights for longer windows
     stepwise: Callable | None = None  # () -> `whole` and `step` of networks.build_stepwise, flat
     attention: int = 0  # bytes of the attention weights of one window in one block
+    scale: Scale = LINEAR  # on which its values are learned
 
 
 def flatten_model(model, info=None):
@@ -97,6 +99,7 @@ def flatten_model(model, info=None):
         longer and (lambda steps: flatten_model(longer(steps), info)),
         stepwise if hasattr(model, "stepwise") else None,
         getattr(model, "attention_bytes", 0),
+        SCALES[getattr(model, "value_scale", "linear")],
     )
 
 

@@ -17,6 +17,7 @@ from tfdqt.backend import tf
 from tfdqt.errors import Diverged, EnvFailure, UsageError
 from tfdqt.games.vec_envs import VecEnv, make_vec_env
 from tfdqt.games.window import Window, forget_history, make_window, push
+from tfdqt.policy import Held, hold_nothing
 
 
 class Progress(NamedTuple):
@@ -189,6 +190,7 @@ class Stepper(NamedTuple):
     vec: VecEnv
     window: Window
     rng: np.random.Generator  # of the actions
+    held: Held  # which of them go on
 
 
 def make_stepper(
@@ -201,7 +203,8 @@ def make_stepper(
     vec = make_vec_env(env_fn, info, num_envs, seed, workers=workers, life_loss_ends=life_loss_ends)
     window = make_window(info, num_envs, context)
     push(window, vec.out["obs"], vec.out["first"], -1)
-    return Stepper(vec, window, np.random.default_rng([seed, 1]) if rng is None else rng)
+    rng = np.random.default_rng([seed, 1]) if rng is None else rng
+    return Stepper(vec, window, rng, hold_nothing(num_envs))
 
 
 @contextlib.contextmanager
@@ -242,7 +245,8 @@ def run_snapshot(state, progress, stepper, *, envs=True, **more):
     states = stepper.vec.states() if envs else [None] * len(stepper.vec.out["ended"])
     window = {name: array.copy() for name, array in stepper.window._asdict().items()}
     rng = stepper.rng.bit_generator.state
-    return learner_snapshot(state, progress, envs=states, window=window, rng=rng, **more)
+    held = {name: array.copy() for name, array in stepper.held._asdict().items()}
+    return learner_snapshot(state, progress, envs=states, window=window, rng=rng, held=held, **more)
 
 
 def restore_state(saved, state):
@@ -269,7 +273,7 @@ def restore_progress(saved):
 
 def restore_stepper(saved, stepper):
     """Put environments, window and generator back as a snapshot has them."""
-    vec, window, rng = stepper
+    vec, window, rng, held = stepper
     went_on = vec.restore(saved["envs"])
     for name, array in saved["window"].items():
         getattr(window, name)[...] = array
@@ -277,3 +281,5 @@ def restore_stepper(saved, stepper):
         if not went_on[row]:
             forget_history(window, row, vec.out["obs"][row])
     rng.bit_generator.state = saved["rng"]
+    for name, array in saved.get("held", {}).items():  # since 0.2
+        getattr(held, name)[...] = array

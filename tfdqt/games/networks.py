@@ -28,6 +28,7 @@ from tfdqt.games.tokens import (
     same_episode,
     step_tokens,
 )
+from tfdqt.value_scale import SCALES
 
 layers = keras.layers
 ops = keras.ops
@@ -164,6 +165,11 @@ def q_head(x, info, cfg):
     A: `info.outputs`. `dueling`: a value plus advantages of mean 0; of actions of several parts
     each part has its share of the value.
     """
+    return SCALES[cfg.value_scale].stretch(_learned_q(x, info, cfg))
+
+
+def _learned_q(x, info, cfg):
+    """`q_head` on the scale of values."""
     count = max(1, cfg.quantiles)
     q = linear(x, info.outputs * count, name="q")
     q = ops.reshape(q, (-1, x.shape[1], info.outputs, count))
@@ -232,6 +238,7 @@ def keeps_steps(cfg):
 def _described(model, head, info, cfg):
     """The model, with what `flat` asks it for."""
     model.attention_bytes = attention_bytes(info, cfg)
+    model.value_scale = cfg.value_scale
     if keeps_steps(cfg):
         model.stepwise = functools.partial(build_stepwise, info, cfg, head)
     return model

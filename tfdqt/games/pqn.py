@@ -40,8 +40,9 @@ from tfdqt.games.rollout import (
 )
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.stepwise import make_stepwise
-from tfdqt.policy import best_actions, epsilon_at, epsilon_greedy
+from tfdqt.policy import best_actions, epsilon_at, make_explore
 from tfdqt.settings import check_fractions, check_positive
+from tfdqt.value_scale import LINEAR
 
 # -------------------------------------------------------------------------------------------------
 # Settings
@@ -88,6 +89,9 @@ class PQNConfig:
     """Probability of a random action after the schedule."""
     epsilon_fraction: float = 0.5
     """Part of the run over which epsilon falls in a straight line."""
+    hold: int = 1
+    """The longest that an action drawn at random is held, in steps; how long is drawn from a zeta
+    distribution of exponent 2 (epsilon-z-greedy, Dabney et al., 2021). 1: for its own step."""
     reward_transform: Literal["none", "sign"] = "none"
     """What the learner sees of a reward: all of it, or only its sign."""
     life_loss_ends: bool = False
@@ -146,6 +150,7 @@ def check_settings(cfg):
         "rollout_steps",
         "update_epochs",
         "batch_size",
+        "hold",
         "learning_rate",
         "final_learning_rate",
         "adam_epsilon",
@@ -209,6 +214,8 @@ def make_act(net, stepper, info, cfg) -> Callable:
     """`act(weights, step) -> decide`, as `rollout.make_collect` asks it; outputs are Q, [N, A]."""
     begin = make_stepwise(net, scores_at_last())
     names = list(net.model.input)
+    explore = make_explore(info, cfg.hold)
+    out = stepper.vec.out
 
     def act(weights, step):
         scores = begin(weights)
@@ -217,8 +224,8 @@ def make_act(net, stepper, info, cfg) -> Callable:
             q = scores(dict(zip(names, inputs)))
             epsilon = epsilon_at(step + t * cfg.num_envs, cfg)
             best = best_actions(q, info.parts)
-            legal = legal_actions(info, stepper.vec.out["obs"])
-            chosen = epsilon_greedy(stepper.rng, best, info.num_actions, epsilon, legal, info.parts)
+            legal = legal_actions(info, out["obs"])
+            chosen = explore(stepper.rng, best, epsilon, stepper.held, out["first"], legal)
             return chosen, q
 
         return decide
@@ -230,23 +237,31 @@ def make_act(net, stepper, info, cfg) -> Callable:
 # The update
 
 
-def q_targets(rollout, cfg, masked=False, parts=()):
+def q_targets(rollout, cfg, masked=False, parts=(), scale=LINEAR):
     """The targets of a Rollout of tensors, from the Q-values that it was acted on: [N, T].
 
-    masked: whether some actions may be illegal. parts: of an action, see `losses`.
+    masked: whether some actions may be illegal. parts: of an action, see `losses`. scale: of
+    values.
     """
     rewards = tf.sign(rollout.reward) if cfg.reward_transform == "sign" else rollout.reward
     q = rollout.outputs  # [N, T + 1, A]
     values = losses.best_values(q, parts)
     if cfg.target_epsilon:
         values -= losses.exploration_cost(
-            q, cfg.target_epsilon, cfg.advantage_learning, masked=masked, parts=parts
+            q,
+            cfg.target_epsilon,
+            cfg.advantage_learning,
+            masked=masked,
+            parts=parts,
+            scale=scale,
         )
     targets = losses.lambda_returns(
         rewards, rollout.discount, values, rollout.last, gamma=cfg.gamma, lam=cfg.q_lambda
     )
     if cfg.advantage_learning:
-        targets -= losses.action_gap(q[:, :-1], rollout.action, cfg.advantage_learning, parts)
+        targets = losses.widen_gap(
+            targets[..., None], q[:, :-1], rollout.action, cfg.advantage_learning, parts, scale
+        )[..., 0]
     return targets
 
 
@@ -271,6 +286,7 @@ def make_learn(net, cfg) -> Callable:
                 batch["mask"],
                 delta=cfg.huber_delta,
                 parts=net.parts,
+                scale=net.scale,
             )
         gradient = flatten(net, tape.gradient(loss, trained))
         return dict(diagnostics, loss=loss, gradient=gradient, count=tf.reduce_sum(batch["mask"]))
@@ -291,7 +307,7 @@ def make_learn(net, cfg) -> Callable:
     def learn(state, rollout, order):
         fields = dict(
             action=rollout.action,
-            target=q_targets(rollout, cfg, net.masked, net.parts),
+            target=q_targets(rollout, cfg, net.masked, net.parts, net.scale),
             mask=1.0 - tf.cast(rollout.last, tf.float32),
         )
         fields = {name: tf.pad(field, [[0, 0], [before, 0]]) for name, field in fields.items()}

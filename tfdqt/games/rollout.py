@@ -36,7 +36,8 @@ def make_collect(net, stepper, length) -> Callable:
     Raises UsageError if a rollout does not fit memory.
     """
     names = list(net.model.input)
-    vec, window, _ = stepper
+    vec = stepper.vec
+    window = stepper.window
     context = net.context
     memory.check_fits(
         # The stream, a copy without its last step, and the tensor that is learned from.

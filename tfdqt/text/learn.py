@@ -92,7 +92,7 @@ def custom_loss(
     # One quantile: the mean of the return.
     targets = losses.n_step_targets(rewards, 1.0 - ends, values[..., None], gamma=gamma, n=1)
     if advantage_learning:
-        targets -= losses.action_gap(frozen_q, actions, advantage_learning)[..., None]
+        targets = losses.widen_gap(targets, frozen_q, actions, advantage_learning)
     chosen = _of_written(q, actions)[..., None, None]  # as if there were one action
     nothing = tf.zeros_like(actions)
     loss, diagnostics = losses.td_loss(chosen, nothing, targets, mask, delta=delta)

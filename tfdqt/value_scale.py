@@ -1,0 +1,40 @@
+"""The scale on which values are learned, so that rewards of any size can be.
+
+A network with a scale gives values as they are: its last step is `stretch`. Only losses are taken
+of what `shrink` makes of values and targets. Both take tensors and arrays of any kind.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+ValueScale = Literal["linear", "sqrt"]
+
+
+class Scale(NamedTuple):
+    """A rising function and its inverse."""
+
+    shrink: Callable  # value -> what is learned
+    stretch: Callable  # what is learned -> value
+
+
+def same(x):
+    """x."""
+    return x
+
+
+def signed_root(x):
+    """sign(x) (sqrt(|x| + 1) - 1): 1 becomes 0.41, 100 becomes 9.
+
+    Of Pohlen et al. (2018), without their linear term; written so that small numbers keep their
+    digits.
+    """
+    return x / ((abs(x) + 1) ** 0.5 + 1)
+
+
+def signed_square(x):
+    """What `signed_root` made this x: sign(x) ((|x| + 1)^2 - 1)."""
+    return x * (abs(x) + 2)
+
+
+LINEAR = Scale(same, same)
+SCALES = {"linear": LINEAR, "sqrt": Scale(signed_root, signed_square)}
