@@ -148,9 +148,9 @@ def draw(rows, args, path):
     """Share of levels solved over simulations and over the time of a move, one panel each."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(2, 2, figsize=(10, 7), sharey=True)
+    figure, panels = plt.subplots(2, 2, figsize=(11, 7), sharey=True, layout="constrained")
     arms = sorted({row["arm"] for row in rows}, key=lambda arm: (arm != args.baseline, arm))
-    colors = dict(zip(arms, plt.cm.tab10.colors))
+    colors = dict(zip(arms, plt.cm.tab20.colors))
     for line, avoid in enumerate(("False", "True")):
         for column, key in enumerate(("simulations", "ms_a_move")):
             panel = panels[line, column]
@@ -173,8 +173,7 @@ def draw(rows, args, path):
             panel.set_xlabel("simulations a move" if column == 0 else "milliseconds a move")
             panel.set_ylabel("levels solved" + (", no position twice" * (avoid == "True")))
             panel.grid(alpha=0.3)
-    panels[0, 0].legend()
-    figure.tight_layout()
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside right upper")
     figure.savefig(path, dpi=110)
 
 
@@ -195,11 +194,13 @@ def draw_depth(table, args, path):
             for row in own
             if row["arm"] == args.baseline and row["avoid_repeats"] == avoid
         }
-        panel.hlines(list(searched.values()), 0.9, 8.9, color="gray", lw=0.8, ls=":")
+        deep = [size for kind in ("blocks", "loops") for size, _ in kinds.get(kind, ())]
+        deepest = max(deep, default=1)
+        panel.hlines(list(searched.values()), 0.9, 1.1 * deepest, color="gray", lw=0.8, ls=":")
         names = [f"{args.baseline}, N = {simulations}" for simulations in searched]
         right = panel.secondary_yaxis("right")
         right.set_yticks(list(searched.values()), names, fontsize=7)
-        panel.set_xlim(0.9, 8.9)
+        panel.set_xlim(0.9, 1.1 * deepest)
         for color, (kind, each) in zip(plt.cm.tab10.colors, sorted(kinds.items())):
             some = sorted(
                 (size, row["solved"]) for size, row in each if row["avoid_repeats"] == avoid
@@ -215,7 +216,8 @@ def draw_depth(table, args, path):
             title="no position twice" if avoid else "", xlabel="depth: blocks, or loops of one"
         )
         panel.set_xscale("log", base=2)
-        panel.set_xticks([1, 2, 4, 8], [1, 2, 4, 8])
+        depths = [2**i for i in range(deepest.bit_length())]
+        panel.set_xticks(depths, depths)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("levels solved in one pass")
     panels[0].legend()
