@@ -12,6 +12,7 @@ BENCHMARKS = ROOT / "benchmarks"
 
 for folder in (
     "bits",
+    "defaults",
     "kill",
     "memory",
     "probe",

@@ -1,0 +1,166 @@
+"""How well environments are learned by the defaults alone: nothing is chosen by name.
+
+    python benchmarks/defaults/defaults.py --out=runs/defaults --total-steps=200000
+    python benchmarks/defaults/defaults.py --total-steps=200000 --report
+
+The runs are those of run_dqn.py and its like, in folders under --out. A run that is done is not
+trained again, so the command can be stopped and given again, and several can share --out: each
+takes the environments that it is told. Adds a row to CSV for every run. `--report` prints the table
+of the CSV for so many steps, games of Atari also as a part of a human's score.
+"""
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from tfdqt.runs.checkpoint import checkpoints
+from tfdqt.runs.cli import run_main
+from tfdqt.runs.folder import locked
+from tfdqt.runs.log import read_log, read_rows, write_rows
+from tfdqt.runs.processes import run_script
+from tfdqt.stats import confidence, decimals, interquartile_mean
+
+HERE = Path(__file__).parent
+SCRIPTS = HERE.parents[1] / "scripts"
+# Mean scores of random play and of a human (Mnih et al., 2015).
+ATARI = {
+    "Pong": (-20.7, 9.3),
+    "Freeway": (0, 29.6),
+    "SpaceInvaders": (148, 1_652),
+    "MsPacman": (307, 15_693),
+    "Seaquest": (68, 20_182),
+    "Qbert": (164, 13_455),
+    "BeamRider": (364, 5_775),
+    "Enduro": (0, 310),
+    "Asteroids": (719, 13_157),
+    "Breakout": (1.7, 30.5),
+}
+GAMES = {f"{game}-ram-v0": scores for game, scores in ATARI.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Train on environments by the defaults, and play."""
+
+    out: Path = Path("runs/defaults")
+    """Folder of the runs."""
+    csv: Path = HERE / "defaults.csv"
+    """CSV of what came of them."""
+    names: tuple[str, ...] = tuple(GAMES)
+    """Environments, by default ten games of Atari from the console's memory."""
+    algorithm: Literal["dqn", "ppo", "pqn"] = "dqn"
+    """Algorithm."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each."""
+    total_steps: int = 1_000_000
+    """Environment steps of each run."""
+    episodes: int = 30
+    """Games that are played after training."""
+    epsilon: float = 0.05
+    """Probability of a random action in these."""
+    report: bool = False
+    """Whether to print what the CSV says instead."""
+
+
+def train_and_play(args, name, seed):
+    """Train one run, or go on with it, and play: -> its row."""
+    folder = args.out / f"{name.replace('/', '-')}-{args.algorithm}-{args.total_steps}-{seed}"
+    flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
+    flags += [f"--run-dir={folder}", "--workers=0", "--threads=1"]
+    if checkpoints(folder):
+        flags = [f"--resume={folder}"]
+    if not (folder / "evaluation.csv").exists():
+        run_script([sys.executable, str(SCRIPTS / f"run_{args.algorithm}.py"), *flags])
+        play = [str(folder), f"--episodes={args.episodes}", f"--epsilon={args.epsilon}"]
+        run_script([sys.executable, str(SCRIPTS / "evaluate.py"), *play])
+    returns = [float(row["return"]) for row in read_rows(folder / "evaluation.csv")]
+    low, high = confidence(returns)
+    log = read_log(folder)
+    return dict(
+        name=name,
+        algorithm=args.algorithm,
+        steps=args.total_steps,
+        seed=seed,
+        games=len(returns),
+        mean=float(np.mean(returns)),
+        low=low,
+        high=high,
+        best=max(returns),
+        training_mean=float(log["mean_return"][-1]),
+        seconds=float(log["seconds"][-1]),
+    )
+
+
+def rows_of(args):
+    """The rows of the CSV that are of this algorithm and so many steps."""
+    kept = (args.algorithm, str(args.total_steps))
+    return [row for row in read_rows(args.csv) if (row["algorithm"], row["steps"]) == kept]
+
+
+def measure(args):
+    """Train and play what has no row yet."""
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for name in args.names:
+            if (name, str(seed)) in {(row["name"], row["seed"]) for row in rows_of(args)}:
+                continue
+            row = train_and_play(args, name, seed)
+            with locked(args.csv.with_suffix(".lock")):  # others add rows too
+                write_rows(args.csv, [*read_rows(args.csv), row])
+            print("{name}, seed {seed}: {mean:.1f} [{low:.1f}, {high:.1f}]".format(**row))
+
+
+def of_human(name, mean):
+    """A mean score as a part of the way from random play to a human; NaN where none is known."""
+    if name not in GAMES:
+        return math.nan
+    random, human = GAMES[name]
+    return (mean - random) / (human - random)
+
+
+def report(args):
+    """A line of a Markdown table for every environment, then the median and middle half of all."""
+    print(
+        "| environment | " + " | ".join(f"seed {seed}" for seed in args.seeds) + " | of a human |"
+    )
+    print("|---" * (2 + len(args.seeds)) + "|")
+    parts = []
+    for name in args.names:
+        rows = {int(row["seed"]): row for row in rows_of(args) if row["name"] == name}
+        cells = []
+        for seed in args.seeds:
+            row = rows.get(seed)
+            if row is None:
+                cells.append("")
+                continue
+            mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
+            digits = decimals([mean])
+            cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        part = of_human(name, np.mean([float(row["mean"]) for row in rows.values()] or [np.nan]))
+        shown = "" if math.isnan(part) else f"{part:.0%}"
+        parts += [] if math.isnan(part) else [part]
+        print(f"| {name} | " + " | ".join(cells) + f" | {shown} |")
+    if len(parts) > 1:
+        middle = float(interquartile_mean(parts))
+        low, high = confidence(parts, statistic=interquartile_mean)
+        print(
+            f"\nOf a human, over {len(parts)} games: median {np.median(parts):.0%}, mean of the "
+            f"middle half {middle:.0%} [{low:.0%}, {high:.0%}]"
+        )
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    if args.report:
+        report(args)
+    else:
+        measure(args)
+
+
+if __name__ == "__main__":
+    run_main(main)
