@@ -48,6 +48,7 @@ SETTINGS = dict(
     context=72,
     n_step=1,
     gamma=0.99,
+    value_scale="linear",
     learning_rate=1e-3,
     final_learning_rate=1e-4,
     target_tau=0.01,

@@ -1,6 +1,7 @@
 """Actions that are illegal at times, and actions of several parts, learned by every algorithm."""
 
 import functools
+import types
 import unittest
 
 import gymnasium
@@ -91,6 +92,22 @@ class Joint(tf.test.TestCase):
         flat = policy.epsilon_greedy(rng, np.zeros(4_000, int), 9, 1.0, legal)
         self.assertEqual(np.unique(flat).tolist(), np.flatnonzero(legal[0]).tolist())
         self.assertEqual(np.unique(policy.epsilon_greedy(rng, drawn, 9, 0.0, legal)).size, 6)
+
+    def test_a_held_one_goes_on_while_each_of_its_parts_is_legal(self):
+        info = types.SimpleNamespace(num_actions=24, parts=PARTS)
+        explore = policy.make_explore(info, 1_000)
+        held = policy.hold_nothing(3)
+        held.action[...] = np.ravel_multi_index((1, 2, 3), PARTS)
+        held.left[...] = 5
+        legal = np.ones((3, 9), bool)
+        legal[1, 2 + 2] = False  # the second part's value 2
+        legal[2, 5 + 3] = False  # the third part's value 3
+        rng = np.random.default_rng(0)
+        greedy = np.full(3, -1)
+        actions = explore(rng, greedy, 0.0, held, np.zeros(3, bool), legal)
+        self.assertEqual(actions.tolist(), [held.action[0], -1, -1])
+        random = explore(rng, greedy, 1.0, held, np.zeros(3, bool), legal)
+        self.assertTrue(policy.is_legal(legal, random, PARTS).all())
 
 
 class Board(gymnasium.Env):

@@ -180,6 +180,7 @@ DEFAULTS = {
             dueling=True,
             min_change=0.001,
             hidden_scale=0.03,
+            value_scale="sqrt",
         ),
         settings=dict(
             total_steps=1_000_000,
@@ -194,14 +195,19 @@ DEFAULTS = {
             epsilon_end=0.05,
             target_epsilon=0.05,
             epsilon_fraction=0.02,
+            hold=100,
             life_loss_ends=True,
             advantage_learning=0.9,
             target_tau=0.05,
             acting_tau=0.005,
         ),
     ),
-    # Rewards may be small here, and with them the gradients that Adam's epsilon must not hide.
-    "other": dict(network=dict(), settings=dict(total_steps=200_000, adam_epsilon=1e-8)),
+    # Rewards may be of any size here. Where they are small, so are the gradients, which must not be
+    # hidden by Adam's epsilon.
+    "other": dict(
+        network=dict(value_scale="sqrt"),
+        settings=dict(total_steps=200_000, adam_epsilon=1e-8),
+    ),
 }
 
 
