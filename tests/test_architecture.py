@@ -21,6 +21,7 @@ GROUND = {
     "policy",
     "replay",
     "stats",
+    "value_scale",
 }
 MAY_IMPORT = {
     "ground": set(),
