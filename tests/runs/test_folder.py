@@ -139,6 +139,7 @@ class Locks(InFolder):
         # It has a child that lives on; the pid that is told of is the parent's.
         process, pid = self.holder("start_run(run, name='x', seed=0)\nif os.fork(): os.getppid()")
         self.addCleanup(unlock_runs)
+        both = {pid, int(process.stdout.readline())}  # before one of them is killed
         before = (self.tmp / "run" / "config.json").read_bytes()
         for attempt in (
             lambda: start_run(self.tmp / "run", name="y", seed=1),
@@ -150,7 +151,7 @@ class Locks(InFolder):
         process.kill()
         process.wait()
         start_run(self.tmp / "run", name="y", seed=1)
-        for each in {pid, int(process.stdout.readline())} - {process.pid}:
+        for each in both - {process.pid}:
             os.kill(each, signal.SIGKILL)
 
     def test_it_is_given_back(self):
