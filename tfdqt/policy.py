@@ -5,6 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfdqt.errors import UsageError
+
+LONGEST = 100_000  # steps for which a random action may be held
+
 
 def epsilon_at(step, cfg, end=None):
     """Probability of a random action at environment step `step`.
@@ -57,8 +61,10 @@ def make_explore(info, longest=1) -> Callable:
     probability in proportion to 1 / d^2. It ends with its episode, or where it is not legal. Fewer
     are begun than by `epsilon_greedy`, so that `epsilon` stays the part of steps that are random.
     info: EnvInfo; held: Held; first [N]: whether a step is an episode's first; the others as in
-    `epsilon_greedy`, which it is with `longest` 1.
+    `epsilon_greedy`, which it is with `longest` 1. Raises UsageError for more than LONGEST steps.
     """
+    if longest > LONGEST:
+        raise UsageError(f"--hold must be at most {LONGEST:,}, not {longest:,}.")
     if longest == 1:
 
         def explore(rng, greedy, epsilon, held, first, legal=None):

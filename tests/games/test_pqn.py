@@ -227,8 +227,8 @@ class TestTraining(tf.test.TestCase):
 
     @slow("15 s: test_algorithms has it by scripts")
     def test_resume_equals_an_unbroken_run(self):
-        cfg = dataclasses.replace(CFG, total_steps=1_024)
-        network = dataclasses.replace(NETWORK, standardize=True)
+        cfg = dataclasses.replace(CFG, total_steps=1_024, hold=9)
+        network = dataclasses.replace(NETWORK, standardize=True, value_scale="sqrt")
         kept = {}
         rows = []
 

@@ -5,6 +5,7 @@ import unittest
 
 import numpy as np
 
+from tfdqt.errors import UsageError
 from tfdqt.games.dqn import DQNConfig
 from tfdqt.policy import (
     choose_actions,
@@ -115,6 +116,10 @@ class Holding(unittest.TestCase):
         actions = explore(rng, greedy, 0.0, held, np.array([True, False, False]), legal)
         np.testing.assert_array_equal(actions, [-1, -1, 2])
         np.testing.assert_array_equal(held.left, [0, 0, 49])
+
+    def test_too_long(self):
+        with self.assertRaisesRegex(UsageError, "--hold must be at most 100,000, not 200,000"):
+            make_explore(self.info, 200_000)
 
     def test_without_holding_it_is_epsilon_greedy(self):
         explored = self.play(1, 1)[1][0]
