@@ -143,7 +143,7 @@ def exploration_cost(q, epsilon, advantage_learning=0.0, *, masked=False, parts=
     best = tf.reduce_max(q, axis=-1, keepdims=True)
     gap = scale.shrink(best) - scale.shrink(q)
     cost = gap - advantage_learning * tf.minimum(gap, 1.0)
-    if scale is not LINEAR:
+    if scale is not LINEAR:  # on which it is the same, but for rounding
         cost = best - scale.stretch(scale.shrink(best) - cost)
     if not masked:
         return epsilon * tf.reduce_mean(cost, axis=-1)

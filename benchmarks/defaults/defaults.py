@@ -18,10 +18,9 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from tfdqt.runs.checkpoint import checkpoints
+from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
-from tfdqt.runs.folder import locked
-from tfdqt.runs.log import read_log, read_rows, write_rows
+from tfdqt.runs.log import add_row, read_log, read_rows
 from tfdqt.runs.processes import run_script
 from tfdqt.stats import confidence, decimals, interquartile_mean
 
@@ -70,11 +69,9 @@ class Args:
 def train_and_play(args, name, seed):
     """Train one run, or go on with it, and play: -> its row."""
     folder = args.out / f"{name.replace('/', '-')}-{args.algorithm}-{args.total_steps}-{seed}"
-    flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
-    flags += [f"--run-dir={folder}", "--workers=0", "--threads=1"]
-    if checkpoints(folder):
-        flags = [f"--resume={folder}"]
     if not (folder / "evaluation.csv").exists():
+        flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
+        flags = start_or_resume(folder, [*flags, "--workers=0", "--threads=1"])
         run_script([sys.executable, str(SCRIPTS / f"run_{args.algorithm}.py"), *flags])
         play = [str(folder), f"--episodes={args.episodes}", f"--epsilon={args.epsilon}"]
         run_script([sys.executable, str(SCRIPTS / "evaluate.py"), *play])
@@ -110,8 +107,7 @@ def measure(args):
             if (name, str(seed)) in {(row["name"], row["seed"]) for row in rows_of(args)}:
                 continue
             row = train_and_play(args, name, seed)
-            with locked(args.csv.with_suffix(".lock")):  # others add rows too
-                write_rows(args.csv, [*read_rows(args.csv), row])
+            add_row(args.csv, row)
             print("{name}, seed {seed}: {mean:.1f} [{low:.1f}, {high:.1f}]".format(**row))
 
 
@@ -123,24 +119,24 @@ def of_human(name, mean):
     return (mean - random) / (human - random)
 
 
+def in_words(row):
+    """The mean of a row with its interval."""
+    mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
+    digits = decimals([mean])
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def report(args):
     """A line of a Markdown table for every environment, then the median and middle half of all."""
     print(
         "| environment | " + " | ".join(f"seed {seed}" for seed in args.seeds) + " | of a human |"
     )
     print("|---" * (2 + len(args.seeds)) + "|")
+    found = rows_of(args)
     parts = []
     for name in args.names:
-        rows = {int(row["seed"]): row for row in rows_of(args) if row["name"] == name}
-        cells = []
-        for seed in args.seeds:
-            row = rows.get(seed)
-            if row is None:
-                cells.append("")
-                continue
-            mean, low, high = (float(row[key]) for key in ("mean", "low", "high"))
-            digits = decimals([mean])
-            cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        rows = {int(row["seed"]): row for row in found if row["name"] == name}
+        cells = [in_words(rows[seed]) if seed in rows else "" for seed in args.seeds]
         part = of_human(name, np.mean([float(row["mean"]) for row in rows.values()] or [np.nan]))
         shown = "" if math.isnan(part) else f"{part:.0%}"
         parts += [] if math.isnan(part) else [part]

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.with_name("bits")))
 from same_bits import THIS, describe, differences, environ_of, read_checkpoint  # noqa: E402
 
-from tfdqt.runs.checkpoint import checkpoints  # noqa: E402
+from tfdqt.runs.checkpoint import checkpoints, start_or_resume  # noqa: E402
 from tfdqt.runs.log import write_rows  # noqa: E402
 
 MOMENTS = {"start": 0.2, "checkpoint": 0.33, "learning": 0.47}  # with their probabilities
@@ -98,7 +98,7 @@ class Args:
 
 def start(run, folder):
     """Start a run, or go on with it if there is a checkpoint: -> Popen."""
-    flags = [f"--resume={folder}"] if checkpoints(folder) else [*run.flags, f"--run-dir={folder}"]
+    flags = start_or_resume(folder, run.flags)
     script = THIS / "scripts" / f"{run.script}.py"
     with open(f"{folder}.txt", "a", encoding="utf-8") as said:
         return subprocess.Popen(

@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
-from tfdqt.runs.folder import locked
-from tfdqt.runs.log import read_log, read_rows, write_rows
+from tfdqt.runs.log import add_row, read_log, read_rows
 from tfdqt.runs.processes import run_script
 from tfdqt.stats import confidence
 
@@ -89,18 +89,15 @@ class Args:
 
 def command_of(args, env, network, seed, folder):
     """The words that train a run, or go on with it."""
-    script = str(ROOT / "scripts" / "run_dqn.py")
-    if (folder / "checkpoints").exists():
-        return [sys.executable, script, f"--resume={folder}"]
     settings = SETTINGS | dict(
         name=f"popgym:{env}",
-        run_dir=folder,
         seed=seed,
         total_steps=args.total_steps,
         replay_size=args.total_steps,
     )
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
-    return [sys.executable, script, *flags, "--prev-action", *NETWORKS[network]]
+    flags = start_or_resume(folder, [*flags, "--prev-action", *NETWORKS[network]])
+    return [sys.executable, str(ROOT / "scripts" / "run_dqn.py"), *flags]
 
 
 def greatest_mean(log):
@@ -141,8 +138,7 @@ def measure(args):
                     if key in {tuple(row[name] for name in names) for row in read_rows(args.csv)}:
                         continue
                     row = train(args, env, network, seed)
-                    with locked(args.csv.with_suffix(".lock")):  # others add rows too
-                        write_rows(args.csv, [*read_rows(args.csv), row])
+                    add_row(args.csv, row)
                     print("{env} {network} {seed}: {mmer:.3f}".format(**row), flush=True)
 
 

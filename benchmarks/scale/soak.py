@@ -19,7 +19,7 @@ from pathlib import Path
 
 import tyro
 
-from tfdqt.runs.checkpoint import checkpoints
+from tfdqt.runs.checkpoint import checkpoints, start_or_resume
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import read_csv, read_log, write_rows
 from tfdqt.runs.plots import make_figure
@@ -93,19 +93,15 @@ def _resident_bytes(pid):
 
 def start_learner(args, run_dir):
     """Start the run, or go on with it: -> its process."""
-    if checkpoints(run_dir):
-        flags = [f"--resume={run_dir}"]
-    else:
-        flags = [
-            "--name=CartPole-v1",
-            f"--actors={args.actors}",
-            f"--seed={args.seed}",
-            f"--run-dir={run_dir}",
-            f"--total-steps={args.total_steps}",
-            "--final-learning-rate=1e-5",
-            "--checkpoint-every=5000",
-        ]
-    command = [sys.executable, str(SCRIPTS / "run_dqn.py"), *flags]
+    flags = [
+        "--name=CartPole-v1",
+        f"--actors={args.actors}",
+        f"--seed={args.seed}",
+        f"--total-steps={args.total_steps}",
+        "--final-learning-rate=1e-5",
+        "--checkpoint-every=5000",
+    ]
+    command = [sys.executable, str(SCRIPTS / "run_dqn.py"), *start_or_resume(run_dir, flags)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 

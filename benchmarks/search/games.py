@@ -17,8 +17,7 @@ import numpy as np
 import tyro
 
 from tfdqt.backend import set_threads
-from tfdqt.runs.folder import locked
-from tfdqt.runs.log import read_rows, write_rows
+from tfdqt.runs.log import add_row, read_rows
 
 OUT = Path(__file__).parent / "games" / "games.csv"
 # What must agree for a row to be the same measurement.
@@ -105,8 +104,7 @@ def measure(args):
             if tuple(map(str, key)) in there:
                 continue
             row = play(args, run_dir, run, simulations)
-            with locked(args.out.with_suffix(".lock")):  # another process may add rows just now
-                write_rows(args.out, [*read_rows(args.out), row])
+            add_row(args.out, row)
             print(
                 f"{row['run']} N {simulations}: mean return {row['mean_return']:.1f}, "
                 f"{row['evaluations_a_move']:.1f} evaluations and {row['ms_a_move']:.2f} ms a move",

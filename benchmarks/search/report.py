@@ -188,14 +188,14 @@ def draw_depth(table, args, path):
         if row["simulations"] == 1:
             kind, size = row["arm"].split("-")
             kinds.setdefault(kind, []).append((int(size), row))
+    deepest = max((s for kind in ("blocks", "loops") for s, _ in kinds.get(kind, ())), default=1)
+    depths = [2**i for i in range(deepest.bit_length())]
     for panel, avoid in zip(panels, (False, True)):
         searched = {
             row["simulations"]: row["solved"]
             for row in own
             if row["arm"] == args.baseline and row["avoid_repeats"] == avoid
         }
-        deep = [size for kind in ("blocks", "loops") for size, _ in kinds.get(kind, ())]
-        deepest = max(deep, default=1)
         panel.hlines(list(searched.values()), 0.9, 1.1 * deepest, color="gray", lw=0.8, ls=":")
         names = [f"{args.baseline}, N = {simulations}" for simulations in searched]
         right = panel.secondary_yaxis("right")
@@ -216,7 +216,6 @@ def draw_depth(table, args, path):
             title="no position twice" if avoid else "", xlabel="depth: blocks, or loops of one"
         )
         panel.set_xscale("log", base=2)
-        depths = [2**i for i in range(deepest.bit_length())]
         panel.set_xticks(depths, depths)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("levels solved in one pass")

@@ -37,7 +37,7 @@ from comparison_plot import plot_comparison
 from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import default_settings
 from tfdqt.games.envs import env_info, make_env
-from tfdqt.runs.checkpoint import checkpoints
+from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import read_log, write_rows
 from tfdqt.runs.processes import run_script
@@ -232,13 +232,8 @@ def make_cells(args):
 
 def training_command(args, cell, rate, seed, folder):
     """The words that train one run, or go on with it."""
-    if checkpoints(folder):
-        return ["run_dqn.py", f"--resume={folder}"]
-    (folder / "config.json").unlink(missing_ok=True)  # it never reached its first checkpoint
-    return [
-        "run_dqn.py",
+    flags = [
         f"--name={cell.env}",
-        f"--run-dir={folder}",
         f"--seed={seed}",
         f"--total-steps={cell.steps}",
         f"--learning-rate={rate}",
@@ -246,6 +241,7 @@ def training_command(args, cell, rate, seed, folder):
         *cell.flags,
         *(f"--{setting}" for setting in args.also),
     ]
+    return ["run_dqn.py", *start_or_resume(folder, flags)]
 
 
 def run(args, cell, rate, seed):

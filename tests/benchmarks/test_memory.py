@@ -1,5 +1,7 @@
 """POPGym's suite: what is read from a log, what a run is told; and the questions to a GPU."""
 
+import functools
+import tempfile
 import unittest
 from pathlib import Path
 
@@ -29,6 +31,15 @@ class TestSuite(unittest.TestCase):
 
         self.assertEqual(given("popgym-RepeatFirstEasy-v0"), given("popgym-BattleshipHard-v0"))
         self.assertIn("--network=gru", given("popgym-RepeatFirstEasy-v0"))
+
+    def test_a_run_that_came_to_no_checkpoint_is_started_again(self):
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder)
+            (run / "checkpoints").mkdir()
+            given = functools.partial(suite.command_of, suite.Args(), "env", "gpt", 0, run)
+            self.assertIn("--seed=0", given())
+            (run / "checkpoints" / "step-8").mkdir()
+            self.assertEqual(given()[2:], [f"--resume={run}"])
 
 
 class TestGpu(unittest.TestCase):

@@ -243,10 +243,18 @@ def learner_snapshot(state, progress, **more):
 def run_snapshot(state, progress, stepper, *, envs=True, **more):
     """All that a run needs to go on. envs=False leaves the environments' states out."""
     states = stepper.vec.states() if envs else [None] * len(stepper.vec.out["ended"])
-    window = {name: array.copy() for name, array in stepper.window._asdict().items()}
+    arrays = dict(window=_copied(stepper.window), held=_copied(stepper.held))
     rng = stepper.rng.bit_generator.state
-    held = {name: array.copy() for name, array in stepper.held._asdict().items()}
-    return learner_snapshot(state, progress, envs=states, window=window, rng=rng, held=held, **more)
+    return learner_snapshot(state, progress, envs=states, rng=rng, **arrays, **more)
+
+
+def _copied(arrays):
+    return {name: array.copy() for name, array in arrays._asdict().items()}
+
+
+def _put_back(saved, arrays):
+    for name, array in saved.items():
+        getattr(arrays, name)[...] = array
 
 
 def restore_state(saved, state):
@@ -272,14 +280,12 @@ def restore_progress(saved):
 
 
 def restore_stepper(saved, stepper):
-    """Put environments, window and generator back as a snapshot has them."""
+    """Put environments, window, generator and held actions back as a snapshot has them."""
     vec, window, rng, held = stepper
     went_on = vec.restore(saved["envs"])
-    for name, array in saved["window"].items():
-        getattr(window, name)[...] = array
+    _put_back(saved["window"], window)
     for row in range(len(went_on)):
         if not went_on[row]:
             forget_history(window, row, vec.out["obs"][row])
     rng.bit_generator.state = saved["rng"]
-    for name, array in saved.get("held", {}).items():  # since 0.2
-        getattr(held, name)[...] = array
+    _put_back(saved.get("held", {}), held)  # since 0.2

@@ -91,6 +91,16 @@ def checkpoints(run_dir, folder="checkpoints"):
     return sorted((Path(run_dir) / folder).glob("step-*"))
 
 
+def start_or_resume(run_dir, flags):
+    """The flags of a script that go on with the run in a folder, or that start it there: a list.
+
+    flags: what else it is started with. One that came to no checkpoint is started again.
+    """
+    if checkpoints(run_dir):
+        return [f"--resume={run_dir}"]
+    return [f"--run-dir={run_dir}", *flags]
+
+
 def save_checkpoint(run_dir, step, tree, *, folder="checkpoints", kept=KEPT):
     """Write `tree` to a temporary folder, then rename that into place.
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
-from tfdqt.runs.folder import find_run
+from tfdqt.runs.folder import find_run, locked
 
 EVALUATION = "evaluation"  # the column of what is played in between
 
@@ -141,6 +141,12 @@ def read_rows(path):
         return []
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def add_row(path, row):
+    """Add a dict as a row to a CSV, to which other processes may add rows too."""
+    with locked(path.with_suffix(".lock")):
+        write_rows(path, [*read_rows(path), row])
 
 
 def read_log(run_dir):
