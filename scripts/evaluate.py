@@ -51,7 +51,7 @@ class Args:
     """Longest film, in steps."""
     explain: bool = False
     """With --video: also film, beside the picture, the value of each action with its quantiles, the
-    attention of each block over the latest steps, and lives that are lost."""
+    attention of each block or what the choice hangs on, and lives that are lost."""
     simulations: int | None = None
     """Search a tree of what can come next before each move, by so many simulations of PUCT over
     copies of the environment; 1: the network alone."""

@@ -171,7 +171,7 @@ def values_at(net, weights, windows, *, batch=1_024):
 
 def lenses(model, info, cfg):
     """The network read after each block, from none to all: list of (FlatModel, weights)."""
-    from tfdqt.games.networks import build_lens  # loads Keras
+    from tfdqt.games.inside import build_lens  # loads Keras
 
     models = [build_lens(model, info, cfg, depth) for depth in range(cfg.layers + 1)]
     nets = [flatten_q(each, info) for each in models]
@@ -190,22 +190,15 @@ def hidden_states(model, info, cfg, depth, windows):
     return body({name: inputs[name] for name in layers}).numpy()[:, -1]
 
 
-def attention_weights(model, windows, cfg):
+def attention_weights(model, windows, info, cfg):
     """Where the last token of windows looks in each block of a gpt, [layers, T].
 
     The mean over windows and heads; T tokens, of the oldest step first.
     """
-    from tfdqt.games.networks import attention_shares, build_attention_probe  # loads Keras
+    from tfdqt.games.inside import make_attention  # loads Keras
 
     inputs = network_inputs(windows)
-    inputs = {name: inputs[name] for name in model.input}
-    first = windows.first.astype(int)
-    episode = first.cumsum(axis=1)
-    outputs = build_attention_probe(model, cfg)(inputs)
-    blocks = [qkv.numpy() for qkv in keras.tree.flatten(outputs)]  # of each [M, T, 3 D]
-    tokens_a_step = blocks[0].shape[1] // first.shape[1]
-    visible = np.repeat(episode == episode[:, -1:], tokens_a_step, axis=1)  # [M, T]
-    return np.array([attention_shares(qkv, visible, cfg.heads).mean(axis=0) for qkv in blocks])
+    return make_attention(model, info, cfg)(inputs).numpy().mean(axis=0)
 
 
 def importance(net, weights, windows, *, seed=0):

@@ -192,7 +192,7 @@ def importance_rows(setting, who, lens, layer, seed):
 def attention_rows(setting, who, model):
     """Where each block of a network attends: rows; index counts steps ago, or features."""
     network = setting.network
-    shares = probe.attention_weights(model, setting.windows, network)
+    shares = probe.attention_weights(model, setting.windows, setting.info, network)
     shares = shares.reshape(network.layers, network.context, -1)  # [L, C, tokens of a step]
     tables = {"attention": shares.sum(axis=2)[:, ::-1]}
     if network.tokens == "features":

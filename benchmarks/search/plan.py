@@ -119,7 +119,7 @@ class Look:
 
 
 def _stream(model, info, cfg, edited):
-    from tfdqt.games.networks import build_stream  # loads Keras
+    from tfdqt.games.inside import build_stream  # loads Keras
 
     return build_stream(model, info, cfg, edited)
 

@@ -145,7 +145,7 @@ class TestReading(unittest.TestCase):
         kernel, bias = out.get_weights()
         for row in range(4):
             one = Window(*(part[row : row + 1] for part in windows))
-            shares = probe.attention_weights(model, one, cfg)[0]
+            shares = probe.attention_weights(model, one, BOX, cfg)[0]
             self.assertAlmostEqual(shares.sum(), 1.0, places=5)
             inputs = dict(obs=one.obs, first=one.first)
             qkv = keras.Model(model.input, model.get_layer("block0_attention_qkv").output)(inputs)
@@ -153,7 +153,7 @@ class TestReading(unittest.TestCase):
             value = qkv.numpy()[0, :, 8:]
             np.testing.assert_allclose(shares @ value @ kernel + bias, mixed, atol=1e-4)
         alone = Window(*(part[3:] for part in windows))
-        self.assertEqual(probe.attention_weights(model, alone, cfg)[0].tolist(), [0, 0, 1])
+        self.assertEqual(probe.attention_weights(model, alone, BOX, cfg)[0].tolist(), [0, 0, 1])
 
 
 class TestStatistics(unittest.TestCase):

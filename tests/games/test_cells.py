@@ -11,7 +11,7 @@ from tests.games.toys import BOX, build, q_of, without_xla
 from tests.helpers import refused, slow, succeeds
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
-from tfdqt.games import networks
+from tfdqt.games import inside, networks
 from tfdqt.games.blocks import AddPlaceBias, Sight, attention
 from tfdqt.games.config import NetworkConfig, check_network
 from tfdqt.games.cost import check_tokens
@@ -216,7 +216,7 @@ class Loops(tf.test.TestCase):
         model, cfg = build(BOARD, **CELLS, loops=2)
         inputs = window(BOARD)
         read = [
-            networks.build_lens(model, BOARD, cfg, depth)({k: inputs[k] for k in model.input})
+            inside.build_lens(model, BOARD, cfg, depth)({k: inputs[k] for k in model.input})
             for depth in (0, 1, 2)
         ]
         self.assertAllClose(read[2], q_of(model, inputs), atol=1e-5)
@@ -230,12 +230,12 @@ class Loops(tf.test.TestCase):
         for sizes in (dict(loops=2, layers=2), dict(layers=3), dict(loops=2, loops_random=True)):
             model, cfg = build(BOARD, **CELLS, **sizes)
             inputs = {name: window(BOARD)[name] for name in model.input}
-            read = networks.build_stream(model, BOARD, cfg)(inputs)
+            read = inside.build_stream(model, BOARD, cfg)(inputs)
             stream = read["stream"].numpy()
             self.assertEqual(stream.shape[1], 1 + cfg.layers * cfg.loops)
             self.assertAllClose(read["q"], q_of(model, inputs), atol=1e-5)
             edit = np.random.default_rng(0).normal(size=stream[:, 0].shape).astype("float32")
-            changing = networks.build_stream(model, BOARD, cfg, edited=1)
+            changing = inside.build_stream(model, BOARD, cfg, edited=1)
             same = changing(dict(inputs, edit=np.zeros_like(edit)))
             self.assertAllClose(same["q"], read["q"], atol=1e-5)
             changed = changing(dict(inputs, edit=edit))

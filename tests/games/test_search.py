@@ -18,9 +18,10 @@ from tfdqt.games.config import NetworkConfig
 from tfdqt.games.copies import AnyStates, QuickStates, states_of
 from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.evaluate import Policy, Replayed, TrainedRun, play_games
-from tfdqt.games.search import Rules, play_searched, rules_of
+from tfdqt.games.search import Rules, game_seed, play_searched, rules_of
 from tfdqt.games.spaces import MASK_KEY
 from tfdqt.games.state import NoState, env_state, make_unsaved
+from tfdqt.games.vec_envs import env_seeds
 
 RULES = Rules(0.9, False, False, 0.0)
 MARKOV = NetworkConfig(context=1, layers=1, heads=2, width=8)
@@ -188,6 +189,16 @@ class TestSearch(SearchCase):
             self.assertAllEqual(games.returns, alone.returns)
             self.assertAllEqual(games.lengths, alone.lengths)
             self.assertAllEqual(games.evaluations, games.lengths)
+
+    def test_how_far_a_puzzle_was_from_its_solution(self):
+        run = untrained(info_of(lambda: make_env("Sokoban-v0")), network=MARKOV)
+        games = searched(lambda: make_env("Sokoban-v0"), run, 1, episodes=3, at_once=2, seed=5)
+        env = make_env("Sokoban-v0")
+        seeds = env_seeds(game_seed(5), 3)
+        known = [env.reset(seed=int(seed))[1]["distance"] for seed in seeds]
+        self.assertAllEqual(games.distances, known)
+        run = untrained(info_of(Corridor), network=NETWORK)
+        self.assertIsNone(searched(Corridor, run, 1).distances)
 
     def test_games_are_those_of_play_games(self):
         run = untrained(info_of(lambda: make_env("CartPole-v1")), network=MARKOV)

@@ -20,10 +20,9 @@ from tests.helpers import InFolder, call, refused, succeeds
 from tfdqt.errors import UsageError
 from tfdqt.games.evaluate import load_run
 from tfdqt.games.flat import scores_at_last
-from tfdqt.games.networks import attention_shares
 from tfdqt.report import explained, film, page
 from tfdqt.report.explained import Explained, play_explained, what_followed
-from tfdqt.report.gather import evaluations, gather, shown_way
+from tfdqt.report.gather import distance_rows, evaluations, gather, shown_way
 from tfdqt.runs.log import read_log, read_rows, write_rows
 
 HAS_VEGA = importlib.util.find_spec("vl_convert") is not None
@@ -45,6 +44,8 @@ const wait = setInterval(() => {
   document.querySelector("input[value=seconds]").click();
   document.body.dataset.said = said.join("|");
   document.body.dataset.charts = document.querySelectorAll(".chart svg").length;
+  const captions = [...document.querySelectorAll("figcaption")];
+  document.body.dataset.maps = captions.map((each) => each.textContent).join("|");
   document.body.dataset.picture = get("film-picture").src.slice(0, 22);
 }, 50);
 </script>
@@ -142,6 +143,7 @@ class TestPage(InFolder):
         body = re.search(r"<body[^>]*>", dom)[0]
         self.assertIn('data-charts="6"', body)
         self.assertRegex(body, r'data-said="Step 0 of 7: [^|]*\|Step 1 of 7[^|]*\|Step 5 of 7')
+        self.assertRegex(body, r'data-maps="which action: [0-3][^|]*\|how good: [0-3]')
         self.assertIn('data-picture="data:image/jpeg;base64', body)
 
     def test_what_is_shown_of_a_game(self):
@@ -154,6 +156,8 @@ class TestPage(InFolder):
         self.assertEqual(played.actions.tolist(), played.scores.argmax(axis=1).tolist())
         np.testing.assert_allclose(played.attention.sum(axis=-1), 1.0, rtol=1e-5)
         np.testing.assert_allclose(played.attention[0, :, 0], 0.0)  # there is no step before
+        self.assertEqual(played.maps.values.shape, (8, 2, 1, 4))
+        self.assertEqual(shown["maps"]["strongest"][3][0], played.maps.strongest(3, 0))
 
         from PIL import Image
 
@@ -203,6 +207,7 @@ class TestExplained(unittest.TestCase):
             rewards=np.array(rewards, float),
             life_lost=np.array(lost, bool),
             attention=None,
+            maps=None,
             names=("0", "1"),
             ended=ended,
         )
@@ -227,7 +232,10 @@ class TestExplained(unittest.TestCase):
             actions=np.array([1, 0]),
             attention=np.full((2, 1, 4), 0.25),
         )
-        one, other = (film.draw_step(game, step, 0.0, 1.0) for step in (0, 1))
+        from PIL import Image
+
+        panel = film.Panel(game)
+        one, other = (panel.draw(step) for step in (0, 1))
         self.assertEqual(one.shape, (420, 320 + film.PANEL, 3))
         for picture, chosen in ((one, 1), (other, 0)):
             marked = (picture[:, 320 + 90 :] == film.MARK).all(axis=-1).any(axis=1)
@@ -236,31 +244,39 @@ class TestExplained(unittest.TestCase):
         self.assertFalse((one == film.LOST).all(axis=-1).any())
         self.assertTrue((other[:, :320] == film.LOST).all(axis=-1).any())
         with tempfile.TemporaryDirectory() as out:
-            self.assertGreater(film.film_explained(game, out).stat().st_size, 1_000)
+            path = film.film_explained(game, out)
+            self.assertGreater(path.stat().st_size, 1_000)
+            with Image.open(path.with_suffix(".gif")) as small:
+                self.assertEqual(small.width, film.GIF_WIDTH)
         with self.assertRaisesRegex(UsageError, "no picture"):
             film.film_explained(game._replace(frames=[None] * 2), "nowhere")
 
-    def test_attention_is_shared_among_the_steps_of_the_episode(self):
-        qkv = np.random.default_rng(0).normal(size=(4, 3 * 8))
-        visible = np.array([False, False, True, True])  # the episode began at the third
-        shares = attention_shares(qkv[None], visible[None], heads=2)[0]
-        np.testing.assert_allclose(shares[:2], 0.0)
-        self.assertAlmostEqual(shares.sum(), 1.0)
-
     def test_scores_are_those_that_choose(self):
         trained = load_run(cartpole_run())
-        look = explained.make_look(trained)
+        look = explained.Look(trained)
         window = dict(
             obs=np.ones((1, 2, 4), np.float32),
             first=np.array([[1, 0]], np.int32),
             prev_action=np.full((1, 2), -1, np.int32),
         )
-        scores, _, _ = look(window)
+        scores, _, _ = look.at(window)
         known = scores_at_last(trained.algorithm.scores)(trained.net.apply(trained.weights, window))
         np.testing.assert_allclose(scores, np.asarray(known)[0], rtol=1e-5)
 
 
 class TestGather(unittest.TestCase):
+    def test_puzzles_by_the_length_of_their_solutions(self):
+        each = dict(
+            run="a",
+            how=dict(simulations="4"),
+            distances=[3.0, 4.0, 20.0, 19.0],
+            returns=[1.0, 0.0, 1.0, 1.0],
+        )
+        rows = distance_rows([each, dict(each, how={})])  # one without a search is left out
+        found = [(row["span"], row["games"], row["mean"]) for row in rows]
+        self.assertEqual(found, [("3 to 5", 2, 0.5), ("18 to 20", 2, 1.0)])
+        self.assertEqual(distance_rows([dict(each, distances=[float("nan")] * 4)]), [])
+
     def test_runs_of_one_name_in_two_folders_are_not_taken_for_one(self):
         with tempfile.TemporaryDirectory() as other:
             second = another_seed(Path(other) / cartpole_run().name)

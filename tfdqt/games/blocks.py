@@ -127,7 +127,7 @@ def _attend_few(q, k, v, visible, shrink):
     Sums of products fuse into one loop, where many tiny matrix products would each be a call.
     """
     scores = ops.sum(q[:, :, None] * k[:, None], axis=-1) * shrink  # [B, T, S, H]
-    scores = scores + _blocked(visible)[..., None]
+    scores = scores + unseen(visible)[..., None]
     return ops.sum(ops.softmax(scores, axis=2)[..., None] * v[:, None], axis=2)
 
 
@@ -139,7 +139,7 @@ def _attend(q, k, v, visible, add_bias=None):
     """
     scores = ops.einsum("bthd,bshd->bhts", q, k)
     if visible is not None:
-        scores = scores + _blocked(visible)[:, None]
+        scores = scores + unseen(visible)[:, None]
     if add_bias is not None:
         scores = add_bias(scores)
     weights = ops.exp(scores - ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True)))
@@ -164,8 +164,9 @@ def _attend_backwards(q, k, v, visible):
     return ops.concatenate(mixed, axis=1)
 
 
-def _blocked(visible):
-    return (1.0 - visible) * -1e9  # [B, T, T]
+def unseen(visible):
+    """What is added to scores so that only what is visible counts: 0 or -1e9 for 1 or 0."""
+    return (1.0 - visible) * -1e9
 
 
 def mlp(x, *, name, scale, units=None):

@@ -60,6 +60,8 @@ from tfdqt.runs.processes import CLOSE_SECONDS
 from tfdqt.stats import confidence, decimals
 
 FILM_SECONDS = 120  # for the close() that writes a film
+COLORS = 128  # of a GIF
+PALETTE_FRAMES = 16  # that these are chosen from
 
 
 class TrainedRun(NamedTuple):
@@ -400,17 +402,27 @@ def _recorded(env_fn, folder):
 def gif_of(mp4, path, *, every=4, width=160):
     """A small GIF of an MP4: every `every`-th frame, `width` pixels wide."""
     import imageio.v2 as imageio
-    from PIL import Image
 
     with imageio.get_reader(mp4) as video:
         fps = video.get_meta_data()["fps"]
-        frames = [Image.fromarray(frame) for i, frame in enumerate(video) if i % every == 0]
-    small = [
-        frame.resize((width, frame.height * width // frame.width)).quantize(32) for frame in frames
-    ]
-    duration = round(1000 * every / fps)
-    small[0].save(
-        path, save_all=True, append_images=small[1:], duration=duration, loop=0, optimize=True
+        frames = [frame for i, frame in enumerate(video) if i % every == 0]
+    write_gif(frames, path, duration=round(1000 * every / fps), width=width)
+
+
+def write_gif(frames, path, *, duration, width):
+    """Write pictures [H, W, 3] as a GIF, `width` pixels wide, each for `duration` milliseconds.
+
+    All have one palette, so that what stays the same takes no room.
+    """
+    from PIL import Image
+
+    height = frames[0].shape[0] * width // frames[0].shape[1]
+    small = [Image.fromarray(frame).resize((width, height)) for frame in frames]
+    some = small[:: 1 + len(small) // PALETTE_FRAMES]
+    palette = Image.fromarray(np.concatenate([np.asarray(one) for one in some])).quantize(COLORS)
+    drawn = [one.quantize(palette=palette, dither=Image.Dither.NONE) for one in small]
+    drawn[0].save(
+        path, save_all=True, append_images=drawn[1:], duration=duration, loop=0, optimize=True
     )
 
 
@@ -590,6 +602,8 @@ def _evaluated_search(run_dir, args):
         **columns,
     )
     a_game = dict(evaluations=games.evaluations, ms_a_move=1000 * games.seconds / games.lengths)
+    if games.distances is not None:
+        a_game["distance"] = games.distances
     moves = games.lengths.sum()
     evaluations = games.evaluations.sum() / moves
     milliseconds = 1000 * games.seconds.sum() / moves

@@ -35,6 +35,7 @@ from tfdqt.games.state import NoState
 from tfdqt.games.tree import Step, Tree
 from tfdqt.games.vec_envs import env_seeds, make_slots, noting
 from tfdqt.games.window import make_window, push
+from tfdqt.puzzles.puzzle import Puzzle
 
 
 def game_seed(seed):
@@ -226,6 +227,7 @@ class Searched(NamedTuple):
     evaluations: np.ndarray  # [episodes] states that the network valued
     seconds: np.ndarray  # [episodes] of searching; of games side by side an even share
     actions: list  # [episodes] of the actions of each game, counted from 0
+    distances: np.ndarray | None  # [episodes] least steps to the solution of a puzzle; else None
 
 
 class _Game:
@@ -241,6 +243,8 @@ class _Game:
         self.evaluations = 0
         self.seconds = 0.0
         self.tree = None
+        puzzle = slot.env.unwrapped
+        self.distance = puzzle.distance if isinstance(puzzle, Puzzle) else None  # at the start
         self.known = {}  # what the network said in this search, by the window it was shown
 
     @property
@@ -345,6 +349,7 @@ def play_searched(
                 ]
                 _play(slots, arrays, games, trials, make_tree, search, valuer, avoid_repeats)
             played += games
+    distances = [game.distance for game in played]
     return Searched(
         np.array([game.slot.ret for game in played], np.float64),
         np.array([game.slot.length for game in played], int),
@@ -352,6 +357,7 @@ def play_searched(
         np.array([game.evaluations for game in played], int),
         np.array([game.seconds for game in played]),
         [np.array(game.actions, int) for game in played],
+        None if None in distances else np.array(distances),
     )
 
 

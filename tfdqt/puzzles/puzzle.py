@@ -78,7 +78,11 @@ class Puzzle(gymnasium.Env):
     """
 
     NAME = "A puzzle"
-    metadata = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata = {
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 4,
+        "picture_margin": 0,
+    }
 
     def __init__(self, max_steps, step_cost, render_mode):
         if max_steps is not None:

@@ -48,6 +48,7 @@ class Sokoban(Puzzle):
     """
 
     NAME = "Sokoban"
+    metadata = {**Puzzle.metadata, "picture_margin": 1}  # the walls around
 
     def __init__(
         self,

@@ -171,6 +171,36 @@ def simulations(rows):
     )
 
 
+def by_distance(rows):
+    """Mean return of puzzles over the length of their shortest solutions, with intervals."""
+    x = {
+        "field": "span",
+        "type": "ordinal",
+        "sort": {"field": "order"},
+        "title": "steps of the shortest solution",
+        "axis": {"labelAngle": 0},
+    }
+    return _chart(
+        "Mean return of puzzles over the length of their shortest solutions.",
+        rows,
+        height=SMALL,
+        encoding={"x": x, "color": _color("how"), "detail": {"field": "run"}},
+        layer=[
+            {
+                "mark": {"type": "line", "point": True, "tooltip": True},
+                "encoding": {
+                    "y": _number("mean", "mean return"),
+                    "tooltip": [{"field": key} for key in ("run", "how", "span", "games", "mean")],
+                },
+            },
+            {
+                "mark": {"type": "rule"},
+                "encoding": {"y": _number("low", "mean return"), "y2": {"field": "high"}},
+            },
+        ],
+    )
+
+
 def timeline(rows):
     """Values of a game's actions over its steps, with the step that is shown now."""
     return _chart(

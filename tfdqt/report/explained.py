@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.backend import keras, tf
+from tfdqt.backend import tf
 from tfdqt.games.envs import close_env, env_fn_of, without_curriculum
 from tfdqt.games.evaluate import Policy
 from tfdqt.games.search import game_seed
 from tfdqt.games.window import network_inputs
+from tfdqt.report.maps import Maps, attention_maps, influence_maps
 
 GAMES_OF_VALUE = 5  # games whose values are compared with what followed
 
@@ -25,7 +26,8 @@ class Explained(NamedTuple):
     actions: np.ndarray  # [T]
     rewards: np.ndarray  # [T]
     life_lost: np.ndarray  # [T] bool
-    attention: np.ndarray | None  # [T, blocks, context] shares of a gpt that reads step by step
+    attention: np.ndarray | None  # [T, blocks, context] shares of the steps, of a gpt
+    maps: Maps | None  # over the entries of an observation
     names: tuple  # of the actions [A]
     ended: bool  # whether the game is over behind the last step, and nothing can follow
 
@@ -36,14 +38,15 @@ def play_explained(
     """Play one game of a TrainedRun and tell what the network held: -> Explained.
 
     A run without a picture of its environment is played without. epsilon, sample, seed: as for
-    `Policy`. look: from `make_look`, where several games share it.
+    `Policy`. look: a `Look`, where several games share it.
     """
     trained = trained._replace(settings=without_curriculum(trained.settings))
     env_fn = env_fn_of(trained.settings)
     env, pictures = _make(env_fn, pictures)
     policy = Policy(trained, epsilon=epsilon, sample=sample, seed=seed)
-    look = look or make_look(trained)
+    look = look or Look(trained)
     frames = []
+    windows = []
     rows = []
     try:
         obs, info = env.reset(seed=int(game_seed(seed)))
@@ -54,16 +57,19 @@ def play_explained(
             frames.append(np.asarray(env.render()) if pictures else None)
             mask = info.get("action_mask") if trained.info.mask == "info" else None
             action = policy(obs, mask=mask)
-            scores, quantiles, attention = look(network_inputs(policy._window))
+            inputs = network_inputs(policy._window)
+            windows.append({name: inputs[name].copy() for name in trained.net.model.input})
             chosen = int(policy._action[0])
             obs, reward, terminated, truncated, info = env.step(action)
             over = terminated or truncated
             lost = lives is not None and info.get("lives", lives) < lives
             lives = info.get("lives", lives)
-            rows.append((scores, quantiles, chosen, float(reward), lost, attention))
+            rows.append((*look.at(windows[-1]), chosen, float(reward), lost))
+        margin = margin_of(env)
     finally:
         close_env(env)
-    scores, quantiles, actions, rewards, lost, attention = zip(*rows)
+    scores, quantiles, shares, actions, rewards, lost = zip(*rows)
+    shares = None if shares[0] is None else np.stack(shares)
     return Explained(
         frames,
         np.stack(scores),
@@ -71,7 +77,8 @@ def play_explained(
         np.array(actions),
         np.array(rewards),
         np.array(lost, bool),
-        None if attention[0] is None else np.stack(attention),
+        look.over_steps(shares),
+        look.maps(shares, windows, margin, seed),
         action_names(env, trained.info),
         terminated,
     )
@@ -90,6 +97,12 @@ def _make(env_fn, pictures):
     return env_fn(), False
 
 
+def margin_of(env):
+    """`metadata["picture_margin"]` of an environment, None without a whole number there."""
+    margin = (getattr(env.unwrapped, "metadata", None) or {}).get("picture_margin")
+    return margin if isinstance(margin, int) and margin >= 0 else None
+
+
 def action_names(env, info):
     """What the actions are called: Atari's names, else their numbers."""
     meanings = getattr(env.unwrapped, "get_action_meanings", None)
@@ -98,54 +111,74 @@ def action_names(env, info):
     return tuple(str(i) for i in range(info.num_actions))
 
 
-def make_look(trained, *, attends=True):
-    """`look(inputs of one window) -> (scores [A], quantiles [A, N] or None, attention or None)`.
+class Look:
+    """What a TrainedRun's network holds of windows.
 
-    attends: whether attention is looked at, which takes longer.
+    whole: whether attention and what the choice hangs on are looked at, which takes longer.
     """
-    algorithm = trained.algorithm
-    network = trained.settings["network"]
-    attend = make_attention(trained) if attends and reads_steps(network) else None
-    compiled = tf.function(trained.net.apply)
-    names = list(trained.net.model.input)
 
-    def look(inputs):
-        tensors = {name: tf.constant(inputs[name]) for name in names}
-        outputs = compiled(trained.weights, tensors)
-        scores = np.asarray(algorithm.scores(outputs))[0, -1]
+    def __init__(self, trained, *, whole=True):
+        self.trained = trained
+        self.whole = whole
+        self.network = trained.settings["network"]
+        self._compiled = tf.function(trained.net.apply)
+        self._attend = None
+        if whole and self.network.network == "gpt":
+            from tfdqt.games.inside import make_attention  # loads Keras
+
+            attend = make_attention(trained.net.model, trained.info, self.network)
+            self._attend = tf.function(attend)
+
+    def _outputs(self, inputs):
+        tensors = {name: tf.constant(value) for name, value in inputs.items()}
+        return self._compiled(self.trained.weights, tensors)
+
+    def _scores(self, outputs):
+        """What the actions of the last step are chosen by: [N, A], of a policy probabilities."""
+        scores = np.asarray(self.trained.algorithm.scores(outputs))[:, -1]
+        if self.trained.algorithm.is_policy:
+            scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            scores /= scores.sum(axis=-1, keepdims=True)
+        return scores
+
+    def _score(self, inputs):
+        return self._scores(self._outputs(inputs))
+
+    def at(self, inputs):
+        """Of one window: (scores [A], quantiles [A, N] or None, attention or None).
+
+        Attention: [blocks, tokens of a window], see `make_attention`.
+        """
+        outputs = self._outputs(inputs)
         quantiles = None
-        if algorithm.is_policy:
-            scores = np.exp(scores - scores.max())
-            scores /= scores.sum()
-        elif network.quantiles > 1:
+        if not self.trained.algorithm.is_policy and self.network.quantiles > 1:
             quantiles = np.asarray(outputs)[0, -1]
-        return scores, quantiles, attend(inputs) if attend else None
+        shares = self._attend(inputs).numpy()[0] if self._attend else None
+        return self._scores(outputs)[0], quantiles, shares
 
-    return look
+    def over_steps(self, shares):
+        """Attention [T, blocks, tokens] to each step of the window, [T, blocks, context].
 
+        None of a window of one step.
+        """
+        if shares is None or self.network.context == 1:
+            return None
+        return shares.reshape(*shares.shape[:2], self.network.context, -1).sum(axis=-1)
 
-def reads_steps(network):
-    """Whether a network is a gpt of a token a step, whose attention says where it looks."""
-    plain = network.network == "gpt" and network.tokens == "steps" and network.loops == 1
-    return plain and network.places == "history" and network.context > 1
+    def maps(self, shares, windows, margin, seed):
+        """The Maps of a game: of attention [T, blocks, tokens], or of what its choices hang on.
 
-
-def make_attention(trained):
-    """`attend(inputs of one window) -> [blocks, context]`, the mean over heads at the last step."""
-    from tfdqt.games.networks import attention_shares, build_attention_probe  # loads Keras
-
-    cfg = trained.settings["network"]
-    model = trained.net.model
-    probe = tf.function(build_attention_probe(model, cfg))
-
-    def attend(inputs):
-        outputs = probe({name: tf.constant(inputs[name]) for name in model.input})
-        episode = np.cumsum(inputs["first"], axis=1)
-        visible = episode == episode[:, -1:]
-        blocks = [qkv.numpy() for qkv in keras.tree.flatten(outputs)]
-        return np.stack([attention_shares(qkv, visible, cfg.heads)[0] for qkv in blocks])
-
-    return attend
+        windows: inputs of each step, of one window. margin: as in Maps.
+        """
+        if not self.whole:
+            return None
+        info = self.trained.info
+        found = None if shares is None else attention_maps(shares, info, self.network, margin)
+        if found is not None:
+            return found
+        inputs = {name: np.concatenate([each[name] for each in windows]) for name in windows[0]}
+        policy = self.trained.algorithm.is_policy
+        return influence_maps(self._score, inputs, info, margin, policy=policy, seed=seed)
 
 
 def what_followed(game, cfg):
@@ -175,7 +208,7 @@ def value_rows(trained, cfg, *, seed=0, max_steps=1_000):
     """
     if trained.algorithm.is_policy:
         return []
-    look = make_look(trained, attends=False)
+    look = Look(trained, whole=False)
     play = functools.partial(
         play_explained, trained, max_steps=max_steps, pictures=False, look=look
     )

@@ -1,10 +1,11 @@
-"""A film of a game beside what the network held: values, quantiles, attention, lives lost."""
+"""A film of a game beside what the network held: values, quantiles, attention, maps, lives lost."""
 
 from pathlib import Path
 
 import numpy as np
 
 from tfdqt.errors import UsageError
+from tfdqt.games.evaluate import write_gif
 
 HEIGHT = 420  # pixels of the picture
 PANEL = 340  # pixels beside it
@@ -15,10 +16,19 @@ MARK = (88, 166, 255)
 LOST = (248, 81, 73)
 PAPER = (13, 17, 23)
 FPS = 20
+GIF_EVERY = 4  # of its pictures one is in the GIF
+GIF_PICTURES = 200
+GIF_MILLISECONDS = 100  # each
+GIF_WIDTH = 540
+TOP = 34  # pixels above the values
+LINE = 18  # of a title
+PLACE = (28, 33, 40)  # of a map, where nothing is
+MOST_LETTERS = 54  # across the panel
+FEWEST = 4  # actions that are shown, if there are as many
 
 
 def film_explained(game, folder):
-    """Write an Explained game as MP4 to `folder`: -> its path.
+    """Write an Explained game as MP4, and its beginning as GIF, to `folder`: -> the MP4's path.
 
     Raises UsageError for a game without pictures, and if it can't be written.
     """
@@ -27,13 +37,17 @@ def film_explained(game, folder):
     if game.frames[0] is None:
         raise UsageError("This environment draws no picture; leave out --explain.")
     path = Path(folder) / "explained.mp4"
-    low = min(0.0, float(game.scores.min()))
-    high = float(game.scores.max())
+    panel = Panel(game)
+    some = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with imageio.get_writer(path, fps=FPS, macro_block_size=2) as writer:
             for step in range(len(game.actions)):
-                writer.append_data(draw_step(game, step, low, high))
+                picture = panel.draw(step)
+                writer.append_data(picture)
+                if step % GIF_EVERY == 0 and len(some) < GIF_PICTURES:
+                    some.append(picture)
+        write_gif(some, path.with_suffix(".gif"), duration=GIF_MILLISECONDS, width=GIF_WIDTH)
     except OSError as error:
         raise UsageError(
             f"{path} can't be written ({error.strerror}); name another folder."
@@ -41,55 +55,97 @@ def film_explained(game, folder):
     return path
 
 
-def draw_step(game, step, low, high):
-    """One picture of the film, [HEIGHT, W, 3]; low, high: the least and greatest value of all."""
-    from PIL import Image, ImageDraw
+class Panel:
+    """Draws the steps of an Explained game, each with what the network held beside it."""
 
-    frame = Image.fromarray(game.frames[step])
-    frame = frame.resize((2 * (frame.width * HEIGHT // frame.height // 2), HEIGHT))
-    whole = Image.new("RGB", (frame.width + PANEL, HEIGHT), PAPER)
-    whole.paste(frame, (0, 0))
-    pen = ImageDraw.Draw(whole)
-    left = frame.width + 12
-    pen.text((left, 8), f"step {step}   reward {game.rewards[step]:g}", INK)
-    if game.life_lost[step]:
-        pen.rectangle((0, 0, frame.width - 1, HEIGHT - 1), outline=LOST, width=6)
-        pen.text((left + 200, 8), "a life is lost", LOST)
-    top = 34
-    shown = _shown_actions(game, step, (HEIGHT - top - 110) // ROW)
-    for i, action in enumerate(shown):
-        _draw_bar(pen, game, step, action, (left, top + i * ROW), low, high)
-    if game.attention is not None:
-        _draw_attention(pen, game.attention[step], (left, top + len(shown) * ROW + 14))
-    return np.asarray(whole)
+    def __init__(self, game):
+        self.game = game
+        self.low = min(0.0, float(game.scores.min()))
+        self.high = float(game.scores.max())
+        self.maps = None if game.maps is None else game.maps.scaled()
+        blocks = 0 if game.attention is None else game.attention.shape[1]
+        attention = LINE + blocks * ROW + 14 if blocks else 0
+        self.most = max(FEWEST, (HEIGHT - TOP - attention - 100) // ROW)
+        shown = min(self.most, len(game.names))
+        room = HEIGHT - TOP - shown * ROW - attention - 2 * LINE - 14
+        self.tiles = None if self.maps is None else tiling(self.maps.shape[1:], PANEL - 24, room)
 
+    def draw(self, step):
+        """One picture of the film, [HEIGHT, W, 3]."""
+        from PIL import Image, ImageDraw
 
-def _shown_actions(game, step, most):
-    """The actions that there is room for: all, or the best, in their order."""
-    count = len(game.names)
-    if count <= most:
-        return list(range(count))
-    return sorted(np.argsort(-game.scores[step])[:most].tolist())
+        game = self.game
+        frame = Image.fromarray(game.frames[step])
+        frame = frame.resize((2 * (frame.width * HEIGHT // frame.height // 2), HEIGHT))
+        if game.maps is not None and game.maps.margin is not None:
+            frame = overlaid(frame, np.pad(self.maps[step, -1], game.maps.margin))
+        whole = Image.new("RGB", (frame.width + PANEL, HEIGHT), PAPER)
+        whole.paste(frame, (0, 0))
+        pen = ImageDraw.Draw(whole)
+        left = frame.width + 12
+        pen.text((left, 8), f"step {step}   reward {game.rewards[step]:g}", INK)
+        if game.life_lost[step]:
+            pen.rectangle((0, 0, frame.width - 1, HEIGHT - 1), outline=LOST, width=6)
+            pen.text((left + 200, 8), "a life is lost", LOST)
+        top = TOP
+        for action in self._shown_actions(step):
+            self._draw_bar(pen, step, action, (left, top))
+            top += ROW
+        top += 14
+        if game.attention is not None:
+            _draw_attention(pen, game.attention[step], (left, top))
+            top += LINE + game.attention.shape[1] * ROW + 14
+        if self.tiles:
+            self._draw_maps(pen, step, (left, top))
+        return np.asarray(whole)
 
+    def _shown_actions(self, step):
+        """The actions that there is room for: all, or the best, in their order."""
+        count = len(self.game.names)
+        if count <= self.most:
+            return list(range(count))
+        return sorted(np.argsort(-self.game.scores[step])[: self.most].tolist())
 
-def _draw_bar(pen, game, step, action, at, low, high):
-    """An action's value as a bar, with a tick for each quantile of its return."""
-    x, y = at
-    chosen = action == game.actions[step]
-    value = game.scores[step, action]
-    begin = x + 90
-    width = PANEL - 170
+    def _draw_bar(self, pen, step, action, at):
+        """An action's value as a bar, with a tick for each quantile of its return."""
+        x, y = at
+        game = self.game
+        chosen = action == game.actions[step]
+        value = game.scores[step, action]
+        begin = x + 90
+        width = PANEL - 170
 
-    def place(number):
-        return begin + float(np.clip((number - low) / (high - low or 1.0), 0, 1)) * width
+        def place(number):
+            part = np.clip((number - self.low) / (self.high - self.low or 1.0), 0, 1)
+            return begin + float(part) * width
 
-    pen.text((x, y + 3), game.names[action][:13], MARK if chosen else INK)
-    pen.rectangle((begin, y + 4, begin + width, y + ROW - 6), outline=SOFT)
-    pen.rectangle((begin, y + 4, place(value), y + ROW - 6), fill=MARK if chosen else SOFT)
-    if game.quantiles is not None:
-        for quantile in game.quantiles[step, action]:
-            pen.line((place(quantile), y + 2, place(quantile), y + ROW - 4), fill=INK)
-    pen.text((begin + width + 6, y + 3), f"{value:.2f}", INK)
+        pen.text((x, y + 3), game.names[action][:13], MARK if chosen else INK)
+        pen.rectangle((begin, y + 4, begin + width, y + ROW - 6), outline=SOFT)
+        pen.rectangle((begin, y + 4, place(value), y + ROW - 6), fill=MARK if chosen else SOFT)
+        if game.quantiles is not None:
+            for quantile in game.quantiles[step, action]:
+                pen.line((place(quantile), y + 2, place(quantile), y + ROW - 4), fill=INK)
+        pen.text((begin + width + 6, y + 3), f"{value:.2f}", INK)
+
+    def _draw_maps(self, pen, step, at):
+        """The maps of a step, each with the places that have most in words."""
+        x, y = at
+        side, across = self.tiles
+        maps = self.game.maps
+        rows = maps.values.shape[2]
+        pen.text((x, y), maps.title.lower(), INK)
+        for i, name in enumerate(maps.names):
+            left = x + i % across * ((PANEL - 24) // across)
+            top = y + LINE + i // across * (rows * side + LINE)
+            # Cells are told by where they are drawn.
+            said = name if maps.cells else f"{name}: {maps.strongest(step, i)}"
+            pen.text((left, top), said[: MOST_LETTERS // across], SOFT)
+            top += LINE - 2
+            for (row, column), value in np.ndenumerate(self.maps[step, i]):
+                if np.isfinite(maps.values[step, i, row, column]):
+                    corner = (left + column * side, top + row * side)
+                    other = (corner[0] + side - 2, corner[1] + side - 2)
+                    pen.rectangle((*corner, *other), fill=_shade(value, PLACE))
 
 
 def _draw_attention(pen, shares, at):
@@ -98,9 +154,37 @@ def _draw_attention(pen, shares, at):
     pen.text((x, y), "attention to the latest steps, oldest first", INK)
     width = (PANEL - 80) / shares.shape[1]
     for block, row in enumerate(shares):
-        top = y + 18 + block * ROW
+        top = y + LINE + block * ROW
         pen.text((x, top + 4), f"block {block + 1}", INK)
         for i, share in enumerate(row):
             begin = x + 56 + i * width
-            fill = tuple(int(p + share * (m - p)) for p, m in zip(PAPER, MARK))
-            pen.rectangle((begin, top, begin + width - 2, top + ROW - 4), fill=fill, outline=SOFT)
+            box = (begin, top, begin + width - 2, top + ROW - 4)
+            pen.rectangle(box, fill=_shade(share), outline=SOFT)
+
+
+def _shade(share, paper=PAPER):
+    return tuple(int(p + share * (m - p)) for p, m in zip(paper, MARK))
+
+
+def tiling(shape, width, height):
+    """How M maps of R x C places stand in a box: (pixels of a place, maps in a row), or None.
+
+    None where a place would be less than three pixels. Each map has a LINE for its name.
+    """
+    count, rows, columns = shape
+    best = None
+    for across in range(1, count + 1):
+        down = -(-count // across)
+        side = min((width // across - 6) // columns, (height // down - LINE) // rows, 16)
+        if side >= 3 and (best is None or side >= best[0]):
+            best = (side, across)
+    return best
+
+
+def overlaid(frame, table):
+    """A picture with a map [R, C] from 0 to 1 of its cells over it."""
+    from PIL import Image
+
+    tint = Image.new("RGB", frame.size, MARK)
+    shares = Image.fromarray((170 * table).astype(np.uint8)).resize(frame.size, Image.NEAREST)
+    return Image.composite(tint, frame, shares)

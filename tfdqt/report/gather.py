@@ -18,7 +18,8 @@ from tfdqt.text.tasks.table import default_text_config
 
 POINTS = 200  # of a curve
 # Columns of evaluation.csv that tell of a game, not of how games were played.
-OF_A_GAME = ("episode", "return", "length", "evaluations", "ms_a_move", "seed")
+OF_A_GAME = ("episode", "return", "length", "evaluations", "ms_a_move", "distance", "seed")
+BANDS = 8  # of the lengths of puzzles
 # Of a log, that are no curve of learning.
 NO_CURVES = ("epoch", "seconds", "step", "games", "samples", "updates")
 
@@ -152,6 +153,7 @@ def evaluations(groups):
             for way, rows in ways.items():
                 returns = np.array([float(row["return"]) for row in rows])
                 lengths = np.array([float(row["length"] or "nan") for row in rows])
+                distances = [float(row.get("distance") or "nan") for row in rows]
                 low, high = confidence(returns)
                 way = json.loads(way)
                 found.append(
@@ -166,6 +168,7 @@ def evaluations(groups):
                         high=high,
                         returns=returns.tolist(),
                         lengths=lengths.tolist(),
+                        distances=distances,
                     )
                 )
     return found
@@ -193,6 +196,40 @@ def search_rows(found):
                     mean=each["mean"],
                     low=each["low"],
                     high=each["high"],
+                )
+            )
+    return rows
+
+
+def distance_rows(found):
+    """Rows of searched puzzles by the length of their shortest solutions, in BANDS bands at most.
+
+    Of each band the mean return, what it is from and up to, and the number of games.
+    """
+    searched = [each for each in found if each["how"].get("simulations")]
+    known = np.array([distance for each in searched for distance in each["distances"]])
+    known = known[np.isfinite(known)]
+    if not len(known):
+        return []
+    wide = int(np.ceil((known.max() - known.min() + 1) / BANDS))
+    rows = []
+    for each in searched:
+        bands = (np.array(each["distances"]) - known.min()) // wide
+        for number in np.unique(bands[np.isfinite(bands)]):
+            returns = np.array(each["returns"])[bands == number]
+            low, high = confidence(returns)
+            begin = int(known.min() + number * wide)
+            span = f"{begin} to {begin + wide - 1}" if wide > 1 else str(begin)
+            rows.append(
+                dict(
+                    run=each["run"],
+                    how=shown_way(each["how"]),
+                    order=begin,
+                    span=span,
+                    games=len(returns),
+                    mean=returns.mean(),
+                    low=low,
+                    high=high,
                 )
             )
     return rows

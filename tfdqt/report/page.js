@@ -79,12 +79,54 @@ function makeFilm(data) {
     });
   }
 
+  // Maps over the entries of the observation, each a canvas with its strongest places in words.
+  const maps = data.maps && data.maps.names.map((name) => {
+    const box = element("figure", get("film-maps"));
+    const canvas = element("canvas", box);
+    canvas.width = data.maps.columns;
+    canvas.height = data.maps.rows;
+    canvas.setAttribute("role", "img");
+    return { name, canvas, said: element("figcaption", box) };
+  });
+  let over = null;
+  if (data.maps && data.maps.margin !== null && data.frames) {
+    over = element("canvas", get("film-picture").parentElement, "over");
+    over.width = data.maps.columns + 2 * data.maps.margin;
+    over.height = data.maps.rows + 2 * data.maps.margin;
+  }
+
+  function paint(canvas, places, margin) {
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--mark");
+    places.forEach((share, i) => {
+      context.globalAlpha = share / 255;
+      const row = Math.floor(i / data.maps.columns), column = i % data.maps.columns;
+      context.fillRect(column + margin, row + margin, 1, 1);
+    });
+  }
+
+  function drawMaps(step) {
+    if (!maps) return;
+    const bytes = Uint8Array.from(atob(data.maps.steps[step]), (c) => c.charCodeAt(0));
+    const size = data.maps.rows * data.maps.columns;
+    maps.forEach(({ name, canvas, said }, i) => {
+      const places = bytes.subarray(i * size, (i + 1) * size);
+      paint(canvas, places, 0);
+      const strongest = data.maps.strongest[step][i];
+      said.textContent = name + (strongest && ": " + strongest);
+      canvas.setAttribute("aria-label", said.textContent);
+      if (over && i === maps.length - 1) paint(over, places, data.maps.margin);
+    });
+  }
+
   self.show = (step) => {
     self.now = Math.max(0, Math.min(last, step));
     slider.value = self.now;
     if (data.frames) get("film-picture").src = "data:image/jpeg;base64," + data.frames[self.now];
     bars(self.now);
     attention(self.now);
+    drawMaps(self.now);
     const best = data.names[data.actions[self.now]];
     const lost = data.lives[self.now] ? " A life is lost." : "";
     get("film-said").textContent =

@@ -16,6 +16,7 @@ from tfdqt.report.gather import (
     column_rows,
     comparisons,
     curve_rows,
+    distance_rows,
     evaluations,
     search_rows,
     shown_way,
@@ -63,7 +64,12 @@ def make_page(groups, title, *, film=None, values=(), samples=()):
     searched = search_rows(found)
     if searched:
         drawn["simulations"] = charts.simulations(searched)
-        parts.append(_section("Search", _chart("simulations")))
+        shown = [_chart("simulations")]
+        by_distance = distance_rows(found)
+        if by_distance:
+            drawn["distance"] = charts.by_distance(by_distance)
+            shown.append(_chart("distance"))
+        parts.append(_section("Search", *shown))
     rows = column_rows(groups)
     if rows:
         drawn["columns"] = charts.columns(rows, unit)
@@ -296,7 +302,25 @@ def film_data(film):
         rewards=film.rewards.tolist(),
         lives=film.life_lost.tolist(),
         attention=None if film.attention is None else film.attention.tolist(),
+        maps=None if film.maps is None else _maps_data(film.maps),
         names=film.names,
+    )
+
+
+def _maps_data(maps):
+    """Maps as page.js draws them: of each step all places as bytes, in base64."""
+    places = np.round(255 * maps.scaled()).astype(np.uint8)
+    _, _, rows, columns = maps.values.shape
+    return dict(
+        names=maps.names,
+        rows=rows,
+        columns=columns,
+        margin=maps.margin,
+        strongest=[
+            [maps.strongest(step, which) for which in range(len(maps.names))]
+            for step in range(len(places))
+        ],
+        steps=[base64.b64encode(step.tobytes()).decode() for step in places],
     )
 
 
@@ -322,7 +346,8 @@ def _timeline_rows(film):
 
 def _film(film):
     picture = (
-        '<img id="film-picture" alt="The environment at the step that is told below">'
+        '<div class="picture"><img id="film-picture" '
+        'alt="The environment at the step that is told above"></div>'
         if film.frames[0] is not None
         else "<p>This environment draws no picture.</p>"
     )
@@ -330,6 +355,11 @@ def _film(film):
         '<h3>Attention to the latest steps, oldest first</h3><div id="film-attention" '
         'class="attention"></div>'
         if film.attention is not None
+        else ""
+    )
+    maps = (
+        f'<h3>{_e(film.maps.title)}</h3><div id="film-maps" class="maps"></div>'
+        if film.maps is not None
         else ""
     )
     life = (
@@ -346,7 +376,7 @@ def _film(film):
         f'{life}<input id="film-step" type="range" min="0" value="0" aria-label="Step of the game">'
         '</div><p id="film-said" role="status"></p>'
         f'<div class="film"><div>{picture}</div><div><h3>Values of the actions</h3>'
-        f'<div id="film-values"></div>{attention}</div></div></div>',
+        f'<div id="film-values"></div>{attention}{maps}</div></div></div>',
         _chart("timeline"),
     )
 
