@@ -55,7 +55,7 @@ def shown_of(args, groups):
     group = next(group for group in groups if folder in group.runs)
     if not group.game:
         return dict(samples=_texts(folder, args))
-    from tfdqt.games.evaluate import load_run
+    from tfdqt.games.trained import load_run
     from tfdqt.report.explained import play_explained, value_rows
 
     trained = load_run(folder)

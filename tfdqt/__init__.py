@@ -27,8 +27,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def load_policy(run_dir, checkpoint=None, **how):
-    """The policy of a trained game run; see `tfdqt.games.evaluate.Policy`."""
-    from tfdqt.games.evaluate import load_policy
+    """The policy of a trained game run; see `tfdqt.games.trained.Policy`."""
+    from tfdqt.games.trained import load_policy
 
     return load_policy(run_dir, checkpoint, **how)
 

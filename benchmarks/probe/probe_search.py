@@ -34,8 +34,9 @@ from tfdqt.errors import UsageError
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.dqn import DQNConfig
 from tfdqt.games.envs import make_env
-from tfdqt.games.evaluate import Policy, load_run, play_episodes
+from tfdqt.games.play import play_episodes
 from tfdqt.games.spaces import EnvInfo
+from tfdqt.games.trained import Policy, load_run
 from tfdqt.games.window import Window
 from tfdqt.runs.cli import read_settings, run_main
 from tfdqt.runs.folder import find_run

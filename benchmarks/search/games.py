@@ -91,7 +91,7 @@ def play(args, run_dir, run, simulations):
 
 def measure(args):
     """Add to OUT what is missing there."""
-    from tfdqt.games.evaluate import load_run
+    from tfdqt.games.trained import load_run
 
     set_threads(1, 1)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ class Games(InFolder):
         )
         with (
             without_xla(),
-            mock.patch("tfdqt.games.evaluate.load_run", lambda path: run),
+            mock.patch("tfdqt.games.trained.load_run", lambda path: run),
             mock.patch.object(games, "set_threads"),
         ):
             games.measure(args)

@@ -15,8 +15,9 @@ from tfdqt.backend import tf
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import info_of
-from tfdqt.games.evaluate import Policy, TrainedRun, play_episodes
 from tfdqt.games.flat import flatten_q
+from tfdqt.games.play import play_episodes
+from tfdqt.games.trained import Policy, TrainedRun
 
 SETTINGS = dict(
     dqn=dict(num_envs=8, chunk=4, learning_starts=256, batch_size=32, target_tau=0.05),

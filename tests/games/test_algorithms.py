@@ -34,9 +34,10 @@ from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import make_env
-from tfdqt.games.evaluate import load_run, play_episodes, play_games
 from tfdqt.games.flat import make_act
 from tfdqt.games.periodic import evaluation_seed
+from tfdqt.games.play import play_episodes, play_games
+from tfdqt.games.trained import load_run
 from tfdqt.games.window import make_window, network_inputs, push
 from tfdqt.runs.checkpoint import checkpoints, load_checkpoint
 from tfdqt.runs.cli import read_settings

@@ -15,11 +15,11 @@ from tfdqt.games import inside, networks
 from tfdqt.games.blocks import AddPlaceBias, Sight, attention
 from tfdqt.games.config import NetworkConfig, check_network
 from tfdqt.games.cost import check_tokens
-from tfdqt.games.evaluate import load_run
 from tfdqt.games.features import cells_as_numbers
 from tfdqt.games.flat import draw_loops, flatten_model, with_loops
 from tfdqt.games.spaces import describe, grid_of
 from tfdqt.games.tokens import AddPlaces, relations
+from tfdqt.games.trained import load_run
 
 FOUR = spaces.Discrete(4)
 BOARD = describe(spaces.MultiDiscrete(np.full((4, 5), 7)), FOUR, "Board", "info")

@@ -13,12 +13,13 @@ from tests.games.toys import without_xla
 from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
-from tfdqt.games import evaluate, periodic
+from tfdqt.games import periodic, play
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import env_info, make_env
-from tfdqt.games.evaluate import Policy, TrainedRun, play_episodes, play_games
 from tfdqt.games.flat import flatten_model, mean_q
+from tfdqt.games.play import play_episodes, play_games
+from tfdqt.games.trained import Policy, TrainedRun
 from tfdqt.games.vec_envs import make_vec_env
 from tfdqt.games.window import make_window, network_inputs, push
 
@@ -251,7 +252,7 @@ class TestGames(tf.test.TestCase):
             def step(self, action):
                 return super().step(0)
 
-        options = dict(episodes=3, seed=1, max_steps=evaluate.longest_game(Endless) // 100)
+        options = dict(episodes=3, seed=1, max_steps=play.longest_game(Endless) // 100)
         games = play_games(Endless, self.greedy, at_once=2, **options)
         self.assertEqual(games.cut, 3)
         self.assertAllEqual(games.lengths, np.full(3, 300))
@@ -259,7 +260,7 @@ class TestGames(tf.test.TestCase):
 
     def test_the_longest_game_is_longer_than_those_of_known_environments(self):
         limits = {
-            name: evaluate.longest_game(lambda name=name: make_env(name))
+            name: play.longest_game(lambda name=name: make_env(name))
             for name in ("CartPole-v1", "Breakout-ramNoFrameskip-v4", "ALE/Pong-v5")
         }
         # ALE counts frames, of which a step of NoFrameskip is one.
@@ -273,7 +274,7 @@ class TestGames(tf.test.TestCase):
         )
 
     def fitting(self, env_fn, count, network=NETWORK):
-        return evaluate.games_that_fit(env_fn, count, self.greedy.info, network)
+        return play.games_that_fit(env_fn, count, self.greedy.info, network)
 
     def test_attention_counts(self):
         network = NetworkConfig(context=1_000, heads=5)

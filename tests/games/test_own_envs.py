@@ -12,7 +12,7 @@ import numpy as np
 import tfdqt
 from tests.helpers import refused, succeeds
 from tfdqt.errors import UsageError
-from tfdqt.games.evaluate import load_run
+from tfdqt.games.trained import load_run
 from tfdqt.runs.checkpoint import load_checkpoint
 
 MODULE = """

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.helpers import call_alone, refused, script, succeeds
-from tfdqt.games.evaluate import load_run
 from tfdqt.games.flat import make_act, mean_q
+from tfdqt.games.trained import load_run
 
 TINY = ["--layers=1", "--heads=2", "--width=16", "--batch-size=8", "--learning-starts=256"]
 

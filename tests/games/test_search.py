@@ -17,11 +17,13 @@ from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.copies import AnyStates, QuickStates, states_of
 from tfdqt.games.envs import info_of, make_env
-from tfdqt.games.evaluate import Policy, Replayed, TrainedRun, play_games
-from tfdqt.games.search import Rules, game_seed, play_searched, rules_of
+from tfdqt.games.evaluate import Replayed
+from tfdqt.games.play import play_games
+from tfdqt.games.search import Rules, play_searched, rules_of
 from tfdqt.games.spaces import MASK_KEY
 from tfdqt.games.state import NoState, env_state, make_unsaved
-from tfdqt.games.vec_envs import env_seeds
+from tfdqt.games.trained import Policy, TrainedRun
+from tfdqt.games.vec_envs import env_seeds, game_seed
 
 RULES = Rules(0.9, False, False, 0.0)
 MARKOV = NetworkConfig(context=1, layers=1, heads=2, width=8)

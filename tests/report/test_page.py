@@ -18,8 +18,8 @@ import numpy as np
 
 from tests.helpers import InFolder, call, refused, succeeds
 from tfdqt.errors import UsageError
-from tfdqt.games.evaluate import load_run
 from tfdqt.games.flat import scores_at_last
+from tfdqt.games.trained import load_run
 from tfdqt.report import explained, film, page
 from tfdqt.report.explained import Explained, play_explained, what_followed
 from tfdqt.report.gather import distance_rows, evaluations, gather, shown_way

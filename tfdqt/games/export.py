@@ -6,8 +6,8 @@ from pathlib import Path
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import ALGORITHMS
-from tfdqt.games.evaluate import load_run
 from tfdqt.games.flat import mean_q
+from tfdqt.games.trained import load_run
 from tfdqt.losses import best_actions, log_probabilities
 from tfdqt.runs.checkpoint import BEST, load_checkpoint, save_checkpoint
 from tfdqt.runs.cli import read_settings

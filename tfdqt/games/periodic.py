@@ -7,8 +7,9 @@ import random
 import numpy as np
 
 from tfdqt.errors import UsageError
-from tfdqt.games.evaluate import Policy, TrainedRun, games_that_fit, longest_game, play_games
 from tfdqt.games.loop import Evaluation, learner_snapshot
+from tfdqt.games.play import games_that_fit, longest_game, play_games
+from tfdqt.games.trained import Policy, TrainedRun
 from tfdqt.runs.checkpoint import BEST, checkpoints, load_checkpoint, save_checkpoint
 
 

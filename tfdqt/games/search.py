@@ -33,15 +33,9 @@ from tfdqt.games.slots import REST
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.state import NoState
 from tfdqt.games.tree import Step, Tree
-from tfdqt.games.vec_envs import env_seeds, make_slots, noting
+from tfdqt.games.vec_envs import env_seeds, game_seed, make_slots, noting
 from tfdqt.games.window import make_window, push
 from tfdqt.puzzles.puzzle import Puzzle
-
-
-def game_seed(seed):
-    """The seed of the environments of whole games that are numbered from 0."""
-    return np.random.SeedSequence([seed, 3]).generate_state(1)[0]
-
 
 # -------------------------------------------------------------------------------------------------
 # What the network says

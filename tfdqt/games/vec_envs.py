@@ -169,6 +169,11 @@ def env_seeds(seed, num_envs, first=0):
     return [int(child.generate_state(1)[0]) for child in children]
 
 
+def game_seed(seed):
+    """The seed of the environments of whole games that are numbered from 0."""
+    return np.random.SeedSequence([seed, 3]).generate_state(1)[0]
+
+
 def make_slots(env_fn, info, seeds, *, life_loss_ends=False):
     """Environments of this process, each at hand in `slots`: -> (Slots, its arrays)."""
     layout, size = _layout(info, len(seeds))

@@ -9,8 +9,8 @@ import numpy as np
 
 from tfdqt.backend import tf
 from tfdqt.games.envs import close_env, env_fn_of, without_curriculum
-from tfdqt.games.evaluate import Policy
-from tfdqt.games.search import game_seed
+from tfdqt.games.trained import Policy
+from tfdqt.games.vec_envs import game_seed
 from tfdqt.games.window import network_inputs
 from tfdqt.report.maps import Maps, attention_maps, influence_maps
 

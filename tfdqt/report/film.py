@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from tfdqt.errors import UsageError
-from tfdqt.games.evaluate import write_gif
+from tfdqt.games.play import write_gif
 
 HEIGHT = 420  # pixels of the picture
 PANEL = 340  # pixels beside it

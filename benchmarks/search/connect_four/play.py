@@ -12,7 +12,8 @@ import tyro
 from scipy.stats import binomtest
 
 from tfdqt.games.envs import make_env, options_of
-from tfdqt.games.evaluate import load_policy, play_games
+from tfdqt.games.play import play_games
+from tfdqt.games.trained import load_policy
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.folder import find_run
 
