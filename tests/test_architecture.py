@@ -21,6 +21,7 @@ GROUND = {
     "policy",
     "replay",
     "stats",
+    "histogram",
     "value_scale",
 }
 MAY_IMPORT = {

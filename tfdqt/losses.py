@@ -225,18 +225,25 @@ def huber(error, delta=1.0):
     return tf.where(size <= delta, 0.5 * tf.square(error), delta * (size - 0.5 * delta))
 
 
-def td_loss(q, actions, targets, mask, *, delta=1.0, parts=(), scale=LINEAR):
+def td_loss(q, actions, targets, mask, *, delta=1.0, parts=(), scale=LINEAR, histogram=None):
     """Temporal-difference loss: [B, P, A, N], [B, P], [B, P, N], [B, P] -> (scalar, diagnostics).
 
     With N = 1 the Huber loss of the mean return, otherwise quantile regression (`quantile_huber`),
-    on the scale of values. The mean over the steps whose `mask` is 1; no gradient enters the
-    targets. Diagnostics: q_mean, the mean value of the actions taken; td_error, the mean size of
-    the error.
+    on the scale of values. With a Histogram q are logits of its N bins, targets means [B, P, 1],
+    and the loss is the cross-entropy. The mean over the steps whose `mask` is 1; no gradient enters
+    the targets. Diagnostics: q_mean, the mean value of the actions taken; td_error, the mean size
+    of the error.
     """
     actions.shape.assert_is_compatible_with(q.shape[:-2])
-    targets.shape.assert_is_compatible_with([*q.shape[:-2], q.shape[-1]])
+    count = q.shape[-1] if histogram is None else 1
+    targets.shape.assert_is_compatible_with([*q.shape[:-2], count])
     targets = tf.stop_gradient(targets)
-    if q.shape[-1] == 1:
+    if histogram is not None:
+        logits = select_quantiles(q, actions, parts)  # [B, P, N]
+        mean = histogram.mean(logits)
+        error = mean - targets[..., 0]
+        each = histogram.cross_entropy(logits, targets[..., 0])
+    elif q.shape[-1] == 1:
         mean = select_actions(q[..., 0], actions, parts)  # [B, P]
         error = mean - targets[..., 0]
         each = huber(scale.shrink(mean) - scale.shrink(targets[..., 0]), delta)

@@ -7,7 +7,7 @@ of what `shrink` makes of values and targets. Both take tensors and arrays of an
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-ValueScale = Literal["linear", "sqrt"]
+ValueScale = Literal["linear", "sqrt", "log"]
 
 
 class Scale(NamedTuple):
@@ -36,5 +36,23 @@ def signed_square(x):
     return x * (abs(x) + 2)
 
 
+def signed_log(x):
+    """sign(x) log(1 + |x|) (Hafner et al., 2023): 1 becomes 0.69, 100 becomes 4.6."""
+    from tfdqt.backend import keras  # loads TensorFlow
+
+    return keras.ops.sign(x) * keras.ops.log1p(keras.ops.abs(x))
+
+
+def signed_exp(x):
+    """What `signed_log` made this x: sign(x) (exp(|x|) - 1)."""
+    from tfdqt.backend import keras  # loads TensorFlow
+
+    return keras.ops.sign(x) * keras.ops.expm1(keras.ops.abs(x))
+
+
 LINEAR = Scale(same, same)
-SCALES = {"linear": LINEAR, "sqrt": Scale(signed_root, signed_square)}
+SCALES = {
+    "linear": LINEAR,
+    "sqrt": Scale(signed_root, signed_square),
+    "log": Scale(signed_log, signed_exp),
+}

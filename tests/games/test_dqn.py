@@ -55,6 +55,7 @@ class TestReadingOnce(tf.test.TestCase):
         NetworkConfig(context=6, layers=2, heads=2, width=8, dueling=True),
         NetworkConfig(network="gru", context=6, layers=1, width=8),
         NetworkConfig(context=6, layers=2, heads=2, width=8, places="lag"),
+        NetworkConfig(context=6, layers=1, heads=2, width=8, value_scale="log", bins=9),
     )
 
     def steps(self, first):
@@ -256,6 +257,31 @@ class TestQLearning(tf.test.TestCase):
         )
         self.assertAllEqual(gradient[-2:], [0, 0])
 
+    def test_histograms_are_learned_by_their_logits(self):
+        network = NetworkConfig(
+            context=2, layers=1, heads=1, width=4, value_scale="log", bins=9, dueling=True
+        )
+        net = flatten_q(build_q(NUMBER, network), NUMBER)
+        net = net._replace(start=3 * net.start)
+        steps = window_of(
+            [0.1, 0.2, 0.3, 0.4], [0, 1, 0, 0], [1, 2, 3, 4], [1, 1, 1, 1], [0, 0, 0, 0]
+        )
+        inputs = dqn.replay_inputs(steps, 0, 2)
+        logits = net.logits(net.start, inputs)
+        self.assertEqual(logits.shape[-1], 9)
+        q = net.apply(net.start, inputs)
+        self.assertAllClose(q[..., 0], net.histogram.mean(logits))
+
+        cfg = dataclasses.replace(CFG, double=False, advantage_learning=0.5, target_epsilon=0.1)
+        _, gradient, _ = dqn.q_learning(net, cfg, net.start, 0.9 * net.start, steps)
+        direction = np.random.default_rng(0).normal(size=net.start.shape).astype("float32")
+        above, below = (
+            dqn.q_learning(net, cfg, net.start + h * direction, 0.9 * net.start, steps)[0]
+            for h in (1e-3, -1e-3)
+        )
+        slope = (above - below) / 2e-3
+        self.assertAllClose(slope, tf.reduce_sum(gradient * direction), rtol=2e-2, atol=1e-3)
+
 
 class TestUpdate(tf.test.TestCase):
     def setUp(self):
@@ -397,9 +423,11 @@ class TestTraining(tf.test.TestCase):
                 obs, reward, *rest = super().step(action)
                 return obs, 100 * reward, *rest
 
-        scaled = dataclasses.replace(self.dense, value_scale="sqrt")
-        q, _ = self.values(Rich, scaled, n_step=2, hold=8)
-        self.assertAllClose(q, np.full((3, 2), 200.0), rtol=0.1)
+        for how in (dict(value_scale="sqrt"), dict(value_scale="log", bins=64, dueling=True)):
+            with self.subTest(**how):
+                scaled = dataclasses.replace(self.dense, **how)
+                q, _ = self.values(Rich, scaled, n_step=2, hold=8)
+                self.assertAllClose(q, np.full((3, 2), 200.0), rtol=0.1)
 
     def test_same_seed_same_run_whatever_the_workers(self):
         cfg = dataclasses.replace(LEARN, total_steps=640)

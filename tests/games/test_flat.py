@@ -7,10 +7,12 @@ from unittest import mock
 import numpy as np
 
 from tests.games.toys import BOX, RAM, build, linear_net, random_window
+from tfdqt import losses
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import cost, flat
 from tfdqt.games.dqn import DQNConfig
+from tfdqt.games.spaces import EnvInfo
 
 
 class TestFlatModel(tf.test.TestCase):
@@ -103,6 +105,18 @@ class TestActing(tf.test.TestCase):
         q = np.mean(model(inputs), axis=-1)[:, -1]
         self.assertAllClose(flat.make_scores(net)(net.start, inputs), q, atol=1e-5)
         self.assertAllEqual(flat.make_act(net)(net.start, inputs), q.argmax(axis=-1))
+
+    def test_illegal_actions_of_histograms_are_as_bad_as_any(self):
+        info = EnvInfo("Masked", (3 + 2,), "float32", (), 2, mask="info")
+        model, cfg = build(info, value_scale="log", bins=4)
+        net = flat.flatten_q(model, info)
+        inputs = {name: random_window(info, cfg.context)[name] for name in ("obs", "first")}
+        inputs["obs"][..., 3:] = 0, 1
+        q = net.apply(net.start, inputs).numpy()
+        self.assertAllEqual(q[..., 0, 0], np.full(q.shape[:2], losses.ILLEGAL, "float32"))
+        mean = net.histogram.mean(net.logits(net.start, inputs))
+        self.assertAllClose(q[..., 1, 0], mean[..., 1])
+        self.assertAllEqual(flat.make_act(net)(net.start, inputs), np.ones(len(q)))
 
     def test_a_value_behind_the_logits_is_not_chosen_from(self):
         outputs = tf.constant([[[1.0, 2.0, 9.0]]])

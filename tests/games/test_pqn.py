@@ -271,7 +271,7 @@ class TestTraining(tf.test.TestCase):
         ):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 train(cfg=dataclasses.replace(CFG, **fault))
-        with self.assertRaisesRegex(UsageError, "--quantiles is for DQN"):
+        with self.assertRaisesRegex(UsageError, "--quantiles and --bins are for DQN"):
             pqn.check_pqn(NetworkConfig(quantiles=8), CFG)
         pqn.check_pqn(NetworkConfig(quantiles=1), CFG)
         with self.assertRaisesRegex(UsageError, "1 quantiles"):

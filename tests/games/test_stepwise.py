@@ -51,6 +51,14 @@ class Stepwise(tf.test.TestCase):
             for inputs in windows():
                 self.assertAllClose(look(inputs), net.apply(weights, inputs)[:, -1], atol=1e-4)
 
+    def test_of_histograms_it_says_the_values(self):
+        net, weights = made(NetworkConfig(**GPT, value_scale="log", bins=8))
+        look = make_stepwise(net)(weights)
+        for inputs in windows(20):
+            found = look(inputs)
+            self.assertEqual(found.shape, (3, 2, 1))
+            self.assertAllClose(found, net.apply(weights, inputs)[:, -1], rtol=1e-4, atol=1e-4)
+
     def test_it_may_begin_at_any_step(self):
         net, weights = made(NetworkConfig(**GPT))
         begin = make_stepwise(net)

@@ -184,6 +184,12 @@ class TextTerms(tf.test.TestCase):
             best - losses.exploration_cost(q, 1.0), tf.reduce_mean(q, axis=-1)
         )  # always at random: the mean
 
+    def test_the_logarithmic_scale(self):
+        scale = SCALES["log"]
+        self.assertAllClose(scale.shrink(tf.constant([np.e - 1, 1 - np.e, 0.0])), [1, -1, 0])
+        values = tf.constant([-1e4, -1e-4, 0.0, 0.3, 7.0, 1e6])
+        self.assertAllClose(scale.stretch(scale.shrink(values)), values, rtol=1e-5)
+
     def test_on_the_scale_of_roots(self):
         # 8 is learned as 2 and 3 as 1.
         scale = SCALES["sqrt"]

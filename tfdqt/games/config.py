@@ -57,8 +57,12 @@ class NetworkConfig:
     """Quantiles of the return learned for each action instead of its mean (QR-DQN, Dabney et al.,
     2018); 0 or 1: only the mean."""
     value_scale: ValueScale = "linear"
-    """The scale on which values are learned: linear, or sqrt, sign(x) (sqrt(|x| + 1) - 1), for
-    rewards of any size (Pohlen et al., 2018). What the network gives are values all the same."""
+    """The scale on which values are learned: linear; or, for rewards of any size, sqrt,
+    sign(x) (sqrt(|x| + 1) - 1) (Pohlen et al., 2018), or log, sign(x) log(|x| + 1). What the
+    network gives are values all the same."""
+    bins: int = 0
+    """Bins of a histogram of the value that is learned for each action, by cross-entropy (HL-Gauss,
+    Farebrother et al., 2024), instead of a mean or quantiles; with --value-scale=log. 0: none."""
     every_step: bool | None = None
     """Whether Q is learned at every step of a window, the first with the least history, or at its
     last only; None: at every step by the gpt and the gru, at the last by the dense network."""
@@ -115,7 +119,13 @@ def check_network(cfg):
     if cfg.network != "gru":
         check_heads(cfg)
     check_fractions(cfg, "min_change", "hidden_scale")
-    check_not_negative(cfg, "quantiles", "categories")
+    check_not_negative(cfg, "quantiles", "categories", "bins")
+    if cfg.bins and (cfg.value_scale != "log" or cfg.quantiles > 1):
+        raise UsageError(
+            "--bins is for --value-scale=log without --quantiles; give that, or leave it out."
+        )
+    if cfg.bins == 1:
+        raise UsageError("--bins must be 0 or at least 2, not 1.")
     if cfg.loops_random and cfg.loops == 1:
         raise UsageError("--loops-random draws from 1 to --loops; give --loops of at least 2.")
     if cfg.tokens == "cells" and (cfg.standardize or cfg.min_change or cfg.ram_bits):
@@ -159,10 +169,10 @@ def check_network(cfg):
 def check_policy_network(cfg):
     """Raise UsageError for a network of a policy that has settings for Q-values."""
     scaled = cfg.value_scale != "linear"
-    if cfg.quantiles or cfg.dueling or scaled or cfg.every_step is not None:
+    if cfg.quantiles or cfg.bins or cfg.dueling or scaled or cfg.every_step is not None:
         raise UsageError(
-            "--quantiles, --dueling, --value-scale and --every-step are for Q-values, which a "
-            "policy has none of; leave them out."
+            "--quantiles, --bins, --dueling, --value-scale and --every-step are for Q-values, "
+            "which a policy has none of; leave them out."
         )
 
 

@@ -158,7 +158,7 @@ def check_ends(info, network, windows):
     from tfdqt.games.features import count_numbers  # loads Keras, as the network does
 
     numbers = count_numbers(info, network)
-    outputs = info.outputs * max(1, network.quantiles)
+    outputs = info.outputs * (network.bins or max(1, network.quantiles))
     first, last = _end_weights(network)
     weights = numbers * first + outputs * last
     # The weights, those of the target and of acting, two moments, a gradient and one on the way;

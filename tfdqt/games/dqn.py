@@ -277,7 +277,7 @@ class DQNMetrics(NamedTuple):
     step: int  # environment steps
     games: int  # games finished since the start
     mean_return: float  # of the last 100 games; NaN before the first
-    loss: float  # Huber or quantile loss; NaN before the first update
+    loss: float  # Huber or quantile loss, or cross-entropy; NaN before the first update
     q_mean: float  # Q of the actions taken
     td_error: float  # size of the temporal-difference error
     grad_norm: float  # global norm of the gradient before it is clipped to max_grad_norm
@@ -336,28 +336,32 @@ def make_read(net, cfg) -> Callable:
     """`read(weights, steps, cut) -> (q, ahead)`, [B, P, A, N] each.
 
     Of steps [B, C + n, ...], q is of the last P of the first C, and ahead of those n steps on, or
-    one on in the rows that `cut` [B] names.
+    one on in the rows that `cut` [B] names. With logits=True q are the logits of a histogram's bins
+    instead; nothing else is.
     """
     n = cfg.n_step
     context = net.context
     if reads_once(net, cfg):
         longer = net.of_steps(context + n)
 
-        def read_once(weights, steps, cut):
-            q = longer.apply(weights, replay_inputs(steps, 0, context + n))
+        def read_once(weights, steps, cut, logits=False):
+            inputs = replay_inputs(steps, 0, context + n)
+            found = (longer.logits if logits else longer.apply)(weights, inputs)
+            q = longer.values(found, inputs) if logits else found
             ahead = tf.where(cut[:, None, None, None], q[:, 1 : context + 1], q[:, n:])
-            return q[:, :context], ahead
+            return found[:, :context], ahead
 
         return read_once
 
-    def read_twice(weights, steps, cut):
+    def read_twice(weights, steps, cut, logits=False):
         n_steps_on = replay_inputs(steps, n, context)
         one_step_on = replay_inputs(steps, 1, context)
         ahead = {}
         for key, value in n_steps_on.items():
             condition = tf.reshape(cut, [-1] + [1] * (value.shape.rank - 1))
             ahead[key] = tf.where(condition, one_step_on[key], value)
-        return net.apply(weights, replay_inputs(steps, 0, context)), net.apply(weights, ahead)
+        now = net.logits if logits else net.apply
+        return now(weights, replay_inputs(steps, 0, context)), net.apply(weights, ahead)
 
     return read_twice
 
@@ -382,7 +386,7 @@ def q_learning(net, cfg, online, target, steps, read=None):
     with tf.GradientTape() as tape:
         trained, fixed = net.unflatten(online)
         tape.watch(trained)
-        q, ahead = read((trained, fixed), steps, cut)
+        q, ahead = read((trained, fixed), steps, cut, logits=net.histogram is not None)
         online_ahead = tf.stop_gradient(ahead) if cfg.double else None
         targets = q_targets(net, cfg, target_ahead, online_ahead, steps, cut)  # [B, P, N]
         on_scale = dict(parts=net.parts, scale=net.scale)
@@ -391,7 +395,13 @@ def q_learning(net, cfg, online, target, steps, read=None):
             part = cfg.advantage_learning
             targets = losses.widen_gap(targets, q_now, actions, part, **on_scale)
         loss, diagnostics = losses.td_loss(
-            q, actions, targets, mask, delta=cfg.huber_delta, **on_scale
+            q,
+            actions,
+            targets,
+            mask,
+            delta=cfg.huber_delta,
+            histogram=net.histogram,
+            **on_scale,
         )
     gradient = flatten(net, tape.gradient(loss, trained))
     return loss, gradient, dict(diagnostics, count=tf.reduce_sum(mask))

@@ -13,6 +13,7 @@ from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games.cost import parts_of_batch
 from tfdqt.games.spaces import legal_actions
+from tfdqt.histogram import Histogram, make_histogram
 from tfdqt.value_scale import LINEAR, SCALES, Scale
 
 
@@ -36,6 +37,9 @@ class FlatModel(NamedTuple):
     stepwise: Callable | None = None  # () -> `whole` and `step` of networks.build_stepwise, flat
     attention: int = 0  # bytes of the attention weights of one window in one block
     scale: Scale = LINEAR  # on which its values are learned
+    histogram: Histogram | None = None  # if it learns values as histograms
+    logits: Callable | None = None  # as `apply`, of a histogram's bins: -> [B, P, A, N]
+    values: Callable | None = None  # (logits, inputs) -> what `apply` gives, [B, P, A, 1]
 
 
 def flatten_model(model, info=None):
@@ -62,10 +66,15 @@ def flatten_model(model, info=None):
         names = list(model.input)
         return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
 
-    def apply(weights, inputs):
-        return mask(apply_of(model, weights, inputs), inputs)
+    def raw(weights, inputs):
+        return apply_of(model, weights, inputs)
 
-    def mask(outputs, inputs):
+    def apply(weights, inputs):
+        return told(raw(weights, inputs), inputs)
+
+    def told(outputs, inputs):
+        if histogram is not None:
+            outputs = histogram.mean(outputs)[..., None]
         return _masked(outputs, legal_actions(info, inputs["obs"])) if masked else outputs
 
     def stepwise():
@@ -74,7 +83,7 @@ def flatten_model(model, info=None):
     def kept_apply(one, weights, inputs):
         """As apply, of the last step: -> (outputs [B, ...], kept)."""
         found = apply_of(one, weights, inputs)
-        return mask(found["out"], inputs)[:, 0], found["kept"]
+        return told(found["out"], inputs)[:, 0], found["kept"]
 
     start = tf.concat([tf.reshape(variable.value, [-1]) for variable in (*trained, *fixed)], 0)
     context = model.input["obs"].shape[1]
@@ -85,6 +94,9 @@ def flatten_model(model, info=None):
         index = next(i for i, variable in enumerate(fixed) if variable is limited[0].loop_limit)
         limit = sum(sizes[: len(trained) + index])
     longer = getattr(model, "of_steps", None)
+    scale = SCALES[getattr(model, "value_scale", "linear")]
+    bins = getattr(model, "bins", 0)
+    histogram = make_histogram(bins, scale) if bins else None
     return FlatModel(
         model,
         apply,
@@ -99,7 +111,10 @@ def flatten_model(model, info=None):
         longer and (lambda steps: flatten_model(longer(steps), info)),
         stepwise if hasattr(model, "stepwise") else None,
         getattr(model, "attention_bytes", 0),
-        SCALES[getattr(model, "value_scale", "linear")],
+        scale,
+        histogram,
+        raw if bins else None,
+        told if bins else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from tfdqt.backend import keras
 from tfdqt.games.blocks import decode, unseen
-from tfdqt.games.networks import TOKENS, gpt_body, input_layers, q_head, read_out
+from tfdqt.games.networks import TOKENS, describe_values, gpt_body, input_layers, q_head, read_out
 
 ops = keras.ops
 
@@ -17,6 +17,7 @@ def build_lens(model, info, cfg, depth):
     inputs = input_layers(info, cfg)
     x = gpt_body(inputs, info, cfg, depth)
     lens = keras.Model(inputs, q_head(x, info, cfg), name=f"lens{depth}")
+    describe_values(lens, cfg)
     return _with_weights_of(model, lens)
 
 
@@ -25,8 +26,8 @@ def build_stream(model, info, cfg, edited=None):
 
     A keras.Model with the weights of `model`: the named inputs -> dict of `stream`
     [B, blocks + 1, T, D], the tokens and what each block leaves, counted over all loops, and `q`
-    [B, P, A, N]. edited: a number of blocks after which a further input, `edit` [B, T, D], is added
-    to the stream; what comes before is not touched.
+    [B, P, A, N], as `q_head` gives it. edited: a number of blocks after which a further input,
+    `edit` [B, T, D], is added to the stream; what comes before is not touched.
     """
     inputs = input_layers(info, cfg)
     named = dict(inputs)

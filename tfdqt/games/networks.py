@@ -13,6 +13,7 @@ import functools
 import numpy as np
 
 from tfdqt.backend import keras
+from tfdqt.errors import UsageError
 from tfdqt.games.blocks import Kept, decode, linear, mlp, norm
 from tfdqt.games.config import check_network, check_policy_network, learns_every_step
 from tfdqt.games.cost import attention_bytes, check_tokens
@@ -163,14 +164,21 @@ def q_head(x, info, cfg):
     """Values of the actions: [B, P, D] -> [B, P, A, N], the N quantiles of a return (1: its mean).
 
     A: `info.outputs`. `dueling`: a value plus advantages of mean 0; of actions of several parts
-    each part has its share of the value.
+    each part has its share of the value. With `bins` they are the logits of N bins instead, of
+    which `flat` makes values. Raises UsageError for bins and actions of several parts.
     """
-    return SCALES[cfg.value_scale].stretch(_learned_q(x, info, cfg))
+    if cfg.bins and info.parts:
+        raise UsageError(
+            f"--bins needs actions that have an output each, and those of {info.name} have outputs "
+            "for their parts; leave it out."
+        )
+    learned = _learned_q(x, info, cfg)
+    return learned if cfg.bins else SCALES[cfg.value_scale].stretch(learned)
 
 
 def _learned_q(x, info, cfg):
-    """`q_head` on the scale of values."""
-    count = max(1, cfg.quantiles)
+    """`q_head` on the scale of values, or logits."""
+    count = cfg.bins or max(1, cfg.quantiles)
     q = linear(x, info.outputs * count, name="q")
     q = ops.reshape(q, (-1, x.shape[1], info.outputs, count))
     if not cfg.dueling:
@@ -238,10 +246,16 @@ def keeps_steps(cfg):
 def _described(model, head, info, cfg):
     """The model, with what `flat` asks it for."""
     model.attention_bytes = attention_bytes(info, cfg)
-    model.value_scale = cfg.value_scale
+    describe_values(model, cfg)
     if keeps_steps(cfg):
         model.stepwise = functools.partial(build_stepwise, info, cfg, head)
     return model
+
+
+def describe_values(model, cfg):
+    """Tell `flat` how the values of a Q-network are to be read."""
+    model.value_scale = cfg.value_scale
+    model.bins = cfg.bins
 
 
 def build_stepwise(info, cfg, head):

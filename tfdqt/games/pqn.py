@@ -136,8 +136,8 @@ DEFAULTS = {
 def check_pqn(network, cfg):
     """Raise UsageError for a network and settings that PQN can't run with."""
     check_network(network)
-    if network.quantiles > 1:
-        raise UsageError("--quantiles is for DQN: PQN learns mean returns; leave it out.")
+    if network.quantiles > 1 or network.bins:
+        raise UsageError("--quantiles and --bins are for DQN: PQN learns means; leave them out.")
     check_settings(cfg)
 
 
