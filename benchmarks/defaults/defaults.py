@@ -2,11 +2,13 @@
 
     python benchmarks/defaults/defaults.py --out=runs/defaults --total-steps=200000
     python benchmarks/defaults/defaults.py --total-steps=200000 --report
+    python benchmarks/defaults/defaults.py --total-steps=200000 --also min-change=0 --report
 
 The runs are those of run_dqn.py and its like, in folders under --out. A run that is done is not
 trained again, so the command can be stopped and given again, and several can share --out: each
 takes the environments that it is told. Adds a row to CSV for every run. `--report` prints the table
-of the CSV for so many steps, games of Atari also as a part of a human's score.
+of the CSV for so many steps, games of Atari also as a part of a human's score. `--also` changes a
+default in all runs, which have rows of their own.
 """
 
 import dataclasses
@@ -62,15 +64,19 @@ class Args:
     """Games that are played after training."""
     epsilon: float = 0.05
     """Probability of a random action in these."""
+    also: tuple[str, ...] = ()
+    """Settings of every run that are not the defaults, such as min-change=0, without dashes."""
     report: bool = False
     """Whether to print what the CSV says instead."""
 
 
 def train_and_play(args, name, seed):
     """Train one run, or go on with it, and play: -> its row."""
-    folder = args.out / f"{name.replace('/', '-')}-{args.algorithm}-{args.total_steps}-{seed}"
+    parts = (name.replace("/", "-"), args.algorithm, args.total_steps, seed, *args.also)
+    folder = args.out / "-".join(map(str, parts))
     if not (folder / "evaluation.csv").exists():
         flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
+        flags += [f"--{setting}" for setting in args.also]
         flags = start_or_resume(folder, [*flags, "--workers=0", "--threads=1"])
         run_script([sys.executable, str(SCRIPTS / f"run_{args.algorithm}.py"), *flags])
         play = [str(folder), f"--episodes={args.episodes}", f"--epsilon={args.epsilon}"]
@@ -82,6 +88,7 @@ def train_and_play(args, name, seed):
         name=name,
         algorithm=args.algorithm,
         steps=args.total_steps,
+        also=" ".join(args.also),
         seed=seed,
         games=len(returns),
         mean=float(np.mean(returns)),
@@ -94,9 +101,11 @@ def train_and_play(args, name, seed):
 
 
 def rows_of(args):
-    """The rows of the CSV that are of this algorithm and so many steps."""
-    kept = (args.algorithm, str(args.total_steps))
-    return [row for row in read_rows(args.csv) if (row["algorithm"], row["steps"]) == kept]
+    """The rows of the CSV that are of this algorithm, so many steps and these settings."""
+    kept = (args.algorithm, str(args.total_steps), " ".join(args.also))
+    return [
+        row for row in read_rows(args.csv) if (row["algorithm"], row["steps"], row["also"]) == kept
+    ]
 
 
 def measure(args):

@@ -14,7 +14,7 @@ from . import call
 class TestTable(InFolder):
     def rows(self, *rows):
         path = self.tmp / "defaults.csv"
-        fields = ["name", "algorithm", "steps", "seed", "mean", "low", "high"]
+        fields = ["name", "algorithm", "steps", "also", "seed", "mean", "low", "high"]
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerows([fields, *rows])
@@ -26,23 +26,26 @@ class TestTable(InFolder):
 
     def test_of_so_many_steps_and_one_algorithm(self):
         path = self.rows(
-            ["Pong-ram-v0", "dqn", 1000, 0, 9.3, 8, 10],
-            ["Freeway-ram-v0", "dqn", 1000, 0, 14.8, 14, 15],
-            ["Freeway-ram-v0", "dqn", 1000, 2, 29.6, 28, 31],
-            ["Freeway-ram-v0", "dqn", 2000, 1, 1, 1, 1],
-            ["Freeway-ram-v0", "ppo", 1000, 1, 1, 1, 1],
-            ["CartPole-v1", "dqn", 1000, 0, 500, 500, 500],
+            ["Pong-ram-v0", "dqn", 1000, "", 0, 9.3, 8, 10],
+            ["Freeway-ram-v0", "dqn", 1000, "", 0, 14.8, 14, 15],
+            ["Freeway-ram-v0", "dqn", 1000, "", 2, 29.6, 28, 31],
+            ["Freeway-ram-v0", "dqn", 1000, "width=8", 1, 3, 3, 3],
+            ["Freeway-ram-v0", "dqn", 2000, "", 1, 1, 1, 1],
+            ["Freeway-ram-v0", "ppo", 1000, "", 1, 1, 1, 1],
+            ["CartPole-v1", "dqn", 1000, "", 0, 500, 500, 500],
         )
         names = ["--names", "Pong-ram-v0", "Freeway-ram-v0", "CartPole-v1"]
         said = call(defaults, path, "--total-steps=1000", "--report", *names)
         self.assertIn("| Pong-ram-v0 | 9.300 [8.000, 10.000] |  |  | 100% |", said)
         self.assertIn("| Freeway-ram-v0 | 14.8 [14.0, 15.0] |  | 29.6 [28.0, 31.0] | 75% |", said)
         self.assertIn("| CartPole-v1 | 500.0 [500.0, 500.0] |  |  |  |", said)
+        other = call(defaults, path, "--total-steps=1000", "--report", "--also", "width=8")
+        self.assertIn("| Freeway-ram-v0 |  | 3.000 [3.000, 3.000] |  |", other)
         self.assertIn("over 2 games: median 88%, mean of the middle half 88% [75%, 100%]", said)
 
     @slow("25 s: a run of CartPole")
     def test_what_has_a_row_or_was_played_is_not_made_again(self):
-        path = self.rows(["CartPole-v1", "pqn", 2048, 1, 500, 500, 500])
+        path = self.rows(["CartPole-v1", "pqn", 2048, "", 1, 500, 500, 500])
         flags = [path, f"--out={self.tmp}", "--algorithm=pqn", "--total-steps=2048"]
         flags += ["--names", "CartPole-v1", "--episodes=2", "--seeds"]
         said = call(defaults, *flags, "0", "1")
