@@ -4,8 +4,9 @@ python scripts/tune.py --name=LunarLander-v3 --trials=30 --jobs=2
 
 Each trial is a run of its own in OUT, trained by run_dqn.py (or another --algorithm) and then
 played with; its score is the mean return of those games. Trials that do worse than half of the
-others at the same step are stopped. What was tried lies in OUT/study.db, and the same command goes
-on. The best trial is one of many: train it with seeds of its own before you believe its score.
+others after as many steps, from three tenths on, are stopped. What was tried lies in OUT/study.db,
+and the same command goes on. The best trial is one of many: train it with seeds of its own before
+you believe its score.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import numpy as np
 import tyro
 
 from tfdqt.errors import MissingPackage, UsageError
-from tfdqt.games.algorithms import ALGORITHMS
+from tfdqt.games.algorithms import ALGORITHMS, default_settings
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import log_so_far, read_rows
@@ -31,6 +32,7 @@ from tfdqt.settings import check_at_least_one, check_not_negative
 
 HERE = Path(__file__).parent
 POLL = 2.0  # seconds between two looks at a log
+TENTHS = 10  # parts of a trial, after each of which it is compared with the others
 GAME_SEED = 5_000  # of the games that score a trial; evaluate.py's own are others
 # Settings, and what each may be: (low, high) of a number that is drawn over its logarithm, or all
 # values. Those of `both` are tuned for every algorithm.
@@ -118,43 +120,46 @@ def command_of(args, settings, folder, seed):
     return command + [f"--{name}={value:g}" for name, value in settings.items()]
 
 
-def latest(folder):
-    """(step, mean return) of a run's log, or None before there is one."""
+def steps_of(args):
+    """Environment steps of a trial."""
+    return args.total_steps or default_settings(args.name, args.algorithm)[1].total_steps
+
+
+def at_tenths(folder, total):
+    """Mean returns of a run's log after each tenth of its steps, as far as it has come."""
     log = log_so_far(folder)
     if log is None:
-        return None
-    known = np.flatnonzero(np.isfinite(log["mean_return"]))
-    if not len(known):
-        return None
-    return int(log["step"][known[-1]]), float(log["mean_return"][known[-1]])
+        return []
+    first = np.searchsorted(log["step"], np.arange(1, TENTHS + 1) * total / TENTHS)
+    return [float(log["mean_return"][row]) for row in first if row < len(log["step"])]
 
 
-def train(command, folder, trial):
-    """Train a trial's run: -> whether it was stopped, for others did better at the same step.
+def train(command, folder, trial, total):
+    """Train a trial's run: -> the tenth at which it was stopped, for others did better; or None.
 
     Raises UsageError with the run's own sentence if it fails.
     """
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    stopped = False
-    told = -1
+    stopped = None
+    told = 0
     try:
         while process.poll() is None:
             time.sleep(POLL)
-            seen = latest(folder)
-            if stopped or seen is None or seen[0] <= told:
-                continue
-            told, mean = seen
-            trial.report(mean, told)
-            if trial.should_prune():
-                stopped = True
-                process.send_signal(signal.SIGTERM)
+            for mean in at_tenths(folder, total)[told:]:
+                told += 1
+                if stopped is not None or not np.isfinite(mean):
+                    continue
+                trial.report(mean, told)
+                if trial.should_prune():
+                    stopped = told
+                    process.send_signal(signal.SIGTERM)
     finally:
         if process.poll() is None:
             process.terminate()
         _, said = process.communicate()
-    if process.returncode and not stopped:
+    if process.returncode and stopped is None:
         raise UsageError(f"A trial failed: {last_line(said).removeprefix('error: ')}")
     return stopped
 
@@ -172,15 +177,25 @@ def make_objective(args, out, optuna):
     def objective(trial):
         settings = settings_of(trial, args.algorithm)
         folder = out / f"trial-{trial.number:03d}"
-        stopped = train(command_of(args, settings, folder, args.seed), folder, trial)
-        if stopped:
-            print(f"trial {trial.number}: stopped after {latest(folder)[0]:,} steps", flush=True)
+        total = steps_of(args)
+        stopped = train(command_of(args, settings, folder, args.seed), folder, trial, total)
+        if stopped is not None:
+            steps = total * stopped // TENTHS
+            print(f"trial {trial.number}: stopped after {steps:,} steps", flush=True)
             raise optuna.TrialPruned()
         mean = score(args, folder) if checkpoints(folder) else float("nan")
         print(f"trial {trial.number}: {mean:.2f}", flush=True)
         return mean
 
     return objective
+
+
+def make_pruner(optuna):
+    """Stops what does worse than half of the others, from three tenths of a trial on.
+
+    Before that little is learned, and luck decides.
+    """
+    return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3)
 
 
 def draw_importance(study, path, optuna):
@@ -211,7 +226,7 @@ def main(argv=None):
         storage=f"sqlite:///{out / 'study.db'}",
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=args.seed, constant_liar=True),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, interval_steps=1),
+        pruner=make_pruner(optuna),
         load_if_exists=True,
     )
     states = optuna.trial.TrialState

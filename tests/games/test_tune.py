@@ -9,6 +9,7 @@ import unittest
 from tests.helpers import ROOT, InFolder, refused, slow, succeeds
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.run import parse
+from tfdqt.runs.log import write_rows
 
 HAS_OPTUNA = importlib.util.find_spec("optuna") is not None
 SCRIPT = ROOT / "scripts" / "tune.py"
@@ -29,6 +30,31 @@ class TestTune(InFolder):
                 parsed, _ = parse(command, name, "")
                 algorithm.check(parsed.network, parsed.settings)
                 self.assertEqual(parsed.network.width, settings["width"])
+
+    def test_no_trial_is_stopped_before_three_tenths(self):
+        import optuna
+
+        module = runpy.run_path(str(SCRIPT))
+        study = optuna.create_study(direction="maximize", pruner=module["make_pruner"](optuna))
+        for _ in range(5):
+            good = study.ask()
+            for tenth in (1, 2, 3):
+                good.report(50.0, tenth)
+            study.tell(good, 50.0)
+        bad = study.ask()
+        stopped = []
+        for tenth in (1, 2, 3):
+            bad.report(10.0, tenth)
+            stopped.append(bad.should_prune())
+        self.assertEqual(stopped, [False, False, True])
+
+    def test_trials_are_compared_after_equal_parts_whatever_their_logs(self):
+        at_tenths = runpy.run_path(str(SCRIPT))["at_tenths"]
+        self.assertEqual(at_tenths(self.tmp, 1000), [])
+        rows = [(64, "nan"), (128, 2.0), (192, 3.0), (256, 4.0), (320, 5.0)]
+        (self.tmp / "config.json").write_text("{}")
+        write_rows(self.tmp / "log.csv", [dict(step=s, mean_return=r) for s, r in rows])
+        self.assertEqual(at_tenths(self.tmp, 1000), [2.0, 4.0, 5.0])
 
     @slow("60 s: trains three runs")
     def test_trials_go_on_and_the_best_is_printed(self):
