@@ -7,8 +7,9 @@
 The runs are those of run_dqn.py and its like, in folders under --out. A run that is done is not
 trained again, so the command can be stopped and given again, and several can share --out: each
 takes the environments that it is told. Adds a row to CSV for every run. `--report` prints the table
-of the CSV for so many steps, games of Atari also as a part of a human's score. `--also` changes a
-default in all runs, which have rows of their own.
+of the CSV for so many steps, games of Atari also as a part of a human's score; `--plot` draws the
+learning curves of these runs, which stand in curves.csv beside it. `--also` changes a default in
+all runs, which have rows of their own.
 """
 
 import dataclasses
@@ -20,9 +21,11 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
-from tfdqt.runs.log import add_row, read_log, read_rows
+from tfdqt.runs.log import add_row, add_rows, read_log, read_rows
+from tfdqt.runs.plots import band, make_figure
 from tfdqt.runs.processes import run_script
 from tfdqt.stats import confidence, decimals, interquartile_mean
 
@@ -41,6 +44,7 @@ ATARI = {
     "Asteroids": (719, 13_157),
     "Breakout": (1.7, 30.5),
 }
+POINTS = 100  # of a learning curve
 GAMES = {f"{game}-ram-v0": scores for game, scores in ATARI.items()}
 
 
@@ -68,10 +72,12 @@ class Args:
     """Settings of every run that are not the defaults, such as min-change=0, without dashes."""
     report: bool = False
     """Whether to print what the CSV says instead."""
+    plot: Path | None = None
+    """PNG to draw learning curves to instead."""
 
 
 def train_and_play(args, name, seed):
-    """Train one run, or go on with it, and play: -> its row."""
+    """Train one run, or go on with it, and play: -> (its row, its folder)."""
     parts = (name.replace("/", "-"), args.algorithm, args.total_steps, seed, *args.also)
     folder = args.out / "-".join(map(str, parts))
     if not (folder / "evaluation.csv").exists():
@@ -84,7 +90,7 @@ def train_and_play(args, name, seed):
     returns = [float(row["return"]) for row in read_rows(folder / "evaluation.csv")]
     low, high = confidence(returns)
     log = read_log(folder)
-    return dict(
+    row = dict(
         name=name,
         algorithm=args.algorithm,
         steps=args.total_steps,
@@ -98,14 +104,26 @@ def train_and_play(args, name, seed):
         training_mean=float(log["mean_return"][-1]),
         seconds=float(log["seconds"][-1]),
     )
+    return row, folder
+
+
+def add_curve(args, row, folder):
+    """Add the mean returns of a run's log at POINTS steps to curves.csv."""
+    steps, (means,) = band([read_log(folder)], "mean_return", POINTS)
+    about = {key: row[key] for key in ("name", "algorithm", "steps", "also", "seed")}
+    points = [dict(about, step=int(step), mean=mean) for step, mean in zip(steps, means)]
+    add_rows(args.csv.with_name("curves.csv"), points)
 
 
 def rows_of(args):
     """The rows of the CSV that are of this algorithm, so many steps and these settings."""
-    kept = (args.algorithm, str(args.total_steps), " ".join(args.also))
-    return [
-        row for row in read_rows(args.csv) if (row["algorithm"], row["steps"], row["also"]) == kept
-    ]
+    return [row for row in read_rows(args.csv) if is_of(args, row)]
+
+
+def is_of(args, row):
+    """Whether a row is of this algorithm, so many steps and these settings."""
+    wanted = (args.algorithm, str(args.total_steps), " ".join(args.also))
+    return (row["algorithm"], row["steps"], row["also"]) == wanted
 
 
 def measure(args):
@@ -115,8 +133,9 @@ def measure(args):
         for name in args.names:
             if (name, str(seed)) in {(row["name"], row["seed"]) for row in rows_of(args)}:
                 continue
-            row = train_and_play(args, name, seed)
+            row, folder = train_and_play(args, name, seed)
             add_row(args.csv, row)
+            add_curve(args, row, folder)
             print("{name}, seed {seed}: {mean:.1f} [{low:.1f}, {high:.1f}]".format(**row))
 
 
@@ -159,9 +178,34 @@ def report(args):
         )
 
 
+def plot(args):
+    """Draw the learning curves of all runs, a panel an environment."""
+    found = [row for row in read_rows(args.csv.with_name("curves.csv")) if is_of(args, row)]
+    names = [name for name in args.names if any(row["name"] == name for row in found)]
+    if not names:
+        raise UsageError("There is no curve of such runs yet; leave out --plot to train them.")
+    columns = min(4, len(names))
+    lines = -(-len(names) // columns)
+    figure, panels = make_figure(lines, columns, size=(3 * columns, 2.4 * lines), squeeze=False)
+    for axes, name in zip(panels.flat, names):
+        for seed in sorted({row["seed"] for row in found if row["name"] == name}):
+            curve = [row for row in found if (row["name"], row["seed"]) == (name, seed)]
+            steps = [float(row["step"]) / 1e3 for row in curve]
+            axes.plot(steps, [float(row["mean"]) for row in curve])
+        axes.set_title(name.removesuffix("-ram-v0"), fontsize=10)
+        axes.set_xlabel("1,000 steps", fontsize=8)
+        axes.grid(alpha=0.3)
+    for axes in panels.flat[len(names) :]:
+        axes.set_visible(False)
+    figure.savefig(args.plot, dpi=110)
+    print(args.plot)
+
+
 def main():
     args = tyro.cli(Args, description=__doc__)
-    if args.report:
+    if args.plot:
+        plot(args)
+    elif args.report:
         report(args)
     else:
         measure(args)

@@ -51,6 +51,9 @@ class TestTable(InFolder):
         said = call(defaults, *flags, "0", "1")
         self.assertIn("CartPole-v1, seed 0:", said)
         self.assertNotIn("seed 1", said)
+        picture = self.tmp / "curves.png"
+        self.assertIn(str(picture), call(defaults, *flags, "0", f"--plot={picture}"))
+        self.assertGreater(picture.stat().st_size, 5_000)
         self.rows()
         with mock.patch.object(defaults, "run_script", side_effect=AssertionError):
             self.assertEqual(call(defaults, *flags, "0"), said)

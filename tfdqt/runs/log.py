@@ -145,8 +145,13 @@ def read_rows(path):
 
 def add_row(path, row):
     """Add a dict as a row to a CSV, to which other processes may add rows too."""
+    add_rows(path, [row])
+
+
+def add_rows(path, rows):
+    """As `add_row`, of some rows at once."""
     with locked(path.with_suffix(".lock")):
-        write_rows(path, [*read_rows(path), row])
+        write_rows(path, [*read_rows(path), *rows])
 
 
 def read_log(run_dir):
