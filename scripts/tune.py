@@ -82,7 +82,8 @@ class Args:
     out: str | None = None
     """Folder of the trials, by default runs/tune-NAME-ALGORITHM."""
     also: tuple[str, ...] = ()
-    """More settings of every trial, such as replay-size=100000, without their dashes."""
+    """More settings of every trial, such as replay-size=100000, without their dashes; they are not
+    tuned then."""
 
 
 def load_optuna():
@@ -94,19 +95,28 @@ def load_optuna():
             "Tuning needs Optuna; pip install --no-deps -r requirements-tune.txt, or pip install "
             "optuna."
         ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
 
-def settings_of(trial, algorithm):
-    """What a trial tries: dict of flags, without their dashes."""
+def names_of(also):
+    """The names of settings such as replay-size=100000."""
+    return {setting.partition("=")[0] for setting in also}
+
+
+def settings_of(trial, algorithm, also=()):
+    """What a trial tries: dict of flags, without their dashes. also: what every trial has."""
     tried = {}
+    fixed = names_of(also)
     for name, values in {**SPACES["both"], **SPACES[algorithm]}.items():
+        if name in fixed:
+            continue
         if isinstance(values, tuple):
             tried[name] = float(f"{trial.suggest_float(name, *values, log=True):.2g}")
         else:
             tried[name] = trial.suggest_categorical(name, values)
-    tried["final-learning-rate"] = tried["learning-rate"] / 10
+    if "learning-rate" in tried and "final-learning-rate" not in fixed:
+        tried["final-learning-rate"] = tried["learning-rate"] / 10
     return tried
 
 
@@ -175,7 +185,7 @@ def make_objective(args, out, optuna):
     """`objective(trial) -> score`."""
 
     def objective(trial):
-        settings = settings_of(trial, args.algorithm)
+        settings = settings_of(trial, args.algorithm, args.also)
         folder = out / f"trial-{trial.number:03d}"
         total = steps_of(args)
         stopped = train(command_of(args, settings, folder, args.seed), folder, trial, total)
@@ -212,6 +222,9 @@ def main(argv=None):
     args = tyro.cli(Args, args=argv, description=__doc__)
     check_at_least_one(args, "trials", "jobs", "episodes", "total_steps")
     check_not_negative(args, "seed")
+    taken = names_of(args.also) & {"total-steps", "seed", "name", "run-dir", "threads", "workers"}
+    if taken:
+        raise UsageError(f"--also can't set {min(taken)}; tune.py sets it, or has a flag for it.")
     optuna = load_optuna()
     name = f"tune-{args.name}-{args.algorithm}".replace("/", "-").replace(":", "-")
     out = Path(args.out or f"runs/{name}")
@@ -225,12 +238,14 @@ def main(argv=None):
         study_name=name,
         storage=f"sqlite:///{out / 'study.db'}",
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=args.seed, constant_liar=True),
         pruner=make_pruner(optuna),
         load_if_exists=True,
     )
     states = optuna.trial.TrialState
     tried = study.get_trials(states=(states.COMPLETE, states.PRUNED))  # others were broken off
+    # By the trials before too: what goes on must not draw what was drawn.
+    drawn = np.random.SeedSequence([args.seed, len(study.trials)]).generate_state(1)[0]
+    study.sampler = optuna.samplers.TPESampler(seed=int(drawn), constant_liar=True)
     left = args.trials - len(tried)
     if left > 0:
         study.optimize(make_objective(args, out, optuna), n_trials=left, n_jobs=args.jobs)
@@ -240,9 +255,10 @@ def main(argv=None):
     if len(done) > 1:
         draw_importance(study, out / "importance.png", optuna)
         print(out / "importance.png")
-    settings = settings_of(study.best_trial, args.algorithm)
+    settings = settings_of(study.best_trial, args.algorithm, args.also)
     command = command_of(args, settings, "runs/tuned", args.seed + 1)
-    print(f"Best of {args.trials} trials, {study.best_value:.2f}:")
+    tried = study.get_trials(states=(states.COMPLETE, states.PRUNED))
+    print(f"Best of {len(tried)} trials, {study.best_value:.2f}:")
     print(f"python scripts/{Path(command[1]).name} {shlex.join(command[2:])}")
     return 0
 

@@ -13,7 +13,8 @@ from tfdqt.backend import tf
 from tfdqt.value_scale import Scale
 
 SPREAD = 0.75  # standard deviation of a target's distribution, in bins
-LARGEST = 12.0  # where the bins end, on the scale: the logarithmic one reaches 162,754
+MARGIN = 3 * SPREAD  # bins between a target and the end, so that nothing of it is cut off
+LARGEST = 13.0  # where the bins end, on the scale
 
 
 class Histogram(NamedTuple):
@@ -30,10 +31,12 @@ class Histogram(NamedTuple):
     def probabilities(self, values):
         """The histogram of a normal distribution about each value: [...] -> [..., N].
 
-        Values beyond the bins count as at their end.
+        Values beyond MARGIN bins from the ends count as there.
         """
-        about = tf.clip_by_value(self.scale.shrink(values), self.edges[0], self.edges[-1])
-        spread = SPREAD * (self.edges[1] - self.edges[0])
+        width = self.edges[1] - self.edges[0]
+        low, high = self.edges[0] + MARGIN * width, self.edges[-1] - MARGIN * width
+        about = tf.clip_by_value(self.scale.shrink(values), low, high)
+        spread = SPREAD * width
         below = tf.math.erf((self.edges - about[..., None]) / (spread * 2**0.5))
         parts = below[..., 1:] - below[..., :-1]
         return parts / tf.reduce_sum(parts, axis=-1, keepdims=True)

@@ -55,7 +55,7 @@ class TestReadingOnce(tf.test.TestCase):
         NetworkConfig(context=6, layers=2, heads=2, width=8, dueling=True),
         NetworkConfig(network="gru", context=6, layers=1, width=8),
         NetworkConfig(context=6, layers=2, heads=2, width=8, places="lag"),
-        NetworkConfig(context=6, layers=1, heads=2, width=8, value_scale="log", bins=9),
+        NetworkConfig(context=6, layers=1, heads=2, width=8, value_scale="log", bins=16),
     )
 
     def steps(self, first):
@@ -259,7 +259,7 @@ class TestQLearning(tf.test.TestCase):
 
     def test_histograms_are_learned_by_their_logits(self):
         network = NetworkConfig(
-            context=2, layers=1, heads=1, width=4, value_scale="log", bins=9, dueling=True
+            context=2, layers=1, heads=1, width=4, value_scale="log", bins=16, dueling=True
         )
         net = flatten_q(build_q(NUMBER, network), NUMBER)
         net = net._replace(start=3 * net.start)
@@ -268,7 +268,7 @@ class TestQLearning(tf.test.TestCase):
         )
         inputs = dqn.replay_inputs(steps, 0, 2)
         logits = net.logits(net.start, inputs)
-        self.assertEqual(logits.shape[-1], 9)
+        self.assertEqual(logits.shape[-1], 16)
         q = net.apply(net.start, inputs)
         self.assertAllClose(q[..., 0], net.histogram.mean(logits))
 

@@ -108,7 +108,7 @@ class TestActing(tf.test.TestCase):
 
     def test_illegal_actions_of_histograms_are_as_bad_as_any(self):
         info = EnvInfo("Masked", (3 + 2,), "float32", (), 2, mask="info")
-        model, cfg = build(info, value_scale="log", bins=4)
+        model, cfg = build(info, value_scale="log", bins=16)
         net = flat.flatten_q(model, info)
         inputs = {name: random_window(info, cfg.context)[name] for name in ("obs", "first")}
         inputs["obs"][..., 3:] = 0, 1

@@ -52,7 +52,7 @@ class Stepwise(tf.test.TestCase):
                 self.assertAllClose(look(inputs), net.apply(weights, inputs)[:, -1], atol=1e-4)
 
     def test_of_histograms_it_says_the_values(self):
-        net, weights = made(NetworkConfig(**GPT, value_scale="log", bins=8))
+        net, weights = made(NetworkConfig(**GPT, value_scale="log", bins=16))
         look = make_stepwise(net)(weights)
         for inputs in windows(20):
             found = look(inputs)

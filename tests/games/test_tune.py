@@ -1,6 +1,7 @@
 """Tuning: every setting that is tried is one, trials go on where they were, the best is printed."""
 
 import importlib.util
+import json
 import re
 import runpy
 import shlex
@@ -30,6 +31,17 @@ class TestTune(InFolder):
                 parsed, _ = parse(command, name, "")
                 algorithm.check(parsed.network, parsed.settings)
                 self.assertEqual(parsed.network.width, settings["width"])
+
+    def test_what_every_trial_has_is_not_tuned(self):
+        import optuna
+
+        module = runpy.run_path(str(SCRIPT))
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+        tried = module["settings_of"](trial, "dqn", ("width=8", "learning-rate=0.1"))
+        self.assertEqual({"width", "learning-rate", "final-learning-rate"} & set(tried), set())
+        self.assertIn("context", tried)
+        refused(self, "--also can't set total-steps", "tune", "--name=CartPole-v1", "--also",
+                "total-steps=9")  # fmt: skip
 
     def test_no_trial_is_stopped_before_three_tenths(self):
         import optuna
@@ -62,6 +74,11 @@ class TestTune(InFolder):
         first = succeeds(self, "tune", *flags, "--trials=2").stdout
         self.assertEqual(re.findall(r"^trial (\d)", first, re.M), ["0", "1"])
         again = succeeds(self, "tune", *flags, "--trials=3").stdout
+        tried = [
+            json.loads((self.tmp / f"trial-00{i}" / "config.json").read_text()) for i in (0, 2)
+        ]
+        rates = {each["dqn"]["learning_rate"] for each in tried}
+        self.assertEqual(len(rates), 2)  # what goes on draws anew
         self.assertEqual(re.findall(r"^trial (\d)", again, re.M), ["2"])
         self.assertTrue((self.tmp / "importance.png").exists())
         scores = [float(each) for each in re.findall(r"^trial \d: ([\d.]+)", first + again, re.M)]

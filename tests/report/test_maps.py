@@ -10,7 +10,7 @@ from tfdqt.games.config import NetworkConfig
 from tfdqt.games.spaces import describe
 from tfdqt.report import film
 from tfdqt.report.explained import Explained
-from tfdqt.report.maps import Maps, attention_maps, in_rows, influence_maps
+from tfdqt.report.maps import Maps, attention_maps, changes, in_rows, influence_maps
 
 GRID = describe(spaces.Box(0, 9, (2, 3, 2), np.float32), spaces.Discrete(2), "Grid")
 
@@ -54,6 +54,16 @@ class Influence(unittest.TestCase):
 
     def test_none_where_there_is_nothing_to_exchange(self):
         self.assertIsNone(self.maps([[[1, 2, 3]]], None))
+
+    def test_what_is_not_legal_counts_for_nothing(self):
+        scores = np.array([[3.0, 0.0, np.nan], [1.0, 2.0, np.nan], [1.0, 0.0, np.nan]])
+        # About their mean 1.5, -1.5 and -0.5, 0.5 where they were 0.5, -0.5.
+        np.testing.assert_allclose(changes(scores), [[1.0, 1.0], [2.0, 1.0]])
+
+    def test_parts_of_an_action_are_compared_by_themselves(self):
+        scores = np.array([[1.0, 0.0, 7.0, 5.0], [0.0, 0.0, 5.0, 5.0]])
+        # By a half each of two and by 1 each of two; the best by 1 and by 2.
+        np.testing.assert_allclose(changes(scores, (2, 2)), [[np.sqrt(2.5 / 4)], [3.0]])
 
 
 class Attention(unittest.TestCase):
@@ -106,7 +116,7 @@ class Drawn(unittest.TestCase):
             frames=[np.zeros((40, 40, 3), np.uint8)],
             scores=np.zeros((1, 2)),
             quantiles=None,
-            actions=np.zeros(1, int),
+            chosen=np.array([[True, False]]),
             rewards=np.zeros(1),
             life_lost=np.zeros(1, bool),
             attention=None,

@@ -148,12 +148,13 @@ class TestPage(InFolder):
 
     def test_what_is_shown_of_a_game(self):
         shown = data_of(one_page(), "film")
-        self.assertEqual([len(shown[key]) for key in ("frames", "scores", "actions")], [8] * 3)
+        self.assertEqual([len(shown[key]) for key in ("frames", "scores", "chosen")], [8] * 3)
         trained = load_run(cartpole_run())
         played = play_explained(trained, seed=1_000, max_steps=8)
-        self.assertEqual(shown["actions"], played.actions.tolist())
+        best = played.scores.argmax(axis=1)
+        self.assertEqual(shown["chosen"], [[action] for action in best])
         np.testing.assert_allclose(shown["scores"], played.scores, rtol=1e-3)
-        self.assertEqual(played.actions.tolist(), played.scores.argmax(axis=1).tolist())
+        self.assertEqual(played.chosen.argmax(axis=1).tolist(), best.tolist())
         np.testing.assert_allclose(played.attention.sum(axis=-1), 1.0, rtol=1e-5)
         np.testing.assert_allclose(played.attention[0, :, 0], 0.0)  # there is no step before
         self.assertEqual(played.maps.values.shape, (8, 2, 1, 4))
@@ -200,10 +201,10 @@ class TestExplained(unittest.TestCase):
     def game(self, rewards, lost, ended):
         count = len(rewards)
         return Explained(
-            frames=[None] * count,
+            frames=None,
             scores=np.zeros((count, 2)),
             quantiles=None,
-            actions=np.zeros(count, int),
+            chosen=np.eye(2, dtype=bool)[np.zeros(count, int)],
             rewards=np.array(rewards, float),
             life_lost=np.array(lost, bool),
             attention=None,
@@ -229,7 +230,7 @@ class TestExplained(unittest.TestCase):
             frames=[np.zeros((210, 160, 3), np.uint8)] * 2,
             scores=np.array([[0.2, 1.0], [0.5, 0.1]]),
             quantiles=np.array([[[0.1, 0.3], [0.9, 1.1]]] * 2),
-            actions=np.array([1, 0]),
+            chosen=np.eye(2, dtype=bool)[[1, 0]],
             attention=np.full((2, 1, 4), 0.25),
         )
         from PIL import Image
@@ -249,7 +250,7 @@ class TestExplained(unittest.TestCase):
             with Image.open(path.with_suffix(".gif")) as small:
                 self.assertEqual(small.width, film.GIF_WIDTH)
         with self.assertRaisesRegex(UsageError, "no picture"):
-            film.film_explained(game._replace(frames=[None] * 2), "nowhere")
+            film.film_explained(game._replace(frames=None), "nowhere")
 
     def test_scores_are_those_that_choose(self):
         trained = load_run(cartpole_run())

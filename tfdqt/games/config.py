@@ -25,6 +25,7 @@ class EnvConfig:
 
 
 Network = Literal["gpt", "dense", "gru"]
+FEWEST_BINS = 16  # which reach values of 10,000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +125,8 @@ def check_network(cfg):
         raise UsageError(
             "--bins is for --value-scale=log without --quantiles; give that, or leave it out."
         )
-    if cfg.bins == 1:
-        raise UsageError("--bins must be 0 or at least 2, not 1.")
+    if 0 < cfg.bins < FEWEST_BINS:
+        raise UsageError(f"--bins must be 0 or at least {FEWEST_BINS}, not {cfg.bins}.")
     if cfg.loops_random and cfg.loops == 1:
         raise UsageError("--loops-random draws from 1 to --loops; give --loops of at least 2.")
     if cfg.tokens == "cells" and (cfg.standardize or cfg.min_change or cfg.ram_bits):

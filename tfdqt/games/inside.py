@@ -84,6 +84,8 @@ def make_attention(model, info, cfg):
     _with_weights_of(model, reading)
 
     def attend(inputs):
+        if tokens.x.shape[1] == 1:
+            return ops.ones((inputs["first"].shape[0], depth, 1))
         found = reading({name: inputs[name] for name in reading.input})
         shares = []
         for done, (norm, qkv, bias) in enumerate(layers):

@@ -36,7 +36,7 @@ class TrainedRun(NamedTuple):
     weights: tf.Tensor  # [W], those that act
     info: EnvInfo
     algorithm: Algorithm
-    settings: dict  # of config.json
+    settings: dict  # of config.json, but for the loops that were asked for
     step: int  # environment steps it was trained for
 
 
@@ -74,6 +74,7 @@ def load_run(run_dir, checkpoint=None, loops=None):
     if net.loop_limit is not None:
         weights = with_loops(net, weights, loops or network.loops)
     set_weights(net, weights)
+    settings = settings | {"network": network}
     return TrainedRun(net, weights, info, algorithm, settings, saved["progress"]["step"])
 
 

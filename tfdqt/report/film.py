@@ -22,6 +22,9 @@ GIF_MILLISECONDS = 100  # each
 GIF_WIDTH = 540
 TOP = 34  # pixels above the values
 LINE = 18  # of a title
+MOST_BLOCKS = 8  # whose attention is shown, the last ones
+MOST_STEPS = 64  # to which attention is shown, the latest ones
+WIDEST = 1_200  # pixels of a picture
 PLACE = (28, 33, 40)  # of a map, where nothing is
 MOST_LETTERS = 54  # across the panel
 FEWEST = 4  # actions that are shown, if there are as many
@@ -34,7 +37,7 @@ def film_explained(game, folder):
     """
     import imageio.v2 as imageio
 
-    if game.frames[0] is None:
+    if game.frames is None:
         raise UsageError("This environment draws no picture; leave out --explain.")
     path = Path(folder) / "explained.mp4"
     panel = Panel(game)
@@ -42,7 +45,7 @@ def film_explained(game, folder):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with imageio.get_writer(path, fps=FPS, macro_block_size=2) as writer:
-            for step in range(len(game.actions)):
+            for step in range(len(game.rewards)):
                 picture = panel.draw(step)
                 writer.append_data(picture)
                 if step % GIF_EVERY == 0 and len(some) < GIF_PICTURES:
@@ -60,14 +63,17 @@ class Panel:
 
     def __init__(self, game):
         self.game = game
-        self.low = min(0.0, float(game.scores.min()))
-        self.high = float(game.scores.max())
+        self.low = min(0.0, float(np.nanmin(game.scores)))
+        self.high = float(np.nanmax(game.scores))
         self.maps = None if game.maps is None else game.maps.scaled()
-        blocks = 0 if game.attention is None else game.attention.shape[1]
+        blocks = 0 if game.attention is None else min(MOST_BLOCKS, game.attention.shape[1])
         attention = LINE + blocks * ROW + 14 if blocks else 0
         self.most = max(FEWEST, (HEIGHT - TOP - attention - 100) // ROW)
         shown = min(self.most, len(game.names))
         room = HEIGHT - TOP - shown * ROW - attention - 2 * LINE - 14
+        first = game.frames[0]
+        width = 2 * (first.shape[1] * HEIGHT // first.shape[0] // 2)
+        self.size = min(max(2, width), WIDEST), HEIGHT  # of every picture, whatever its own is
         self.tiles = None if self.maps is None else tiling(self.maps.shape[1:], PANEL - 24, room)
 
     def draw(self, step):
@@ -75,8 +81,7 @@ class Panel:
         from PIL import Image, ImageDraw
 
         game = self.game
-        frame = Image.fromarray(game.frames[step])
-        frame = frame.resize((2 * (frame.width * HEIGHT // frame.height // 2), HEIGHT))
+        frame = Image.fromarray(game.frames[step]).resize(self.size)
         if game.maps is not None and game.maps.margin is not None:
             frame = overlaid(frame, np.pad(self.maps[step, -1], game.maps.margin))
         whole = Image.new("RGB", (frame.width + PANEL, HEIGHT), PAPER)
@@ -94,7 +99,7 @@ class Panel:
         top += 14
         if game.attention is not None:
             _draw_attention(pen, game.attention[step], (left, top))
-            top += LINE + game.attention.shape[1] * ROW + 14
+            top += LINE + min(MOST_BLOCKS, game.attention.shape[1]) * ROW + 14
         if self.tiles:
             self._draw_maps(pen, step, (left, top))
         return np.asarray(whole)
@@ -104,13 +109,14 @@ class Panel:
         count = len(self.game.names)
         if count <= self.most:
             return list(range(count))
-        return sorted(np.argsort(-self.game.scores[step])[: self.most].tolist())
+        order = np.argsort(-np.nan_to_num(self.game.scores[step], nan=-np.inf), kind="stable")
+        return sorted(order[: self.most].tolist())
 
     def _draw_bar(self, pen, step, action, at):
         """An action's value as a bar, with a tick for each quantile of its return."""
         x, y = at
         game = self.game
-        chosen = action == game.actions[step]
+        chosen = game.chosen[step, action]
         value = game.scores[step, action]
         begin = x + 90
         width = PANEL - 170
@@ -120,12 +126,16 @@ class Panel:
             return begin + float(part) * width
 
         pen.text((x, y + 3), game.names[action][:13], MARK if chosen else INK)
+        if np.isnan(value):
+            pen.text((begin, y + 3), "not legal", SOFT)
+            return
         pen.rectangle((begin, y + 4, begin + width, y + ROW - 6), outline=SOFT)
         pen.rectangle((begin, y + 4, place(value), y + ROW - 6), fill=MARK if chosen else SOFT)
         if game.quantiles is not None:
             for quantile in game.quantiles[step, action]:
                 pen.line((place(quantile), y + 2, place(quantile), y + ROW - 4), fill=INK)
-        pen.text((begin + width + 6, y + 3), f"{value:.2f}", INK)
+        said = f"{value:.2f}" if abs(value) < 100_000 else f"{value:.3g}"
+        pen.text((begin + width + 6, y + 3), said, INK)
 
     def _draw_maps(self, pen, step, at):
         """The maps of a step, each with the places that have most in words."""
@@ -151,13 +161,16 @@ class Panel:
 def _draw_attention(pen, shares, at):
     """A row of cells a block: how its attention is shared out among the latest steps."""
     x, y = at
-    pen.text((x, y), "attention to the latest steps, oldest first", INK)
-    width = (PANEL - 80) / shares.shape[1]
-    for block, row in enumerate(shares):
-        top = y + LINE + block * ROW
-        pen.text((x, top + 4), f"block {block + 1}", INK)
-        for i, share in enumerate(row):
-            begin = x + 56 + i * width
+    blocks, context = shares.shape
+    shown = shares[-MOST_BLOCKS:, -MOST_STEPS:]
+    latest = "" if context <= MOST_STEPS else f"{MOST_STEPS} "
+    pen.text((x, y), f"attention to the latest {latest}steps, oldest first", INK)
+    width = (PANEL - 80) / shown.shape[1]
+    for i, row in enumerate(shown):
+        top = y + LINE + i * ROW
+        pen.text((x, top + 4), f"block {blocks - len(shown) + i + 1}", INK)
+        for place, share in enumerate(row):
+            begin = x + 56 + place * width
             box = (begin, top, begin + width - 2, top + ROW - 4)
             pen.rectangle(box, fill=_shade(share), outline=SOFT)
 

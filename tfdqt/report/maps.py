@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt.games.spaces import grid_of
+from tfdqt.policy import split_outputs
 
 OTHERS = 3  # steps that an entry is taken from
 MOST_PLACES = 1_024  # that are exchanged one by one
@@ -114,7 +115,7 @@ def influence_maps(score, inputs, info, margin, *, policy, seed=0):
             }
             exchanged = obs[other][:, entries].transpose(1, 2, 0)  # [places, entries, C]
             batch["obs"][np.arange(count)[:, None], :, entries] = exchanged
-            found[step] += changes(score(batch)) / OTHERS
+            found[step] += changes(score(batch), info.parts) / OTHERS
     shaped = in_rows(found) if rows is None else found.reshape(steps, 2, rows, columns)
     names = ("which action",) if policy else ("which action", "how good")
     cells = rows is not None
@@ -128,9 +129,20 @@ def _drawn_over(names, margin):
     return "" if margin is None else f" (over the picture: {names[-1]})"
 
 
-def changes(scores):
-    """How scores [N + 1, A] differ from the last row: [2, N], of the preference and of the best."""
-    apart = scores - scores.mean(axis=1, keepdims=True)
-    preference = np.sqrt(((apart[:-1] - apart[-1]) ** 2).mean(axis=1))
-    best = np.abs(scores.max(axis=1)[:-1] - scores[-1].max())
-    return np.stack([preference, best])
+def changes(scores, parts=()):
+    """How scores [N + 1, A] differ from the last row: [2, N], of the preference and of the best.
+
+    NaN is what is not legal, and counts for nothing. parts: as in `losses`.
+    """
+    legal = np.isfinite(scores[-1])
+    apart = np.concatenate(
+        [each - np.nanmean(each, axis=1, keepdims=True) for each in split_outputs(scores, parts)], 1
+    )
+    moved = (apart[:-1] - apart[-1])[:, legal]
+    best = best_values(scores, parts)
+    return np.stack([np.sqrt((moved**2).mean(axis=1)), np.abs(best[:-1] - best[-1])])
+
+
+def best_values(scores, parts=()):
+    """The best score of each row [N, A], of several parts the sum of theirs: [N]."""
+    return np.sum([np.nanmax(each, axis=1) for each in split_outputs(scores, parts)], axis=0)

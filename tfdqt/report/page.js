@@ -33,9 +33,10 @@ async function drawAll() {
 function makeFilm(data) {
   const get = (id) => document.getElementById(id);
   const slider = get("film-step");
-  const last = data.actions.length - 1;
-  const flat = data.scores.flat();
-  const low = Math.min(0, ...flat), high = Math.max(...flat);
+  const last = data.rewards.length - 1;
+  const known = data.scores.flat().filter((score) => score !== null); // null: not legal
+  const low = known.reduce((least, score) => Math.min(least, score), 0);
+  const high = known.reduce((most, score) => Math.max(most, score), -Infinity);
   let timer = null;
   const self = { now: 0 };
 
@@ -52,12 +53,13 @@ function makeFilm(data) {
     box.replaceChildren();
     data.names.forEach((name, i) => {
       const value = data.scores[step][i];
-      const row = element("div", box, "bar" + (i === data.actions[step] ? " chosen" : ""));
-      element("span", row, "", name + (i === data.actions[step] ? " ✓" : ""));
+      const chosen = data.chosen[step].includes(i);
+      const row = element("div", box, "bar" + (chosen ? " chosen" : ""));
+      element("span", row, "", name + (chosen ? " ✓" : ""));
       const fill = element("div", element("div", row, "track"), "fill");
-      fill.style.width = (100 * (value - low)) / (high - low || 1) + "%";
-      element("span", row, "", value.toFixed(3));
-      if (data.quantiles) {
+      fill.style.width = value === null ? 0 : (100 * (value - low)) / (high - low || 1) + "%";
+      element("span", row, "", value === null ? "not legal" : value.toFixed(3));
+      if (data.quantiles && value !== null) {
         const each = data.quantiles[step][i];
         row.title = "quantiles " + each.map((x) => x.toFixed(2)).join(" ");
       }
@@ -127,7 +129,7 @@ function makeFilm(data) {
     bars(self.now);
     attention(self.now);
     drawMaps(self.now);
-    const best = data.names[data.actions[self.now]];
+    const best = data.chosen[self.now].map((i) => data.names[i]).join(", ");
     const lost = data.lives[self.now] ? " A life is lost." : "";
     get("film-said").textContent =
       "Step " + self.now + " of " + last + ": " + best + ", reward " + data.rewards[self.now] + "." + lost;

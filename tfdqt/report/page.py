@@ -25,6 +25,7 @@ from tfdqt.report.gather import (
 from tfdqt.version import __version__
 
 WIDEST = 320  # pixels of a picture
+MOST_QUANTILES = 4  # of an action that are told, or up to twice as many
 LARGEST = 15_000_000  # bytes of a page
 
 
@@ -290,15 +291,16 @@ def _values(rows):
 
 def film_data(film):
     """An Explained game as page.js shows it."""
-    frames = None if film.frames[0] is None else [jpeg(frame) for frame in film.frames]
+    frames = None if film.frames is None else [jpeg(frame) for frame in film.frames]
     quantiles = film.quantiles
     if quantiles is not None:
-        quantiles = np.sort(quantiles, axis=-1)[..., ::4].tolist()
+        every = max(1, quantiles.shape[-1] // MOST_QUANTILES)
+        quantiles = np.sort(quantiles, axis=-1)[..., ::every].tolist()
     return dict(
         frames=frames,
         scores=film.scores.tolist(),
         quantiles=quantiles,
-        actions=film.actions.tolist(),
+        chosen=[np.flatnonzero(each).tolist() for each in film.chosen],
         rewards=film.rewards.tolist(),
         lives=film.life_lost.tolist(),
         attention=None if film.attention is None else film.attention.tolist(),
@@ -330,7 +332,7 @@ def jpeg(frame):
 
     picture = Image.fromarray(frame)
     if picture.width > WIDEST:
-        picture = picture.resize((WIDEST, picture.height * WIDEST // picture.width))
+        picture = picture.resize((WIDEST, max(1, picture.height * WIDEST // picture.width)))
     written = io.BytesIO()
     picture.save(written, "JPEG", quality=80)
     return base64.b64encode(written.getvalue()).decode()
@@ -339,8 +341,9 @@ def jpeg(frame):
 def _timeline_rows(film):
     return [
         dict(step=step, action=name, value=film.scores[step, i])
-        for step in range(len(film.actions))
+        for step in range(len(film.rewards))
         for i, name in enumerate(film.names)
+        if np.isfinite(film.scores[step, i])
     ]
 
 
@@ -348,7 +351,7 @@ def _film(film):
     picture = (
         '<div class="picture"><img id="film-picture" '
         'alt="The environment at the step that is told above"></div>'
-        if film.frames[0] is not None
+        if film.frames is not None
         else "<p>This environment draws no picture.</p>"
     )
     attention = (
