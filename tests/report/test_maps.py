@@ -103,6 +103,10 @@ class Drawn(unittest.TestCase):
         values[:, 0, 0, 1] = 1, 2, 3, 4  # of the median step 2.5
         drawn = Maps("", ("one",), values, False, None).scaled()
         np.testing.assert_allclose(drawn[:, 0, 0], [[0, 0.4], [0, 0.8], [0, 1], [0, 1]])
+        values[:3] = 0.0  # a single step with anything is full, and without there is nothing
+        drawn = Maps("", ("one",), values, False, None).scaled()
+        np.testing.assert_allclose(drawn[:, 0, 0], [[0, 0]] * 3 + [[0, 1]])
+        self.assertFalse(Maps("", ("one",), 0 * values, False, None).scaled().any())
 
     def test_tiles_are_as_large_as_there_is_room_for(self):
         self.assertEqual(film.tiling((2, 8, 16), 316, 110), (9, 2))

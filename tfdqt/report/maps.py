@@ -10,7 +10,7 @@ from tfdqt.policy import split_outputs
 OTHERS = 3  # steps that an entry is taken from
 MOST_PLACES = 1_024  # that are exchanged one by one
 ROW = 16  # entries of a row, of an observation without rows
-FULL = 0.5  # the part of the steps whose greatest place is drawn less than full
+FULL = 0.5  # the part of the steps, of those with any, whose greatest place is not drawn full
 NAMED = 3  # places that are told by name
 
 
@@ -26,8 +26,9 @@ class Maps(NamedTuple):
     def scaled(self):
         """The values from 0 to 1 within each map, over all of its steps: [T, M, R, C]."""
         values = np.nan_to_num(self.values)
-        top = np.quantile(values.max(axis=(2, 3)), FULL, axis=0)
-        return np.clip(values / np.where(top > 0, top, 1.0)[:, None, None], 0.0, 1.0)
+        greatest = values.max(axis=(2, 3))
+        tops = [np.quantile(each[each > 0], FULL) if each.any() else 1.0 for each in greatest.T]
+        return np.clip(values / np.array(tops)[:, None, None], 0.0, 1.0)
 
     def strongest(self, step, which):
         """The places of a map that have most, in words: their numbers, or rows and columns."""
@@ -35,11 +36,8 @@ class Maps(NamedTuple):
         order = np.argsort(-values, axis=None, kind="stable")[:NAMED]
         places = [place for place in order.tolist() if values.flat[place] > 0]
         if self.cells:
-            return ", ".join(f"({row}, {column})" for row, column in self._cells(places))
+            places = [divmod(place, values.shape[1]) for place in places]
         return ", ".join(map(str, places))
-
-    def _cells(self, places):
-        return [divmod(place, self.values.shape[-1]) for place in places]
 
 
 def in_rows(values):
