@@ -242,11 +242,11 @@ def main(argv=None):
         load_if_exists=True,
     )
     states = optuna.trial.TrialState
-    tried = study.get_trials(states=(states.COMPLETE, states.PRUNED))  # others were broken off
+    over = (states.COMPLETE, states.PRUNED)  # others were broken off
     # By the trials before too: what goes on must not draw what was drawn.
     drawn = np.random.SeedSequence([args.seed, len(study.trials)]).generate_state(1)[0]
     study.sampler = optuna.samplers.TPESampler(seed=int(drawn), constant_liar=True)
-    left = args.trials - len(tried)
+    left = args.trials - len(study.get_trials(states=over))
     if left > 0:
         study.optimize(make_objective(args, out, optuna), n_trials=left, n_jobs=args.jobs)
     done = study.get_trials(states=(states.COMPLETE,))
@@ -257,8 +257,7 @@ def main(argv=None):
         print(out / "importance.png")
     settings = settings_of(study.best_trial, args.algorithm, args.also)
     command = command_of(args, settings, "runs/tuned", args.seed + 1)
-    tried = study.get_trials(states=(states.COMPLETE, states.PRUNED))
-    print(f"Best of {len(tried)} trials, {study.best_value:.2f}:")
+    print(f"Best of {len(study.get_trials(states=over))} trials, {study.best_value:.2f}:")
     print(f"python scripts/{Path(command[1]).name} {shlex.join(command[2:])}")
     return 0
 

@@ -235,10 +235,10 @@ def td_loss(q, actions, targets, mask, *, delta=1.0, parts=(), scale=LINEAR, his
     of the error.
     """
     actions.shape.assert_is_compatible_with(q.shape[:-2])
-    count = q.shape[-1] if histogram is None else 1
-    targets.shape.assert_is_compatible_with([*q.shape[:-2], count])
+    means_only = histogram is not None
+    targets.shape.assert_is_compatible_with([*q.shape[:-2], 1 if means_only else q.shape[-1]])
     targets = tf.stop_gradient(targets)
-    if histogram is not None:
+    if means_only:
         logits = select_quantiles(q, actions, parts)  # [B, P, N]
         mean = histogram.mean(logits)
         error = mean - targets[..., 0]

@@ -66,11 +66,8 @@ def flatten_model(model, info=None):
         names = list(model.input)
         return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
 
-    def raw(weights, inputs):
-        return apply_of(model, weights, inputs)
-
     def apply(weights, inputs):
-        return told(raw(weights, inputs), inputs)
+        return told(apply_of(model, weights, inputs), inputs)
 
     def told(outputs, inputs):
         if histogram is not None:
@@ -113,7 +110,7 @@ def flatten_model(model, info=None):
         getattr(model, "attention_bytes", 0),
         scale,
         histogram,
-        raw if bins else None,
+        functools.partial(apply_of, model) if bins else None,
         told if bins else None,
     )
 

@@ -158,16 +158,7 @@ def simulations(rows):
         rows,
         height=SMALL,
         encoding=encoding,
-        layer=[
-            {
-                "mark": {"type": "line", "point": True, "tooltip": True},
-                "encoding": {"y": _number("mean", "mean return", scale={"zero": False})},
-            },
-            {
-                "mark": {"type": "rule"},
-                "encoding": {"y": _number("low", "mean return"), "y2": {"field": "high"}},
-            },
-        ],
+        layer=_means_with_intervals({"y": _number("mean", "mean return", scale={"zero": False})}),
     )
 
 
@@ -180,25 +171,24 @@ def by_distance(rows):
         "title": "steps of the shortest solution",
         "axis": {"labelAngle": 0},
     }
+    mean = {
+        "y": _number("mean", "mean return"),
+        "tooltip": [{"field": key} for key in ("run", "how", "span", "games", "mean")],
+    }
     return _chart(
         "Mean return of puzzles over the length of their shortest solutions.",
         rows,
         height=SMALL,
         encoding={"x": x, "color": _color("how"), "detail": {"field": "run"}},
-        layer=[
-            {
-                "mark": {"type": "line", "point": True, "tooltip": True},
-                "encoding": {
-                    "y": _number("mean", "mean return"),
-                    "tooltip": [{"field": key} for key in ("run", "how", "span", "games", "mean")],
-                },
-            },
-            {
-                "mark": {"type": "rule"},
-                "encoding": {"y": _number("low", "mean return"), "y2": {"field": "high"}},
-            },
-        ],
+        layer=_means_with_intervals(mean),
     )
+
+
+def _means_with_intervals(encoding):
+    """Layers of a line of means, as `encoding` says, with a rule from low to high at each."""
+    line = {"mark": {"type": "line", "point": True, "tooltip": True}, "encoding": encoding}
+    ends = {"y": _number("low", "mean return"), "y2": {"field": "high"}}
+    return [line, {"mark": {"type": "rule"}, "encoding": ends}]
 
 
 def timeline(rows):

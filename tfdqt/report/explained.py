@@ -73,15 +73,14 @@ def _play(env, policy, look, max_steps, pictures, seed):
         with its_failures(info.name, "in a game"):
             slot.step(action)
         reward = float(out["reward"][0])
-        chosen = one_hot(action, info.outputs, info.parts).numpy() > 0
-        rows.append((*look.at(windows[-1]), chosen, reward, slot.lives < lives))
-    scores, quantiles, shares, chosen, rewards, lost = zip(*rows)
+        rows.append((*look.at(windows[-1]), action, reward, slot.lives < lives))
+    scores, quantiles, shares, actions, rewards, lost = zip(*rows)
     shares = None if shares[0] is None else np.stack(shares)
     return Explained(
         frames,
         np.stack(scores),
         None if quantiles[0] is None else np.stack(quantiles),
-        np.stack(chosen),
+        one_hot(np.array(actions), info.outputs, info.parts).numpy() > 0,
         np.array(rewards),
         np.array(lost, bool),
         look.over_steps(shares),

@@ -67,10 +67,10 @@ class Panel:
         self.high = float(np.nanmax(game.scores))
         self.maps = None if game.maps is None else game.maps.scaled()
         blocks = 0 if game.attention is None else min(MOST_BLOCKS, game.attention.shape[1])
-        attention = LINE + blocks * ROW + 14 if blocks else 0
-        self.most = max(FEWEST, (HEIGHT - TOP - attention - 100) // ROW)
+        self.attention = LINE + blocks * ROW + 14 if blocks else 0  # its height
+        self.most = max(FEWEST, (HEIGHT - TOP - self.attention - 100) // ROW)
         shown = min(self.most, len(game.names))
-        room = HEIGHT - TOP - shown * ROW - attention - 2 * LINE - 14
+        room = HEIGHT - TOP - shown * ROW - self.attention - 2 * LINE - 14
         first = game.frames[0]
         width = 2 * (first.shape[1] * HEIGHT // first.shape[0] // 2)
         self.size = min(max(2, width), WIDEST), HEIGHT  # of every picture, whatever its own is
@@ -99,7 +99,7 @@ class Panel:
         top += 14
         if game.attention is not None:
             _draw_attention(pen, game.attention[step], (left, top))
-            top += LINE + min(MOST_BLOCKS, game.attention.shape[1]) * ROW + 14
+            top += self.attention
         if self.tiles:
             self._draw_maps(pen, step, (left, top))
         return np.asarray(whole)
