@@ -12,7 +12,7 @@ from tests.helpers import refused, slow, succeeds
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import inside, networks
-from tfdqt.games.blocks import AddPlaceBias, Sight, attention
+from tfdqt.games.blocks import AddPlaceBias, LoopLimit, Sight, attention
 from tfdqt.games.config import NetworkConfig, check_network
 from tfdqt.games.cost import check_tokens
 from tfdqt.games.features import cells_as_numbers
@@ -261,6 +261,23 @@ class Loops(tf.test.TestCase):
         )
         difference = net.apply(weights, inputs) - plain.apply(same, inputs)
         self.assertGreater(np.abs(difference).max(), 1e-3)
+
+    def test_loops_beyond_the_limit_are_not_computed(self):
+        ran = []
+
+        def block(inputs):
+            ran.append(len(inputs))
+            return inputs[0] + 1.0
+
+        limit = LoopLimit([block], loops=3)
+        x = tf.zeros((2, 3, 4))
+        self.assertAllEqual(limit(x, 2.0 * tf.ones_like(x), x, index=0, loop=2), x + 3.0)
+        self.assertEqual(ran, [2])
+        limit.loop_limit.assign(2)
+        self.assertAllEqual(limit(x, 2.0 * tf.ones_like(x), x, index=0, loop=2), x)
+        self.assertEqual(ran, [2])
+        self.assertAllEqual(limit(x, index=0, loop=1), x + 1.0)
+        self.assertEqual(ran, [2, 1])
 
     def test_loops_are_drawn_by_the_count_of_updates(self):
         model = networks.build_q(BOARD, NetworkConfig(**CELLS, loops=4, loops_random=True, width=8))

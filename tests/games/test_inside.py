@@ -30,7 +30,10 @@ def attending(settings):
 def mixed(model, cfg, stream, done, shares):
     """What a block adds to what is read out, by shares [B, T] of the values of what it reads."""
     name = f"block{done % cfg.layers}"
-    block = model.get_layer(name) if cfg.loops > 1 else model
+    if cfg.loops_random:
+        block = model.get_layer("loops").blocks[done % cfg.layers]
+    else:
+        block = model.get_layer(name) if cfg.loops > 1 else model
     read = stream[:, done] + (stream[:, 0] if done and done % cfg.layers == 0 else 0)
     values = block.get_layer(f"{name}_attention_qkv")(block.get_layer(f"{name}_norm1")(read))
     values = values.numpy()[..., 2 * cfg.width :]

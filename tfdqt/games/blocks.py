@@ -226,18 +226,24 @@ def shared_block(shape, sight, cfg, *, name):
     return keras.Model([x, visible], y, name=name)
 
 
+def run_block(block, x, visible):
+    """x [B, T, D] after a block of `shared_block`."""
+    return block([x] if visible is None else [x, visible])
+
+
 # -------------------------------------------------------------------------------------------------
 # Loops
 
 
 class LoopLimit(layers.Layer):
-    """Lets a looped network stop early: after `loop_limit` loops, a weight that is not learned.
+    """Shared blocks that are run in the first `loop_limit` loops alone, a weight not learned.
 
-    `flat` knows such a layer by that attribute.
+    What is not run costs nothing. `flat` knows such a layer by that attribute.
     """
 
-    def __init__(self, loops, **kwargs):
+    def __init__(self, blocks, loops, **kwargs):
         super().__init__(**kwargs)
+        self.blocks = blocks
         self.loops = loops
 
     def build(self, shape):
@@ -246,8 +252,17 @@ class LoopLimit(layers.Layer):
             shape=(), initializer=start, trainable=False, name="loop_limit"
         )
 
-    def call(self, before, after, loop):
-        return ops.where(loop < self.loop_limit, after, before)
+    def call(self, x, tokens=None, visible=None, *, index, loop):
+        """x [B, T, D], after block `index` of loop `loop` if there is such a loop.
+
+        tokens: [B, T, D], what is added before that block, or None.
+        """
+
+        def run():
+            before = x if tokens is None else x + tokens
+            return run_block(self.blocks[index], before, visible)
+
+        return ops.cond(loop < self.loop_limit, run, lambda: x)
 
 
 def decode(x, sight, cfg, *, depth=None, after=None):
@@ -268,18 +283,16 @@ def decode(x, sight, cfg, *, depth=None, after=None):
     blocks = [
         shared_block(x.shape[1:], sight, cfg, name=f"block{layer}") for layer in range(cfg.layers)
     ]
-    limit = LoopLimit(cfg.loops, name="loops") if cfg.loops_random else None
+    limit = LoopLimit(blocks, cfg.loops, name="loops") if cfg.loops_random else None
     tokens = x
-    for first in range(0, depth, cfg.layers):
-        before = x
-        if first:
-            x = x + tokens
-        last = min(first + cfg.layers, depth)
-        for done, one in enumerate(blocks[: depth - first], first + 1):
-            x = one([x] if sight.visible is None else [x, sight.visible])
-            if limit and done == last:
-                x = limit(before, x, loop=first // cfg.layers)
-            x = after(x, done)
+    for done in range(depth):
+        loop, index = divmod(done, cfg.layers)
+        again = tokens if loop and not index else None
+        if limit:
+            x = limit(x, again, sight.visible, index=index, loop=loop)
+        else:
+            x = run_block(blocks[index], x if again is None else x + again, sight.visible)
+        x = after(x, done + 1)
     return x
 
 

@@ -106,8 +106,12 @@ def make_attention(model, info, cfg):
 def _layers_of_block(model, cfg, index):
     """(norm, queries keys and values, bias of places or None) of a block's attention."""
     name = f"block{index}"
-    looped = cfg.loops > 1 or cfg.loops_random
-    block = model.get_layer(name) if looped else model
+    if cfg.loops_random:
+        block = model.get_layer("loops").blocks[index]
+    elif cfg.loops > 1:
+        block = model.get_layer(name)
+    else:
+        block = model
     known = {layer.name: layer for layer in block.layers}
     attention = f"{name}_attention"
     return known[f"{name}_norm1"], known[f"{attention}_qkv"], known.get(f"{attention}_bias")
