@@ -7,6 +7,8 @@ Every arm plays the same levels of the set "test". A level is lost when it is no
 its shortest solution and 10 moves more. `--avoid-repeats` plays without going back to a position
 already met. Adds a row to OUT for every arm, seed and number of simulations; a row that is there
 already is not measured again.
+
+Runs that learned from play are measured alike, where they are called WEIGHTS/ARM-SEED.
 """
 
 import dataclasses
@@ -15,6 +17,7 @@ import json
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import tyro
@@ -23,8 +26,8 @@ from arms import build_arm, puzzle_info
 from tfdqt.backend import set_threads
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import EXPLORATION
-from tfdqt.games.envs import make_env
-from tfdqt.games.search import Rules, play_searched
+from tfdqt.games.envs import make_env, options_of
+from tfdqt.games.search import Rules, play_searched, rules_of
 from tfdqt.runs.log import read_rows, write_rows
 
 
@@ -33,7 +36,7 @@ class Args:
     """Play held-out levels."""
 
     weights: str = "runs/search"
-    """Folder with the weights that regress.py wrote."""
+    """Folder with the weights that regress.py wrote, or with runs."""
     out: str = ""
     """CSV of what came of it, by default games.csv in that folder."""
     arms: tuple[str, ...] = ("blocks-1",)
@@ -80,32 +83,53 @@ def make_puzzle(settings, split):
     return make_env("LightsOut-v0", max_steps=1_000, size=settings["size"], split=split)
 
 
-def play(args, name, seed, loops, simulations):
-    """One row of the CSV."""
+class Player(NamedTuple):
+    """A network and what it plays."""
+
+    run: object  # what `play_searched` takes as a trained run
+    puzzle: dict  # size and boxes
+    rules: Rules
+
+
+def load_player(folder, name, seed, loops=None):
+    """The Player of a network of regress.py, or of a run that learned from play."""
     import tensorflow as tf
 
-    net, weights, info, settings = load_arm(args.weights, name, seed, loops)
-    env_fn = functools.partial(make_puzzle, settings, args.split)
+    played = Path(folder, f"{name}-{seed}")
+    if played.is_dir():
+        from tfdqt.games.trained import load_run  # loads TensorFlow
+
+        run = load_run(played, loops=loops)
+        puzzle = options_of(run.settings["env"].env_options, "--env-options")
+        return Player(run, puzzle, rules_of(run))
+    net, weights, info, settings = load_arm(folder, name, seed, loops)
+    run = SimpleNamespace(
+        net=net, weights=tf.constant(weights), info=info, algorithm=ALGORITHMS["dqn"], settings={}
+    )
+    return Player(run, settings, Rules(settings["discount"], False, False, 0.0))
+
+
+def play(args, name, seed, loops, simulations):
+    """One row of the CSV."""
+    player = load_player(args.weights, name, seed, loops)
+    env_fn = functools.partial(make_puzzle, player.puzzle, args.split)
     distances = []
 
     def limit(env):
         distances.append(int(env.unwrapped.distance))
         return env.unwrapped.patience()
 
-    run = SimpleNamespace(
-        net=net, weights=tf.constant(weights), info=info, algorithm=ALGORITHMS["dqn"], settings={}
-    )
     began = time.process_time()
     games = play_searched(
         env_fn,
-        run,
+        player.run,
         episodes=args.levels,
         simulations=simulations,
         exploration=args.exploration,
         avoid_repeats=args.avoid_repeats,
         at_once=args.at_once,
         max_steps=limit,
-        rules=Rules(settings["discount"], False, False, 0.0),
+        rules=player.rules,
     )
     solved = games.returns > 0
     return dict(

@@ -2,12 +2,14 @@
 
 import unittest
 
+import measure
 import numpy as np
 import regress
-from measure import load_arm, make_puzzle
+from measure import load_arm, load_player, make_puzzle
 
 from tests.benchmarks import script
-from tests.helpers import InFolder
+from tests.games.toys import without_xla
+from tests.helpers import InFolder, succeeds
 from tfdqt.runs.log import read_rows
 
 
@@ -48,6 +50,30 @@ class Learning(InFolder):
         row = np.concatenate([obs.ravel(), details["action_mask"]])[None, None].astype(np.uint8)
         q = net.apply(weights, dict(obs=row, first=np.ones((1, 1), np.int32)))
         self.assertEqual(q.shape, (1, 1, info.num_actions, 1))
+
+    def test_runs_that_learned_from_play_are_measured_alike(self):
+        options = '{"size": 4, "boxes": 1, "curriculum": 2}'
+        network = "--tokens=cells --context=1 --width=8 --heads=2 --layers=1 --loops=3".split()
+        sizes = "--total-steps=512 --num-envs=8 --rollout-steps=32 --batch-size=64 --workers=0"
+        with without_xla():
+            succeeds(
+                self,
+                "run_ppo",
+                "--name=Sokoban-v0",
+                f"--env-options={options}",
+                f"--run-dir={self.tmp}/loops-3-1",
+                "--gamma=0.93",
+                *network,
+                *sizes.split(),
+            )
+            player = load_player(self.tmp, "loops-3", 1, loops=2)
+            self.assertEqual(player.rules.gamma, 0.93)
+            self.assertEqual(player.run.settings["network"].loops, 2)
+            args = measure.Args(weights=str(self.tmp), levels=3)
+            row = measure.play(args, "loops-3", 1, None, 2)
+        self.assertEqual(len(row["solved_levels"]), 3)
+        self.assertGreater(row["evaluations_a_move"], 1)
+        self.assertGreater(max(map(int, row["distances"].split())), 2)  # without the curriculum
 
 
 if __name__ == "__main__":
