@@ -17,6 +17,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -76,7 +77,17 @@ class Args:
 
 def _processes(count, **options):
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, mp_context=context, **options)
+    return ProcessPoolExecutor(count, context, _end_with_parent, **options)
+
+
+def _end_with_parent():
+    """Let this process end when the one that started it does, however that is ended."""
+
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _some_states(args, split, seed, count):
