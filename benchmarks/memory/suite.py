@@ -2,6 +2,7 @@
 
     pip install --no-deps popgym
     python benchmarks/memory/suite.py --out=runs/suite
+    python benchmarks/memory/suite.py --domains --context=50
 
 The runs are those of run_dqn.py, in folders under --out. A run that is done is not trained again,
 so the command can be stopped and given again, and several can share --out: each takes the
@@ -9,15 +10,21 @@ environments that it is told. Adds a row to CSV for every run. `--report` prints
 
 MMER, as the paper has it (Morad et al., 2023): the greatest mean return while training, here of the
 last 100 games. A return lies between -1 and 1 in all of these environments.
+
+`--domains` takes those of domains.py instead, and plays 200 games afterwards; `success` is the
+share of them that end well.
 """
 
 import dataclasses
+import itertools
+import os
 import sys
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import tyro
+from domains import SUCCESS
 
 from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
@@ -43,9 +50,9 @@ GAMES = (
 )
 LEVELS = ("Easy", "Medium", "Hard")
 GAMES_OF_MEAN = 100  # in mean_return of a log
+EPISODES = 200  # played afterwards
 # Chosen on a copy of RepeatPrevious that is not in the suite, see README.md.
 SETTINGS = dict(
-    context=72,
     n_step=1,
     gamma=0.99,
     value_scale="linear",
@@ -77,6 +84,10 @@ class Args:
     """Games."""
     levels: tuple[Literal[LEVELS], ...] = LEVELS
     """Levels of each."""
+    domains: bool = False
+    """Whether the environments of domains.py are taken instead."""
+    context: int = 72
+    """Steps of history."""
     networks: tuple[Literal[tuple(NETWORKS)], ...] = ("gpt",)
     """Networks."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -90,7 +101,8 @@ class Args:
 def command_of(args, env, network, seed, folder):
     """The words that train a run, or go on with it."""
     settings = SETTINGS | dict(
-        name=f"popgym:{env}",
+        name=f"{'domains' if env in SUCCESS else 'popgym'}:{env}",
+        context=args.context,
         seed=seed,
         total_steps=args.total_steps,
         replay_size=args.total_steps,
@@ -106,6 +118,14 @@ def greatest_mean(log):
     return float(means.max()) if len(means) else float("nan")
 
 
+def succeeded(env, folder):
+    """The share of EPISODES greedy games of a run that end well, by SUCCESS."""
+    script = str(ROOT / "scripts" / "evaluate.py")
+    run_script([sys.executable, script, str(folder), f"--episodes={EPISODES}"])
+    returns = [float(row["return"]) for row in read_rows(folder / "evaluation.csv")]
+    return float(np.mean(np.array(returns[-EPISODES:]) > SUCCESS[env]))
+
+
 def train(args, env, network, seed):
     """Train one run and return its row."""
     folder = args.out / f"{env}-{network}-{seed}"
@@ -117,34 +137,41 @@ def train(args, env, network, seed):
         seed=seed,
         steps=args.total_steps,
         gamma=SETTINGS["gamma"],
-        context=SETTINGS["context"],
+        context=args.context,
         mmer=greatest_mean(log),
         last=float(log["mean_return"][-1]),
+        success=succeeded(env, folder) if env in SUCCESS else "",
         games=int(log["games"][-1]),
         seconds=float(log["seconds"][-1]),
     )
 
 
+def environments(args):
+    """Names of what is trained on, without their module."""
+    if args.domains:
+        return list(SUCCESS)
+    return [f"popgym-{game}{level}-v0" for level in args.levels for game in args.games]
+
+
 def measure(args):
     """Train what has no row yet."""
     args.csv.parent.mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:
-        for level in args.levels:
-            for game in args.games:
-                for network in args.networks:
-                    env = f"popgym-{game}{level}-v0"
-                    key = (env, network, str(seed), str(args.total_steps))
-                    names = ("env", "network", "seed", "steps")
-                    if key in {tuple(row[name] for name in names) for row in read_rows(args.csv)}:
-                        continue
-                    row = train(args, env, network, seed)
-                    add_row(args.csv, row)
-                    print("{env} {network} {seed}: {mmer:.3f}".format(**row), flush=True)
+    paths = (str(HERE), os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # where runs find domains.py
+    names = ("env", "network", "seed", "steps", "context")
+    for seed, env, network in itertools.product(args.seeds, environments(args), args.networks):
+        key = (env, network, *map(str, (seed, args.total_steps, args.context)))
+        if key in {tuple(row[name] for name in names) for row in read_rows(args.csv)}:
+            continue
+        row = train(args, env, network, seed)
+        add_row(args.csv, row)
+        print("{env} {network} {seed}: {mmer:.3f}".format(**row), flush=True)
 
 
 def report(args):
     """A line of a Markdown table for every environment, and the mean over them."""
-    rows = [row for row in read_rows(args.csv) if row["steps"] == str(args.total_steps)]
+    wanted = str(args.total_steps), str(args.context)
+    rows = [row for row in read_rows(args.csv) if (row["steps"], row["context"]) == wanted]
     found = {}
     for row in rows:
         found.setdefault(row["env"], {}).setdefault(row["network"], []).append(float(row["mmer"]))
