@@ -92,10 +92,10 @@ def shares(won, draws):
 
 def summarize(groups, distances, args):
     """Rows of the table."""
-    rng = np.random.default_rng(0)
     levels = len(distances)
     table = []
     for (arm, loops, avoid, simulations), won in sorted(groups.items()):
+        rng = np.random.default_rng(0)  # a row does not hang on which others there are
         ours = resamples(args.samples, len(won), levels, rng)
         sampled = shares(won, ours)
         curve = {
@@ -210,7 +210,7 @@ def draw_depth(table, args, path):
                 panel.plot(*zip(*start, *some), "o-", color=color, label=f"{kind}-L")
             else:
                 for size, solved in some:
-                    depth = size if kind == "narrow" else 1
+                    depth = 1 if kind in ("dense", "wide") else size
                     panel.plot(depth, solved, "s", color=color, label=f"{kind}-{size}")
         panel.set(
             title="no position twice" if avoid else "", xlabel="depth: blocks, or loops of one"
