@@ -3,7 +3,8 @@
     PYTHONPATH=benchmarks/memory python scripts/run_dqn.py --name=domains:CarFlag-v0
 
 Written by the rules of DTQN's code, of gym-gridverse and of gym-pomdps, so that they need no old
-version of gym. A game is a success if its return is over that of SUCCESS.
+version of gym. A game is a success if its return is over that of SUCCESS (in GridMemory, where each
+step costs something, a right exit after 199 steps is none).
 """
 
 import gymnasium as gym
@@ -57,6 +58,8 @@ class MemoryCards(gym.Env):
     """
 
     def __init__(self, pairs=5):
+        if pairs < 1:
+            raise ValueError(f"pairs must be at least 1, not {pairs}.")
         self.taken = pairs + 1
         self.pairs = pairs
         self.observation_space = spaces.MultiDiscrete(np.full(2 * pairs, pairs + 2))
@@ -111,6 +114,8 @@ class HeavenHell(gym.Env):
     NORTH, SOUTH, EAST, WEST = range(4)
 
     def __init__(self, length=3):
+        if length < 1:
+            raise ValueError(f"length must be at least 1, not {length}.")
         self.length = length
         self.cells = 2 + 4 * length
         self.ends = (2 * length, 3 * length)  # west, east
@@ -224,7 +229,8 @@ class GridMemory(gym.Env):
 
 
 LIMITS = {CarFlag: 200, MemoryCards: 50, HeavenHell: 100, GridMemory: 250}  # steps of a game
-SUCCESS = {"CarFlag-v0": 0, "MemoryCards-v0": -46, "HeavenHell-v0": 0, "GridMemory-v0": 0}
+# MemoryCards: all of five pairs are taken by step 50, so at most 45 cost a point.
+SUCCESS = {"CarFlag-v0": 0, "MemoryCards-v0": -46, "HeavenHell-v0": 0, "GridMemory-v0": -5}
 
 for env, steps in LIMITS.items():
     gym.register(f"{env.__name__}-v0", entry_point=env, max_episode_steps=steps)

@@ -1,8 +1,9 @@
-"""POPGym's environments with discrete actions, by one set of settings, three networks beside.
+r"""POPGym's environments with discrete actions, by one set of settings, three networks beside.
 
     pip install --no-deps popgym
     python benchmarks/memory/suite.py --out=runs/suite
-    python benchmarks/memory/suite.py --domains --context=50
+    python benchmarks/memory/suite.py --context=50 \
+        --domains CarFlag-v0 MemoryCards-v0 HeavenHell-v0 GridMemory-v0
 
 The runs are those of run_dqn.py, in folders under --out. A run that is done is not trained again,
 so the command can be stopped and given again, and several can share --out: each takes the
@@ -11,8 +12,8 @@ environments that it is told. Adds a row to CSV for every run. `--report` prints
 MMER, as the paper has it (Morad et al., 2023): the greatest mean return while training, here of the
 last 100 games. A return lies between -1 and 1 in all of these environments.
 
-`--domains` takes those of domains.py instead, and plays 200 games afterwards; `success` is the
-share of them that end well.
+`--domains` takes environments of domains.py instead, and plays 200 games afterwards; `success` is
+the share of them that end well.
 """
 
 import dataclasses
@@ -84,8 +85,8 @@ class Args:
     """Games."""
     levels: tuple[Literal[LEVELS], ...] = LEVELS
     """Levels of each."""
-    domains: bool = False
-    """Whether the environments of domains.py are taken instead."""
+    domains: tuple[Literal[tuple(SUCCESS)], ...] = ()
+    """Environments of domains.py, in the place of POPGym's."""
     context: int = 72
     """Steps of history."""
     networks: tuple[Literal[tuple(NETWORKS)], ...] = ("gpt",)
@@ -128,7 +129,7 @@ def succeeded(env, folder):
 
 def train(args, env, network, seed):
     """Train one run and return its row."""
-    folder = args.out / f"{env}-{network}-{seed}"
+    folder = args.out / f"{env}-{network}-{args.context}-{args.total_steps}-{seed}"
     run_script(command_of(args, env, network, seed, folder))
     log = read_log(folder)
     return dict(
@@ -149,7 +150,7 @@ def train(args, env, network, seed):
 def environments(args):
     """Names of what is trained on, without their module."""
     if args.domains:
-        return list(SUCCESS)
+        return args.domains
     return [f"popgym-{game}{level}-v0" for level in args.levels for game in args.games]
 
 
@@ -169,19 +170,22 @@ def measure(args):
 
 
 def report(args):
-    """A line of a Markdown table for every environment, and the mean over them."""
+    """A line of a Markdown table for every environment, and of POPGym's the mean over them."""
     wanted = str(args.total_steps), str(args.context)
     rows = [row for row in read_rows(args.csv) if (row["steps"], row["context"]) == wanted]
+    key = "success" if args.domains else "mmer"
     found = {}
     for row in rows:
-        found.setdefault(row["env"], {}).setdefault(row["network"], []).append(float(row["mmer"]))
+        if row["env"] in environments(args):
+            of_env = found.setdefault(row["env"], {})
+            of_env.setdefault(row["network"], []).append(float(row[key]))
     networks = [name for name in NETWORKS if any(name in each for each in found.values())]
     print("| " + " | ".join(["environment", *networks]) + " |")
     print("|---" * (1 + len(networks)) + "|")
     for env, each in found.items():
         cells = [", ".join(f"{value:.3f}" for value in each.get(name, ())) for name in networks]
         print("| " + " | ".join([env.removeprefix("popgym-").removesuffix("-v0"), *cells]) + " |")
-    for name in networks:
+    for name in networks if not args.domains else ():
         means = np.array([np.mean(each[name]) for each in found.values() if name in each])
         low, high = confidence(means)
         print(f"\n{name}: {means.mean():.3f} [{low:.3f}, {high:.3f}] over {len(means)}")

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -24,11 +25,15 @@ import tyro
 from arms import build_arm, puzzle_info
 
 from tfdqt.backend import set_threads
+from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import ALGORITHMS
-from tfdqt.games.config import EXPLORATION
-from tfdqt.games.envs import make_env, options_of
+from tfdqt.games.config import EXPLORATION, PUZZLES
+from tfdqt.games.envs import make_env, options_of, without_curriculum
 from tfdqt.games.search import Rules, play_searched, rules_of
+from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import read_rows, write_rows
+
+MAX_STEPS = 1_000  # of a puzzle; a level is lost sooner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,22 +82,25 @@ def load_arm(folder, name, seed, loops=None):
 
 def make_puzzle(settings, split):
     """An environment of the levels that a network of regress.py was trained for."""
+    options = dict(size=settings["size"], split=split, max_steps=MAX_STEPS)
     if settings["boxes"]:
-        options = dict(size=settings["size"], boxes=settings["boxes"], split=split)
-        return make_env("Sokoban-v0", max_steps=1_000, **options)
-    return make_env("LightsOut-v0", max_steps=1_000, size=settings["size"], split=split)
+        return make_env("Sokoban-v0", boxes=settings["boxes"], **options)
+    return make_env("LightsOut-v0", **options)
 
 
 class Player(NamedTuple):
     """A network and what it plays."""
 
     run: object  # what `play_searched` takes as a trained run
-    puzzle: dict  # size and boxes
+    env_fn: Callable  # without arguments
     rules: Rules
 
 
-def load_player(folder, name, seed, loops=None):
-    """The Player of a network of regress.py, or of a run that learned from play."""
+def load_player(folder, name, seed, loops=None, split="test"):
+    """The Player of a network of regress.py, or of a run that learned a puzzle from play.
+
+    Raises UsageError if there is neither, or the run is of another game.
+    """
     import tensorflow as tf
 
     played = Path(folder, f"{name}-{seed}")
@@ -100,19 +108,27 @@ def load_player(folder, name, seed, loops=None):
         from tfdqt.games.trained import load_run  # loads TensorFlow
 
         run = load_run(played, loops=loops)
-        puzzle = options_of(run.settings["env"].env_options, "--env-options")
-        return Player(run, puzzle, rules_of(run))
+        if not run.settings["name"].startswith(PUZZLES):
+            raise UsageError(f"{played} learned {run.settings['name']}; give runs of a puzzle.")
+        options = options_of(without_curriculum(run.settings)["env"].env_options, "--env-options")
+        options |= dict(split=split, max_steps=MAX_STEPS)
+        env_fn = functools.partial(make_env, run.settings["name"], **options)
+        return Player(run, env_fn, rules_of(run))
+    if not Path(folder, f"{name}.npz").exists():
+        raise UsageError(
+            f"{folder} has no {name}.npz and no run {name}-{seed}; train it with regress.py."
+        )
     net, weights, info, settings = load_arm(folder, name, seed, loops)
     run = SimpleNamespace(
         net=net, weights=tf.constant(weights), info=info, algorithm=ALGORITHMS["dqn"], settings={}
     )
-    return Player(run, settings, Rules(settings["discount"], False, False, 0.0))
+    env_fn = functools.partial(make_puzzle, settings, split)
+    return Player(run, env_fn, Rules(settings["discount"], False, False, 0.0))
 
 
 def play(args, name, seed, loops, simulations):
     """One row of the CSV."""
-    player = load_player(args.weights, name, seed, loops)
-    env_fn = functools.partial(make_puzzle, player.puzzle, args.split)
+    player = load_player(args.weights, name, seed, loops, args.split)
     distances = []
 
     def limit(env):
@@ -121,7 +137,7 @@ def play(args, name, seed, loops, simulations):
 
     began = time.process_time()
     games = play_searched(
-        env_fn,
+        player.env_fn,
         player.run,
         episodes=args.levels,
         simulations=simulations,
@@ -185,4 +201,4 @@ def play_once(args, name, seed, loops, simulations, there):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    run_main(lambda: main(tyro.cli(Args)))

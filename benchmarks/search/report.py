@@ -95,7 +95,7 @@ def summarize(groups, distances, args):
     levels = len(distances)
     table = []
     for (arm, loops, avoid, simulations), won in sorted(groups.items()):
-        rng = np.random.default_rng(0)  # a row does not hang on which others there are
+        rng = np.random.default_rng(0)  # the same draws for all rows
         ours = resamples(args.samples, len(won), levels, rng)
         sampled = shares(won, ours)
         curve = {

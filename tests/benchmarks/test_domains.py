@@ -142,9 +142,18 @@ class GridMemory(unittest.TestCase):
         self.assertTrue(ended)
         self.assertAlmostEqual(reward, -5.05)
 
+    def test_a_right_exit_is_a_success_and_a_wrong_one_is_none(self):
+        least = domains.SUCCESS["GridMemory-v0"]
+        self.assertGreater(5 - 0.05 * 199, least)
+        self.assertLess(-5 - 0.05, least)
+
     def test_sizes_that_have_no_middle(self):
         with self.assertRaisesRegex(ValueError, "size must be odd"):
             domains.GridMemory(size=6)
+        with self.assertRaisesRegex(ValueError, "length must be at least 1"):
+            domains.HeavenHell(length=0)
+        with self.assertRaisesRegex(ValueError, "pairs must be at least 1"):
+            domains.MemoryCards(pairs=0)
 
 
 if __name__ == "__main__":

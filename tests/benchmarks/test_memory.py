@@ -10,6 +10,7 @@ import numpy as np
 import suite
 
 from tfdqt.errors import UsageError
+from tfdqt.runs.log import write_rows
 
 from . import call
 
@@ -31,6 +32,24 @@ class TestSuite(unittest.TestCase):
 
         self.assertEqual(given("popgym-RepeatFirstEasy-v0"), given("popgym-BattleshipHard-v0"))
         self.assertIn("--network=gru", given("popgym-RepeatFirstEasy-v0"))
+
+    def test_domains_are_reported_by_their_success(self):
+        rows = [
+            dict(env="CarFlag-v0", network="gpt", steps=9, context=50, mmer=0.1, success=0.75),
+            dict(env="CarFlag-v0", network="gpt", steps=9, context=50, mmer=0.2, success=0.5),
+            dict(env="CarFlag-v0", network="gpt", steps=9, context=72, mmer=0.3, success=0.1),
+            dict(env="HeavenHell-v0", network="gpt", steps=9, context=50, mmer=0.4, success=0.2),
+            dict(env="popgym-RepeatFirstEasy-v0", network="gpt", steps=9, context=50, mmer=0.5),
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "suite.csv")
+            write_rows(path, rows)
+            flags = ("--report", f"--csv={path}", "--total-steps=9", "--context=50")
+            said = call(suite, *flags, "--domains", "CarFlag-v0")
+            self.assertEqual(said.splitlines()[2:], ["| CarFlag | 0.750, 0.500 |"])
+            said = call(suite, *flags)
+            self.assertEqual(said.splitlines()[2], "| RepeatFirstEasy | 0.500 |")
+            self.assertIn("gpt: 0.500", said)
 
     def test_a_run_that_came_to_no_checkpoint_is_started_again(self):
         with tempfile.TemporaryDirectory() as folder:
