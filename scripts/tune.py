@@ -25,7 +25,8 @@ from tfdqt.errors import MissingPackage, UsageError
 from tfdqt.games.algorithms import ALGORITHMS, default_settings
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.runs.cli import run_main
-from tfdqt.runs.log import log_so_far, read_rows
+from tfdqt.runs.evaluation import read_returns
+from tfdqt.runs.log import log_so_far
 from tfdqt.runs.plots import make_figure
 from tfdqt.runs.processes import last_line, run_script
 from tfdqt.settings import check_at_least_one, check_not_negative
@@ -178,7 +179,7 @@ def score(args, folder):
     """The mean return of games by a trained run."""
     flags = [f"--episodes={args.episodes}", f"--seed={GAME_SEED}", "--workers=0"]
     run_script([sys.executable, str(HERE / "evaluate.py"), str(folder), *flags])
-    return float(np.mean([float(row["return"]) for row in read_rows(folder / "evaluation.csv")]))
+    return float(np.mean(read_returns(folder)))
 
 
 def make_objective(args, out, optuna):

@@ -24,6 +24,7 @@ import tyro
 from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
+from tfdqt.runs.evaluation import read_returns
 from tfdqt.runs.log import add_row, add_rows, read_log, read_rows
 from tfdqt.runs.plots import band, make_figure
 from tfdqt.runs.processes import run_script
@@ -87,7 +88,7 @@ def train_and_play(args, name, seed):
         run_script([sys.executable, str(SCRIPTS / f"run_{args.algorithm}.py"), *flags])
         play = [str(folder), f"--episodes={args.episodes}", f"--epsilon={args.epsilon}"]
         run_script([sys.executable, str(SCRIPTS / "evaluate.py"), *play])
-    returns = [float(row["return"]) for row in read_rows(folder / "evaluation.csv")]
+    returns = read_returns(folder)
     low, high = confidence(returns)
     log = read_log(folder)
     row = dict(

@@ -29,6 +29,7 @@ from domains import SUCCESS
 
 from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
+from tfdqt.runs.evaluation import read_returns
 from tfdqt.runs.log import add_row, read_log, read_rows
 from tfdqt.runs.processes import run_script
 from tfdqt.stats import confidence
@@ -123,8 +124,8 @@ def succeeded(env, folder):
     """The share of EPISODES greedy games of a run that end well, by SUCCESS."""
     script = str(ROOT / "scripts" / "evaluate.py")
     run_script([sys.executable, script, str(folder), f"--episodes={EPISODES}"])
-    returns = [float(row["return"]) for row in read_rows(folder / "evaluation.csv")]
-    return float(np.mean(np.array(returns[-EPISODES:]) > SUCCESS[env]))
+    returns = np.array(read_returns(folder)[-EPISODES:])
+    return float(np.mean(returns > SUCCESS[env]))
 
 
 def train(args, env, network, seed):

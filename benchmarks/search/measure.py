@@ -28,7 +28,7 @@ from tfdqt.backend import set_threads
 from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.config import EXPLORATION, PUZZLES
-from tfdqt.games.envs import make_env, options_of, without_curriculum
+from tfdqt.games.envs import env_fn_of, make_env, without_curriculum
 from tfdqt.games.search import Rules, play_searched, rules_of
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import read_rows, write_rows
@@ -110,9 +110,8 @@ def load_player(folder, name, seed, loops=None, split="test"):
         run = load_run(played, loops=loops)
         if not run.settings["name"].startswith(PUZZLES):
             raise UsageError(f"{played} learned {run.settings['name']}; give runs of a puzzle.")
-        options = options_of(without_curriculum(run.settings)["env"].env_options, "--env-options")
-        options |= dict(split=split, max_steps=MAX_STEPS)
-        env_fn = functools.partial(make_env, run.settings["name"], **options)
+        env_fn = env_fn_of(without_curriculum(run.settings))
+        env_fn = functools.partial(env_fn, split=split, max_steps=MAX_STEPS)
         return Player(run, env_fn, rules_of(run))
     if not Path(folder, f"{name}.npz").exists():
         raise UsageError(

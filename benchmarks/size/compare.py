@@ -39,6 +39,7 @@ from tfdqt.games.algorithms import default_settings
 from tfdqt.games.envs import env_info, make_env
 from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
+from tfdqt.runs.evaluation import read_returns
 from tfdqt.runs.log import read_log, write_rows
 from tfdqt.runs.processes import run_script
 from tfdqt.settings import check_at_least_one, load_config
@@ -266,11 +267,9 @@ def score(folder):
 
     mean_return: of games after training; curve: mean return while it trained; seconds: of training.
     """
-    path = Path(folder, "evaluation.csv")
-    if not path.exists():
+    returns = read_returns(Path(folder))
+    if not returns:
         return None
-    with open(path, newline="", encoding="utf-8") as file:
-        returns = [float(row["return"]) for row in csv.DictReader(file)]
     log = read_log(folder)
     curve = log["mean_return"][np.isfinite(log["mean_return"])]
     return dict(

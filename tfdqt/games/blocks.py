@@ -226,8 +226,10 @@ def shared_block(shape, sight, cfg, *, name):
     return keras.Model([x, visible], y, name=name)
 
 
-def run_block(block, x, visible):
-    """x [B, T, D] after a block of `shared_block`."""
+def run_block(block, x, tokens, visible):
+    """x [B, T, D] after a block of `shared_block`; tokens [B, T, D] or None are added before it."""
+    if tokens is not None:
+        x = x + tokens
     return block([x] if visible is None else [x, visible])
 
 
@@ -253,16 +255,12 @@ class LoopLimit(layers.Layer):
         )
 
     def call(self, x, tokens=None, visible=None, *, index, loop):
-        """x [B, T, D], after block `index` of loop `loop` if there is such a loop.
-
-        tokens: [B, T, D], what is added before that block, or None.
-        """
-
-        def run():
-            before = x if tokens is None else x + tokens
-            return run_block(self.blocks[index], before, visible)
-
-        return ops.cond(loop < self.loop_limit, run, lambda: x)
+        """As `run_block`, of block `index` in loop `loop`; x as it is if there is no such loop."""
+        return ops.cond(
+            loop < self.loop_limit,
+            lambda: run_block(self.blocks[index], x, tokens, visible),
+            lambda: x,
+        )
 
 
 def decode(x, sight, cfg, *, depth=None, after=None):
@@ -291,7 +289,7 @@ def decode(x, sight, cfg, *, depth=None, after=None):
         if limit:
             x = limit(x, again, sight.visible, index=index, loop=loop)
         else:
-            x = run_block(blocks[index], x if again is None else x + again, sight.visible)
+            x = run_block(blocks[index], x, again, sight.visible)
         x = after(x, done + 1)
     return x
 

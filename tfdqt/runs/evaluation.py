@@ -4,7 +4,7 @@ import csv
 
 from tfdqt.errors import UsageError
 from tfdqt.runs.folder import locked
-from tfdqt.runs.log import write_rows
+from tfdqt.runs.log import read_rows, write_rows
 from tfdqt.settings import flag_of
 
 
@@ -16,6 +16,11 @@ def check_left_out(args, why, *fields):
     for field in fields:
         if getattr(args, field) != getattr(type(args), field):
             raise UsageError(f"{flag_of(field)} {why}.")
+
+
+def read_returns(run_dir):
+    """The returns in a run's evaluation.csv, a list of floats."""
+    return [float(row["return"]) for row in read_rows(run_dir / "evaluation.csv")]
 
 
 def append_evaluation(run_dir, step, seed, how, returns, lengths, more=None):
