@@ -214,6 +214,12 @@ def stored_obs(replay):
     )
 
 
+def stored_rewards(replay):
+    """All rewards in the buffer, as `stored_obs`: [M] of numpy."""
+    rewards = _by_row(replay, Steps(*replay.table.variables()).reward.numpy())
+    return np.concatenate([row[:filled] for row, filled in zip(rewards, _filled(replay))])
+
+
 def replay_arrays(replay):
     """Everything in the buffer as numpy arrays by name; the rows not yet written are left out."""
     filled = _filled(replay).max()

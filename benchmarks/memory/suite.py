@@ -1,6 +1,6 @@
 r"""POPGym's environments with discrete actions, by one set of settings, three networks beside.
 
-    pip install --no-deps popgym
+    pip install --no-deps popgym mazelib cython
     python benchmarks/memory/suite.py --out=runs/suite
     python benchmarks/memory/suite.py --context=50 \
         --domains CarFlag-v0 MemoryCards-v0 HeavenHell-v0 GridMemory-v0
@@ -10,7 +10,7 @@ so the command can be stopped and given again, and several can share --out: each
 environments that it is told. Adds a row to CSV for every run. `--report` prints the table.
 
 MMER, as the paper has it (Morad et al., 2023): the greatest mean return while training, here of the
-last 100 games. A return lies between -1 and 1 in all of these environments.
+last 100 games, once 50 are done. A return lies between -1 and 1 in all of these environments.
 
 `--domains` takes environments of domains.py instead, and plays 200 games afterwards; `success` is
 the share of them that end well.
@@ -49,28 +49,32 @@ GAMES = (
     "PositionOnlyCartPole",
     "NoisyPositionOnlyCartPole",
     "VelocityOnlyCartpole",
+    "LabyrinthEscape",
+    "LabyrinthExplore",
 )
 LEVELS = ("Easy", "Medium", "Hard")
-GAMES_OF_MEAN = 100  # in mean_return of a log
+GAMES_OF_MEAN = 50  # that must be done; a mean_return of a log is of the last 100
 EPISODES = 200  # played afterwards
 # Chosen on a copy of RepeatPrevious that is not in the suite, see README.md.
 SETTINGS = dict(
     n_step=1,
     gamma=0.99,
     value_scale="linear",
+    batch_size=16,
     learning_rate=1e-3,
     final_learning_rate=1e-4,
     target_tau=0.01,
     updates_per_step=0.125,
     epsilon_fraction=0.3,
     epsilon_end=0.01,
+    prev_action=True,
     workers=0,
     threads=1,
 )
 NETWORKS = {
-    "gpt": ("--places=lag",),
-    "gru": ("--network=gru", "--width=90"),  # as many weights as the gpt
-    "dense": ("--network=dense",),
+    "gpt": dict(places="lag-start"),
+    "gru": dict(network="gru", width=90),  # as many weights as the gpt
+    "dense": dict(network="dense"),
 }
 
 
@@ -102,20 +106,37 @@ class Args:
 
 def command_of(args, env, network, seed, folder):
     """The words that train a run, or go on with it."""
-    settings = SETTINGS | dict(
+    settings = dict(
         name=f"{'domains' if env in SUCCESS else 'popgym'}:{env}",
         context=args.context,
         seed=seed,
         total_steps=args.total_steps,
         replay_size=args.total_steps,
     )
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
-    flags = start_or_resume(folder, [*flags, "--prev-action", *NETWORKS[network]])
-    return [sys.executable, str(ROOT / "scripts" / "run_dqn.py"), *flags]
+    return training(folder, SETTINGS | NETWORKS[network] | settings)
+
+
+def training(folder, settings):
+    """The words that train a run in a folder by settings of run_dqn.py, or go on with it."""
+    flags = [_flag(key.replace("_", "-"), value) for key, value in settings.items()]
+    script = str(ROOT / "scripts" / "run_dqn.py")
+    return [sys.executable, script, *start_or_resume(folder, flags)]
+
+
+def _flag(name, value):
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
+
+
+def find_environments():
+    """Let runs find the modules of environments that lie here."""
+    paths = (str(HERE), os.environ.get("PYTHONPATH", ""))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 
 
 def greatest_mean(log):
-    """The MMER of a log as `read_log` gives it, or NaN before the first 100 games."""
+    """The MMER of a log as `read_log` gives it, or NaN if there were too few games."""
     means = log["mean_return"][log["games"] >= GAMES_OF_MEAN]
     return float(means.max()) if len(means) else float("nan")
 
@@ -158,8 +179,7 @@ def environments(args):
 def measure(args):
     """Train what has no row yet."""
     args.csv.parent.mkdir(parents=True, exist_ok=True)
-    paths = (str(HERE), os.environ.get("PYTHONPATH", ""))
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # where runs find domains.py
+    find_environments()
     names = ("env", "network", "seed", "steps", "context")
     for seed, env, network in itertools.product(args.seeds, environments(args), args.networks):
         key = (env, network, *map(str, (seed, args.total_steps, args.context)))

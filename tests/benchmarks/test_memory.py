@@ -16,9 +16,9 @@ from . import call
 
 
 class TestSuite(unittest.TestCase):
-    def test_the_greatest_mean_is_of_a_hundred_games(self):
+    def test_the_greatest_mean_is_of_fifty_games_or_more(self):
         log = dict(
-            games=np.array([3, 99, 100, 140, 150]),
+            games=np.array([3, 49, 50, 90, 150]),
             mean_return=np.array([1.0, 0.9, 0.2, 0.5, 0.4]),
         )
         self.assertEqual(suite.greatest_mean(log), 0.5)

@@ -76,7 +76,9 @@ class Checks(unittest.TestCase):
             (dict(network="gru", gru_gate=True), "leave them out with --network=gru"),
             (dict(network="gru", width=0), "--width"),
             (dict(network="gru", places="lag"), "--places"),
+            (dict(value_scale="log", bins=16, reward_units=True), "leave out --reward-units"),
             (dict(tokens="features", places="lag"), "--places"),
+            (dict(tokens="cells", places="lag-start"), "--places"),
         ):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 check_network(NetworkConfig(**fault))

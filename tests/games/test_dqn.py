@@ -55,6 +55,7 @@ class TestReadingOnce(tf.test.TestCase):
         NetworkConfig(context=6, layers=2, heads=2, width=8, dueling=True),
         NetworkConfig(network="gru", context=6, layers=1, width=8),
         NetworkConfig(context=6, layers=2, heads=2, width=8, places="lag"),
+        NetworkConfig(context=6, layers=2, heads=2, width=8, places="lag-start"),
         NetworkConfig(context=6, layers=1, heads=2, width=8, value_scale="log", bins=16),
     )
 
@@ -404,6 +405,22 @@ class TestTraining(tf.test.TestCase):
         push(window, np.arange(3)[:, None], np.ones(3), -1)
         return mean_q(net.apply(state.online, network_inputs(window)))[:, -1].numpy(), progress
 
+    def test_rewards_of_any_size_are_learned_from_alike_in_their_units(self):
+        class Poor(Corridor):
+            def step(self, action):
+                obs, reward, *rest = super().step(action)
+                return obs, reward / 1024, *rest
+
+        cfg = dataclasses.replace(LEARN, total_steps=640)
+        network = dataclasses.replace(self.dense_history, reward_units=True)
+        with without_xla():
+            rich, net, _ = self.train(Corridor, cfg, network)
+            poor, _, _ = self.train(Poor, cfg, network)
+        units = [float(state.online[net.value_unit]) for state in (rich, poor)]
+        self.assertAllEqual(units, [1, 1 / 1024])
+        learned = len(rich.online) - 1
+        self.assertAllClose(rich.online[:learned], poor.online[:learned])
+
     def test_known_values_of_a_corridor(self):
         # One step from the end 1, then 1/2, then 1/4; a step left costs two steps.
         expected = [[0.125, 0.25], [0.125, 0.5], [0.25, 1.0]]
@@ -423,7 +440,11 @@ class TestTraining(tf.test.TestCase):
                 obs, reward, *rest = super().step(action)
                 return obs, 100 * reward, *rest
 
-        for how in (dict(value_scale="sqrt"), dict(value_scale="log", bins=64, dueling=True)):
+        for how in (
+            dict(value_scale="sqrt"),
+            dict(value_scale="log", bins=64, dueling=True),
+            dict(reward_units=True),
+        ):
             with self.subTest(**how):
                 scaled = dataclasses.replace(self.dense, **how)
                 q, _ = self.values(Rich, scaled, n_step=2, hold=8)

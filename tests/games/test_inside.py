@@ -10,6 +10,7 @@ from tfdqt.games.inside import build_stream, make_attention
 KINDS = dict(
     steps=dict(tokens="steps", context=4, layers=2),
     lag=dict(tokens="steps", context=4, places="lag"),
+    lag_start=dict(tokens="steps", context=4, places="lag-start"),
     looped=dict(tokens="steps", context=3, layers=2, loops=2),
     features=dict(tokens="features", context=2),
     cells=dict(tokens="cells", context=2),

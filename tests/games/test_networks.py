@@ -9,6 +9,7 @@ from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import blocks, networks, tokens
 from tfdqt.games.config import NetworkConfig
+from tfdqt.games.flat import adapt, flatten_q
 from tfdqt.games.recurrent import ResettingGRU
 
 GPTS = (
@@ -255,6 +256,15 @@ class Sight(tf.test.TestCase):
                     front["first"][:, 0] = 0
                     self.assertAllClose(q_of(model, front)[:, :shown], expected, rtol=0, atol=1e-5)
 
+    def test_how_long_ago_an_episode_began_is_told_where_its_start_is_seen(self):
+        for places, told in (("history", False), ("lag", False), ("lag-start", True)):
+            model, _ = build(BOX, places=places)
+            inputs = random_window(BOX, 4)
+            started = q_of(model, inputs)
+            inputs["first"][:, 0] = 0
+            moved = np.abs(q_of(model, inputs) - started).max(axis=(0, 2, 3))
+            self.assertAllEqual(moved > 1e-3, [told] * 4)
+
     def test_steps_are_told_apart(self):
         for settings in ({}, dict(tokens="features")):
             model, _ = build(BOX, **settings)
@@ -283,6 +293,17 @@ class Sight(tf.test.TestCase):
             inputs = random_window(RAM, cfg.context)
             q = q_of(plain, inputs)
             self.assertAllClose(q_of(scaled, inputs), np.sign(q) * ((np.abs(q) + 1) ** 2 - 1))
+
+    def test_the_unit_of_values_is_the_size_of_a_reward(self):
+        model, _ = build(BOX, reward_units=True)
+        plain, _ = build(BOX)
+        inputs = random_window(BOX, 4)
+        self.assertAllClose(q_of(model, inputs), q_of(plain, inputs))
+        net = flatten_q(model, BOX)
+        for rewards, unit in (((), 1.0), ((0, 0), 1.0), ((0, 3, -3, 0), 3.0), ((0, 1, 7), 5.0)):
+            fixed = adapt(net, np.zeros((1, 3), "float32"), np.ones(1), rewards)
+            self.assertAllEqual(fixed, [unit])
+        self.assertAllClose(q_of(model, inputs), 5 * q_of(plain, inputs))
 
     def test_features_are_told_apart(self):
         # With one byte in all features but one, it matters in which.

@@ -45,7 +45,12 @@ class Stepwise(tf.test.TestCase):
         self.enter_context(without_xla())
 
     def test_it_says_what_encoding_the_window_says(self):
-        for policy, places in ((False, "history"), (True, "history"), (False, "lag")):
+        for policy, places in (
+            (False, "history"),
+            (True, "history"),
+            (False, "lag"),
+            (False, "lag-start"),
+        ):
             net, weights = made(NetworkConfig(**GPT, places=places), policy)
             look = make_stepwise(net)(weights)
             for inputs in windows():

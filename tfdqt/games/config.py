@@ -61,6 +61,10 @@ class NetworkConfig:
     """The scale on which values are learned: linear; or, for rewards of any size, sqrt,
     sign(x) (sqrt(|x| + 1) - 1) (Pohlen et al., 2018), or log, sign(x) log(|x| + 1). What the
     network gives are values all the same."""
+    reward_units: bool = False
+    """Whether values are learned in units of a typical reward: the root mean square of the rewards
+    seen before learning starts that are not 0 (DQN only). For rewards of a hundredth: what the
+    weights do at random moves a value by more than that."""
     bins: int = 0
     """Bins of a histogram of the value that is learned for each action, by cross-entropy (HL-Gauss,
     Farebrother et al., 2024), instead of a mean or quantiles; with --value-scale=log. 0: none."""
@@ -70,10 +74,12 @@ class NetworkConfig:
     tokens: Literal["steps", "features", "cells"] = "steps"
     """gpt: one token per step, one per feature of each step (such as each of 128 RAM bytes), or one
     per cell of a grid or image, [height, width] or [height, width, channels]."""
-    places: Literal["history", "lag"] = "history"
+    places: Literal["history", "lag", "lag-start"] = "history"
     """gpt with --tokens=steps: what tells where a step lies: a learned vector for how many steps of
-    history it has, or a learned bias of each head for how many steps back another lies (after
-    Raffel et al., 2020), which suits what must be remembered for a number of steps."""
+    history it has; or lag, a learned bias of each head for how many steps back another lies (after
+    Raffel et al., 2020), which suits what must be remembered for a number of steps; or lag-start,
+    that and a learned vector for how long ago the episode began, where its start is seen, which
+    suits what must be counted."""
     patch: int = 1
     """gpt with --tokens=cells: cells of a patch of so many rows and columns share one token."""
     categories: int = 0
@@ -125,6 +131,8 @@ def check_network(cfg):
         raise UsageError(
             "--bins is for --value-scale=log without --quantiles; give that, or leave it out."
         )
+    if cfg.bins and cfg.reward_units:
+        raise UsageError("--bins learns values of any size; leave out --reward-units.")
     if 0 < cfg.bins < FEWEST_BINS:
         raise UsageError(f"--bins must be 0 or at least {FEWEST_BINS}, not {cfg.bins}.")
     if cfg.loops_random and cfg.loops == 1:
@@ -170,10 +178,11 @@ def check_network(cfg):
 def check_policy_network(cfg):
     """Raise UsageError for a network of a policy that has settings for Q-values."""
     scaled = cfg.value_scale != "linear"
+    scaled = scaled or cfg.reward_units
     if cfg.quantiles or cfg.bins or cfg.dueling or scaled or cfg.every_step is not None:
         raise UsageError(
-            "--quantiles, --bins, --dueling, --value-scale and --every-step are for Q-values, "
-            "which a policy has none of; leave them out."
+            "--quantiles, --bins, --dueling, --value-scale, --reward-units and --every-step are "
+            "for Q-values, which a policy has none of; leave them out."
         )
 
 

@@ -32,6 +32,7 @@ from tfdqt.games.flat import (
     learn_in_parts,
     mean_q,
     repeat_update,
+    scale_of,
     set_weights,
     step_adam,
     with_fixed,
@@ -61,6 +62,7 @@ from tfdqt.replay import (
     steps_spec,
     steps_stored,
     stored_obs,
+    stored_rewards,
 )
 from tfdqt.scale.distribute import (
     SINGLE,
@@ -383,13 +385,14 @@ def q_learning(net, cfg, online, target, steps, read=None):
     actions = steps.action[:, skip : net.context]
     mask = 1.0 - tf.cast(last[:, skip : net.context], tf.float32)
     target_q, target_ahead = read(target, steps, cut)
+    scale = scale_of(net, online)
     with tf.GradientTape() as tape:
         trained, fixed = net.unflatten(online)
         tape.watch(trained)
         q, ahead = read((trained, fixed), steps, cut, logits=net.histogram is not None)
         online_ahead = tf.stop_gradient(ahead) if cfg.double else None
-        targets = q_targets(net, cfg, target_ahead, online_ahead, steps, cut)  # [B, P, N]
-        on_scale = dict(parts=net.parts, scale=net.scale)
+        targets = q_targets(net, cfg, target_ahead, online_ahead, steps, cut, scale)  # [B, P, N]
+        on_scale = dict(parts=net.parts, scale=scale)
         if cfg.advantage_learning:
             q_now = mean_q(target_q)
             part = cfg.advantage_learning
@@ -407,11 +410,12 @@ def q_learning(net, cfg, online, target, steps, read=None):
     return loss, gradient, dict(diagnostics, count=tf.reduce_sum(mask))
 
 
-def q_targets(net, cfg, q_target, q_online, steps, cut):
+def q_targets(net, cfg, q_target, q_online, steps, cut, scale):
     """The targets of one batch: [B, P, N].
 
     q_target, q_online: what the two networks say of the steps ahead, [B, P, A, N], as `make_read`
-    gives it; q_online None: the target network chooses. steps [B, C + n, ...], cut [B].
+    gives it; q_online None: the target network chooses. steps [B, C + n, ...], cut [B]. scale: on
+    which values are learned.
     """
     context = net.context
     skip = context - net.positions
@@ -424,7 +428,7 @@ def q_targets(net, cfg, q_target, q_online, steps, cut):
             cfg.advantage_learning,
             masked=net.masked,
             parts=net.parts,
-            scale=net.scale,
+            scale=scale,
         )
         values -= cost[..., None]
 
@@ -667,7 +671,10 @@ def adapt_once(learner, state):
     net = learner.net
     if int(state.updates) or not net.model.non_trainable_variables:
         return state
-    fixed = adapt(net, *stored_obs(learner.replay))
+    rewards = stored_rewards(learner.replay)
+    if learner.own.reward_transform == "sign":
+        rewards = np.sign(rewards)
+    fixed = adapt(net, *stored_obs(learner.replay), rewards)
     group = learner.group
     if group.size > 1:  # each has seen other steps
         flat = np.concatenate([np.ravel(part) for part in fixed])

@@ -36,7 +36,8 @@ class FlatModel(NamedTuple):
     of_steps: Callable | None = None  # (steps) -> FlatModel of these weights for longer windows
     stepwise: Callable | None = None  # () -> `whole` and `step` of networks.build_stepwise, flat
     attention: int = 0  # bytes of the attention weights of one window in one block
-    scale: Scale = LINEAR  # on which its values are learned
+    scale: Scale = LINEAR  # on which its values are learned, see `scale_of`
+    value_unit: int | None = None  # which weight is the unit of its values, where it has one
     histogram: Histogram | None = None  # if it learns values as histograms
     logits: Callable | None = None  # as `apply`, of a histogram's bins: -> [B, P, A, N]
     values: Callable | None = None  # (logits, inputs) -> what `apply` gives, [B, P, A, 1]
@@ -86,10 +87,13 @@ def flatten_model(model, info=None):
     context = model.input["obs"].shape[1]
     parts = () if info is None else info.parts
     limited = [layer for layer in model.layers if hasattr(layer, "loop_limit")]
-    limit = None
-    if limited:
-        index = next(i for i, variable in enumerate(fixed) if variable is limited[0].loop_limit)
-        limit = sum(sizes[: len(trained) + index])
+    in_units = [layer for layer in model.layers if hasattr(layer, "value_unit")]
+
+    def where(weight):
+        """At which place of the vector a fixed weight of one number stands."""
+        index = next(i for i, variable in enumerate(fixed) if variable is weight)
+        return sum(sizes[: len(trained) + index])
+
     longer = getattr(model, "of_steps", None)
     scale = SCALES[getattr(model, "value_scale", "linear")]
     bins = getattr(model, "bins", 0)
@@ -103,12 +107,13 @@ def flatten_model(model, info=None):
         model.output.shape[1],
         parts,
         masked,
-        limit,
+        where(limited[0].loop_limit) if limited else None,
         limited[0].loops if limited else 1,
         longer and (lambda steps: flatten_model(longer(steps), info)),
         stepwise if hasattr(model, "stepwise") else None,
         getattr(model, "attention_bytes", 0),
         scale,
+        where(in_units[0].value_unit) if in_units else None,
         histogram,
         functools.partial(apply_of, model) if bins else None,
         told if bins else None,
@@ -132,6 +137,14 @@ def draw_loops(net, weights, updates):
     seed = tf.stack([tf.constant(7, tf.int64), tf.cast(updates, tf.int64)])
     drawn = tf.random.stateless_uniform([], seed, 1, net.loops + 1, tf.int32)
     return with_loops(net, weights, drawn)
+
+
+def scale_of(net, weights):
+    """The Scale on which the values of a network with these weights [W] are learned."""
+    if net.value_unit is None:
+        return net.scale
+    unit = weights[net.value_unit]
+    return Scale(lambda x: net.scale.shrink(x / unit), lambda x: unit * net.scale.stretch(x))
 
 
 def _masked(outputs, legal):
@@ -195,12 +208,12 @@ def set_weights(net, weights):
         variable.assign(value)
 
 
-def adapt(net, obs, first):
-    """Show data to every layer of the network that has `adapt(x, first)`: -> its fixed weights.
+def adapt(net, obs, first, rewards=()):
+    """Show data to every layer that has `adapt` or `adapt_to_rewards`: -> its fixed weights.
 
-    obs [M, ...] and first [M], True where an episode starts, are steps in their order. A layer is
-    shown what it is fed, x [M, ...], with the layers before it adapted already. Raises what `adapt`
-    raises.
+    obs [M, ...] and first [M], True where an episode starts, are steps in their order, rewards [M].
+    `adapt(x, first)` is shown what the layer is fed, x [M, ...], with the layers before it adapted
+    already; `adapt_to_rewards(rewards)` the rewards. Raises what these raise.
     """
     inputs = net.model.input["obs"]
     for layer in net.model.layers:
@@ -209,6 +222,8 @@ def adapt(net, obs, first):
             if layer.input is not inputs:
                 x = _in_windows(keras.Model(inputs, layer.input), obs, net.context)
             layer.adapt(x, first)
+        if hasattr(layer, "adapt_to_rewards"):
+            layer.adapt_to_rewards(rewards)
     return [variable.numpy() for variable in net.model.non_trainable_variables]
 
 

@@ -173,7 +173,32 @@ def q_head(x, info, cfg):
             "for their parts; leave it out."
         )
     learned = _learned_q(x, info, cfg)
-    return learned if cfg.bins else SCALES[cfg.value_scale].stretch(learned)
+    if cfg.bins:
+        return learned
+    q = SCALES[cfg.value_scale].stretch(learned)
+    return ValueUnit(name="value_unit")(q) if cfg.reward_units else q
+
+
+class ValueUnit(layers.Layer):
+    """Values times the unit in which they are learned, a weight that is set, not learned.
+
+    `flat` knows such a layer by its attribute `value_unit`.
+    """
+
+    def build(self, shape):
+        self.value_unit = self.add_weight(
+            shape=(), initializer="ones", trainable=False, name="value_unit"
+        )
+
+    def adapt_to_rewards(self, rewards):
+        """Set the unit to the root mean square of the rewards that are not 0, if there are any."""
+        rewards = np.asarray(rewards, "float64")
+        rewards = rewards[rewards != 0]
+        if len(rewards):
+            self.value_unit.assign(np.sqrt(np.mean(rewards**2)))
+
+    def call(self, x):
+        return x * self.value_unit
 
 
 def _learned_q(x, info, cfg):

@@ -136,8 +136,11 @@ DEFAULTS = {
 def check_pqn(network, cfg):
     """Raise UsageError for a network and settings that PQN can't run with."""
     check_network(network)
-    if network.quantiles > 1 or network.bins:
-        raise UsageError("--quantiles and --bins are for DQN: PQN learns means; leave them out.")
+    if network.quantiles > 1 or network.bins or network.reward_units:
+        raise UsageError(
+            "--quantiles, --bins and --reward-units are for DQN: PQN learns means as they are; "
+            "leave them out."
+        )
     check_settings(cfg)
 
 

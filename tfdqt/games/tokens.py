@@ -59,7 +59,11 @@ def step_tokens(inputs, info, cfg):
     """One token a step: T = C, or more steps, of which each sees C."""
     steps = inputs["first"].shape[1]
     visible = same_episode(inputs["first"]) * causal(steps, cfg.context)
-    x = _step_vectors(inputs, info, cfg, steps_seen(visible))
+    history = steps_seen(visible)
+    if cfg.places == "lag-start":
+        start = ops.sum(visible * ops.cast(inputs["first"], "float32")[:, None], axis=-1)
+        history = ops.where(start > 0, history, -1)
+    x = _step_vectors(inputs, info, cfg, history)
     if cfg.places == "history":
         return Tokens(x, Sight(visible, backwards=True))
     step = np.arange(steps, dtype="int32")
@@ -77,18 +81,21 @@ def next_token(inputs, info, cfg):
     steps = np.arange(cfg.context, dtype="int32")
     visible = ops.cast(ops.less_equal(steps, place), "float32")[:, None]
     sight = Sight(visible, kept=Kept(inputs["kept"], ops.equal(steps, place)))
-    if cfg.places == "lag":
+    if cfg.places != "history":
         lag = ops.maximum(place - steps, 0)[:, None]
         sight = sight._replace(relation=lag, relations=cfg.context)
     return Tokens(_step_vectors(inputs, info, cfg, place), sight)
 
 
 def _step_vectors(inputs, info, cfg, history):
-    """A vector for each step: [B, T, D]; history: how many steps each has seen before, [B, T]."""
+    """A vector for each step: [B, T, D].
+
+    history: how many steps each has seen before, [B, T], or -1 where that is not told.
+    """
     numbers = as_numbers(hide_static(features_of(inputs, info), info, cfg), info, cfg)
     scale = min(0.3, count_numbers(info, cfg) ** -0.5)
     x = linear(numbers, cfg.width, name="embed_obs", scale=scale)
-    if cfg.places == "history":
+    if cfg.places != "lag":
         x = x + _embedded_time(history, cfg)
     if cfg.prev_action:
         x = x + _embedded_action(inputs, info, cfg)
@@ -223,7 +230,7 @@ def _embedding(count, cfg, name="embed_value"):
 
 
 def _embedded_time(history, cfg):
-    """A learned vector for how much history each step has: [B, C] int -> [B, C, D]."""
+    """A learned vector for how much history each step has: [B, C] int -> [B, C, D]; -1: zeros."""
     history = ops.one_hot(history, cfg.context)
     return linear(history, cfg.width, name="embed_place", use_bias=False)
 

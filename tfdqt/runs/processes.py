@@ -17,6 +17,7 @@ from tfdqt.errors import UsageError
 
 CLOSE_SECONDS = 4  # that all environments of a run have for their close(), together
 EXIT_SECONDS = 2  # that the interpreter has to end after that
+BOX = "╭╮╰╯│─ "  # what tyro draws around errors
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # -------------------------------------------------------------------------------------------------
@@ -246,5 +247,10 @@ def run_script(command):
 
 
 def last_line(said):
-    """The last line of what a script said, in which it tells why it failed."""
-    return (said.strip().splitlines() or ["no message"])[-1]
+    """The last line of what a script said, in which it tells why it failed.
+
+    Where that is of a flag, tyro draws a box around it and adds how to get help.
+    """
+    lines = [line.strip(BOX) for line in said.splitlines()]
+    told = [line for line in lines if line and not line.startswith("For full helptext")]
+    return (told or ["no message"])[-1]

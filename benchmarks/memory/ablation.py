@@ -1,0 +1,108 @@
+r"""What each setting of suite.py does, on copies of POPGym's games that its suite does not have.
+
+    pip install --no-deps popgym mazelib cython
+    python benchmarks/memory/ablation.py --out=runs/ablation
+
+Each row of CSV is a run of run_dqn.py with one change to the settings, in a folder under --out. A
+run that is done is not trained again, so the command can be stopped and given again, and several
+can share --out and CSV. `--report` prints the table.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from suite import HERE, NETWORKS, SETTINGS, find_environments, greatest_mean, training
+
+from tfdqt.runs.cli import run_main
+from tfdqt.runs.log import add_row, read_log, read_rows
+from tfdqt.runs.processes import run_script
+
+COPIES = ("RepeatPrevious16", "PositionOnlyCartPole300", "CountRecallSuits", "Battleship6")
+BASE = SETTINGS | NETWORKS["gpt"] | dict(context=32, total_steps=100_000, replay_size=100_000)
+CHANGES = {
+    "none": {},
+    "batch-size=32": dict(batch_size=32),
+    "n-step=3": dict(n_step=3),
+    "steps=400000": dict(total_steps=400_000, replay_size=400_000, updates_per_step=0.03125),
+    "adam-epsilon=1e-5": dict(adam_epsilon=1e-5),
+    "places=history": dict(places="history"),
+    "places=lag": dict(places="lag"),
+    "prev-action=False": dict(prev_action=False),
+    "every-step=False": dict(every_step="False"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Train with one setting changed."""
+
+    out: Path = Path("runs/ablation")
+    """Folder of the runs."""
+    csv: Path = HERE / "ablation.csv"
+    """CSV of what came of them."""
+    copies: tuple[Literal[COPIES], ...] = COPIES
+    """Environments of copies.py."""
+    changes: tuple[Literal[tuple(CHANGES)], ...] = tuple(CHANGES)
+    """What is changed."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each."""
+    report: bool = False
+    """Whether to print what the CSV says instead."""
+
+
+def train(args, copy, change, seed):
+    """Train one run and return its row."""
+    folder = args.out / f"{copy}-{change}-{seed}"
+    own = dict(name=f"copies:{copy}-v0", seed=seed)
+    run_script(training(folder, BASE | CHANGES[change] | own))
+    log = read_log(folder)
+    return dict(
+        copy=copy,
+        change=change,
+        seed=seed,
+        mmer=greatest_mean(log),
+        last=float(log["mean_return"][-1]),
+        steps=int(log["step"][-1]),
+        updates=int(log["updates"][-1]),
+        seconds=float(log["seconds"][-1]),
+    )
+
+
+def measure(args):
+    """Train what has no row yet."""
+    find_environments()
+    for seed, copy, change in itertools.product(args.seeds, args.copies, args.changes):
+        rows = read_rows(args.csv)
+        done = {(row["copy"], row["change"], int(row["seed"])) for row in rows}
+        if (copy, change, seed) not in done:
+            row = train(args, copy, change, seed)
+            add_row(args.csv, row)
+            print("{copy} {change} {seed}: {mmer:.3f}".format(**row), flush=True)
+
+
+def report(args):
+    """A line of a Markdown table for every change, a column for every copy."""
+    found = {}
+    for row in read_rows(args.csv):
+        found.setdefault((row["change"], row["copy"]), {})[int(row["seed"])] = float(row["mmer"])
+    print("| " + " | ".join(["change", *args.copies]) + " |")
+    print("|---" * (1 + len(args.copies)) + "|")
+    for change in args.changes:
+        cells = [found.get((change, copy), {}) for copy in args.copies]
+        cells = [", ".join(f"{each[seed]:.3f}" for seed in sorted(each)) for each in cells]
+        print("| " + " | ".join([change, *cells]) + " |")
+
+
+def main():
+    args = tyro.cli(Args, description=__doc__)
+    if args.report:
+        report(args)
+    else:
+        measure(args)
+
+
+if __name__ == "__main__":
+    run_main(main)
