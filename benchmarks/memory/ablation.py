@@ -21,17 +21,24 @@ from tfdqt.runs.log import add_row, read_log, read_rows
 from tfdqt.runs.processes import run_script
 
 COPIES = ("RepeatPrevious16", "PositionOnlyCartPole300", "CountRecallSuits", "Battleship6")
-BASE = SETTINGS | NETWORKS["gpt"] | dict(context=32, total_steps=100_000, replay_size=100_000)
+BASE = SETTINGS | NETWORKS["gpt"] | dict(context=32, total_steps=500_000, replay_size=500_000)
+# As many updates in each.
 CHANGES = {
     "none": {},
-    "batch-size=32": dict(batch_size=32),
-    "n-step=3": dict(n_step=3),
-    "steps=400000": dict(total_steps=400_000, replay_size=400_000, updates_per_step=0.03125),
-    "adam-epsilon=1e-5": dict(adam_epsilon=1e-5),
-    "places=history": dict(places="history"),
+    "reward-units=False": dict(reward_units=False),
     "places=lag": dict(places="lag"),
+    "places=history": dict(places="history"),
+    "total-steps=125000": dict(
+        num_envs=8, total_steps=125_000, replay_size=125_000, updates_per_step=0.125
+    ),
+    "gamma=0.99": dict(gamma=0.99),
+    "value-scale=sqrt": dict(value_scale="sqrt"),
+    "n-step=3": dict(n_step=3),
+    "advantage-learning=0.5": dict(advantage_learning=0.5),
+    "adam-epsilon=1e-5": dict(adam_epsilon=1e-5),
     "prev-action=False": dict(prev_action=False),
     "every-step=False": dict(every_step="False"),
+    "network=gru": dict(NETWORKS["gru"], places="history"),
 }
 
 

@@ -94,15 +94,20 @@ class Cells(tf.test.TestCase):
                 steps = 1 if cfg.every_step is False else cfg.context
                 self.assertEqual(q.shape, (3, steps, 4, max(1, cfg.quantiles)))
                 self.assertAllInRange(q, -1e4, 1e4)  # finite
-                for entry in range(info.features):  # every cell is seen
-                    other = window(info, cfg.context, seed=2)["obs"]
-                    changed = np.array(inputs["obs"])
-                    changed[:, -1, entry] = other[:, -1, entry]
-                    most = (cfg.categories or 256) - 1  # above that all look alike
-                    if (np.minimum(changed, most) != np.minimum(inputs["obs"], most)).any():
-                        self.assertGreater(
-                            np.abs(q_of(model, dict(inputs, obs=changed)) - q)[:, -1].max(), 1e-5
-                        )
+                # Every cell is seen: one after another is changed, [entry, row, ...].
+                entries = np.arange(info.features)
+                most = (cfg.categories or 256) - 1  # above that all look alike
+                other = window(info, cfg.context, seed=2)["obs"]
+                many = {
+                    name: np.repeat(part[None], len(entries), axis=0)
+                    for name, part in inputs.items()
+                }
+                many["obs"][entries, :, -1, entries] = other[:, -1, entries].T
+                differs = np.minimum(many["obs"], most) != np.minimum(inputs["obs"], most)
+                rows = {name: part.reshape(-1, *part.shape[2:]) for name, part in many.items()}
+                moved = np.abs(q_of(model, rows).reshape(len(entries), *q.shape) - q)[:, :, -1]
+                differs = differs.reshape(len(entries), -1).any(axis=1)
+                self.assertGreater(moved.reshape(len(entries), -1).max(axis=1)[differs].min(), 1e-5)
 
     def test_numbers_by_hand(self):
         board = np.zeros((4, 5), int)
