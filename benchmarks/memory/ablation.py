@@ -28,12 +28,13 @@ CHANGES = {
     "reward-units=False": dict(reward_units=False),
     "places=lag": dict(places="lag"),
     "places=history": dict(places="history"),
-    "total-steps=125000": dict(
-        num_envs=8, total_steps=125_000, replay_size=125_000, updates_per_step=0.125
+    "total-steps=62500": dict(
+        num_envs=8, total_steps=62_500, replay_size=62_500, updates_per_step=0.125
     ),
     "gamma=0.99": dict(gamma=0.99),
     "value-scale=sqrt": dict(value_scale="sqrt"),
     "n-step=3": dict(n_step=3),
+    "huber-delta=100": dict(huber_delta=100.0),
     "advantage-learning=0.5": dict(advantage_learning=0.5),
     "adam-epsilon=1e-5": dict(adam_epsilon=1e-5),
     "prev-action=False": dict(prev_action=False),

@@ -1,15 +1,20 @@
-"""POPGym's suite: what is read from a log, what a run is told; and the questions to a GPU."""
+"""POPGym's suite, one change of its settings at a time, and the questions to a GPU."""
 
 import functools
+import importlib.util
 import tempfile
 import unittest
 from pathlib import Path
 
+import ablation
 import gpu
+import gymnasium
 import numpy as np
 import suite
 
 from tfdqt.errors import UsageError
+from tfdqt.games.algorithms import ALGORITHMS
+from tfdqt.games.run import parse
 from tfdqt.runs.log import write_rows
 
 from . import call
@@ -59,6 +64,42 @@ class TestSuite(unittest.TestCase):
             self.assertIn("--seed=0", given())
             (run / "checkpoints" / "step-8").mkdir()
             self.assertEqual(given()[2:], [f"--resume={run}"])
+
+
+class TestAblation(unittest.TestCase):
+    def test_every_change_is_a_run_of_other_settings_and_as_many_updates(self):
+        base = ablation.BASE
+        for change, settings in ablation.CHANGES.items():
+            with self.subTest(change):
+                command = suite.training(Path("none"), dict(base, name="CartPole-v1", **settings))
+                given, _ = parse(command[2:], "dqn", "")
+                ALGORITHMS["dqn"].check(given.network, given.settings)
+                updates = given.settings.updates_per_step * given.settings.total_steps
+                self.assertAlmostEqual(updates, 7812.5)
+                self.assertEqual(bool(settings), change != "none")
+
+    def test_the_report_has_a_column_for_every_copy(self):
+        rows = [
+            dict(copy="Battleship6", change="none", seed=1, mmer=0.25),
+            dict(copy="Battleship6", change="none", seed=0, mmer=0.5),
+            dict(copy="RepeatPrevious16", change="gamma=0.99", seed=0, mmer=-0.125),
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "ablation.csv")
+            write_rows(path, rows)
+            flags = ("--changes", "none", "gamma=0.99", "--copies", "Battleship6")
+            said = call(ablation, "--report", f"--csv={path}", *flags, "RepeatPrevious16")
+        lines = ["| none | 0.500, 0.250 |  |", "| gamma=0.99 |  | -0.125 |"]
+        self.assertEqual(said.splitlines()[2:], lines)
+
+    @unittest.skipUnless(importlib.util.find_spec("popgym"), "needs popgym, mazelib and cython")
+    def test_the_copies_are_those_that_are_measured(self):
+        import copies
+
+        names = [f"{copy}-v0" for copy in ablation.COPIES]
+        self.assertEqual(list(copies.COPIES), names)
+        lengths = [gymnasium.make(name).unwrapped.max_episode_length for name in names]
+        self.assertEqual(lengths, [51, 300, 51, 36])
 
 
 class TestGpu(unittest.TestCase):

@@ -151,7 +151,7 @@ class TestPPO(tf.test.TestCase):
         ):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 train(cfg=dataclasses.replace(CFG, **fault))
-        for fault in (dict(quantiles=4), dict(every_step=False)):
+        for fault in (dict(quantiles=4), dict(every_step=False), dict(reward_units=True)):
             with self.assertRaisesRegex(UsageError, "--quantiles"):
                 train(network=dataclasses.replace(NETWORK, **fault))
 

@@ -271,8 +271,9 @@ class TestTraining(tf.test.TestCase):
         ):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 train(cfg=dataclasses.replace(CFG, **fault))
-        with self.assertRaisesRegex(UsageError, "--quantiles and --bins are for DQN"):
-            pqn.check_pqn(NetworkConfig(quantiles=8), CFG)
+        for network in (NetworkConfig(quantiles=8), NetworkConfig(reward_units=True)):
+            with self.assertRaisesRegex(UsageError, "--bins and --reward-units are for DQN"):
+                pqn.check_pqn(network, CFG)
         pqn.check_pqn(NetworkConfig(quantiles=1), CFG)
         with self.assertRaisesRegex(UsageError, "1 quantiles"):
             train(network=dataclasses.replace(DENSE, quantiles=8))
