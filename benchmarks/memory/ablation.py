@@ -25,7 +25,7 @@ BASE = SETTINGS | NETWORKS["gpt"] | dict(context=32, total_steps=500_000, replay
 # As many updates in each.
 CHANGES = {
     "none": {},
-    "reward-units=False": dict(reward_units=False),
+    "no-reward-units": dict(reward_units=False),
     "places=lag": dict(places="lag"),
     "places=history": dict(places="history"),
     "total-steps=62500": dict(
@@ -37,7 +37,7 @@ CHANGES = {
     "huber-delta=100": dict(huber_delta=100.0),
     "advantage-learning=0.5": dict(advantage_learning=0.5),
     "adam-epsilon=1e-5": dict(adam_epsilon=1e-5),
-    "prev-action=False": dict(prev_action=False),
+    "no-prev-action": dict(prev_action=False),
     "every-step=False": dict(every_step="False"),
     "network=gru": dict(NETWORKS["gru"], places="history"),
 }
