@@ -182,7 +182,7 @@ class TestScripts(unittest.TestCase):
         refused(self, "--log-lines must be at least 1", "run_pqn", "--log-lines=0")
         refused(self, "--workers must be 0 or more", "run_ppo", "--workers=-1")
         refused(self, "--quantiles", "run_ppo", "--quantiles=8")
-        refused(self, "--quantiles and --bins are for DQN", "run_pqn", "--quantiles=8")
+        refused(self, "--bins and --reward-units are for DQN", "run_pqn", "--quantiles=8")
         refused(self, "does not divide", "run_ppo", "--batch-size=100")
         refused(self, "does not divide", "run_pqn", "--batch-size=100")
         (self.tmp / "file").write_text("")
