@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from suite import HERE, NETWORKS, SETTINGS, find_environments, greatest_mean, training
+from suite import (
+    HERE,
+    NETWORKS,
+    SETTINGS,
+    find_environments,
+    greatest_mean,
+    print_table,
+    training,
+)
 
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import add_row, read_log, read_rows
@@ -81,6 +89,7 @@ def train(args, copy, change, seed):
 
 def measure(args):
     """Train what has no row yet."""
+    args.csv.parent.mkdir(parents=True, exist_ok=True)
     find_environments()
     for seed, copy, change in itertools.product(args.seeds, args.copies, args.changes):
         rows = read_rows(args.csv)
@@ -96,12 +105,11 @@ def report(args):
     found = {}
     for row in read_rows(args.csv):
         found.setdefault((row["change"], row["copy"]), {})[int(row["seed"])] = float(row["mmer"])
-    print("| " + " | ".join(["change", *args.copies]) + " |")
-    print("|---" * (1 + len(args.copies)) + "|")
+    lines = {}
     for change in args.changes:
-        cells = [found.get((change, copy), {}) for copy in args.copies]
-        cells = [", ".join(f"{each[seed]:.3f}" for seed in sorted(each)) for each in cells]
-        print("| " + " | ".join([change, *cells]) + " |")
+        seeds = [found.get((change, copy), {}) for copy in args.copies]
+        lines[change] = [[each[seed] for seed in sorted(each)] for each in seeds]
+    print_table("change", args.copies, lines)
 
 
 def main():

@@ -203,15 +203,24 @@ def report(args):
             of_env = found.setdefault(row["env"], {})
             of_env.setdefault(row["network"], []).append(float(row[key]))
     networks = [name for name in NETWORKS if any(name in each for each in found.values())]
-    print("| " + " | ".join(["environment", *networks]) + " |")
-    print("|---" * (1 + len(networks)) + "|")
-    for env, each in found.items():
-        cells = [", ".join(f"{value:.3f}" for value in each.get(name, ())) for name in networks]
-        print("| " + " | ".join([env.removeprefix("popgym-").removesuffix("-v0"), *cells]) + " |")
+    lines = {
+        env.removeprefix("popgym-").removesuffix("-v0"): [each.get(name, ()) for name in networks]
+        for env, each in found.items()
+    }
+    print_table("environment", networks, lines)
     for name in networks if not args.domains else ():
         means = np.array([np.mean(each[name]) for each in found.values() if name in each])
         low, high = confidence(means)
         print(f"\n{name}: {means.mean():.3f} [{low:.3f}, {high:.3f}] over {len(means)}")
+
+
+def print_table(title, columns, lines):
+    """Print a Markdown table; lines: first cell -> the numbers of each column, of one seed each."""
+    print("| " + " | ".join([title, *columns]) + " |")
+    print("|---" * (1 + len(columns)) + "|")
+    for first, cells in lines.items():
+        told = [", ".join(f"{value:.3f}" for value in values) for values in cells]
+        print("| " + " | ".join([first, *told]) + " |")
 
 
 def main():

@@ -12,7 +12,8 @@ import time
 import unittest
 
 from tests.runs.children import sleep
-from tfdqt.runs.processes import close_all, take_signals, tell_of_close
+from tfdqt.errors import UsageError
+from tfdqt.runs.processes import close_all, last_line, run_script, take_signals, tell_of_close
 
 
 class Signals(unittest.TestCase):
@@ -75,6 +76,19 @@ class Signals(unittest.TestCase):
         child.terminate()
         child.join(10)
         self.assertEqual(child.exitcode, -signal.SIGTERM)
+
+
+class Scripts(unittest.TestCase):
+    def test_why_one_failed_is_its_last_line_without_the_box_around_it(self):
+        self.assertEqual(last_line("a\nerror: give more\n\n"), "error: give more")
+        self.assertEqual(last_line(""), "no message")
+        box = "╭─ Unknown ─╮\n│ options: True │\n│ ────── │\n│ For full helptext, run │\n╰──╯\n"
+        self.assertEqual(last_line(box), "options: True")
+
+    def test_one_that_fails_is_told_with_its_flags(self):
+        code = "import sys; sys.exit('error: ' + sys.argv[1])"
+        with self.assertRaisesRegex(UsageError, "-c .* --x failed: error: --x"):
+            run_script([sys.executable, "-c", code, "--x"])
 
 
 class Closing(unittest.TestCase):

@@ -385,14 +385,14 @@ def q_learning(net, cfg, online, target, steps, read=None):
     actions = steps.action[:, skip : net.context]
     mask = 1.0 - tf.cast(last[:, skip : net.context], tf.float32)
     target_q, target_ahead = read(target, steps, cut)
-    scale = scale_of(net, online)
+    net = net._replace(scale=scale_of(net, online))
     with tf.GradientTape() as tape:
         trained, fixed = net.unflatten(online)
         tape.watch(trained)
         q, ahead = read((trained, fixed), steps, cut, logits=net.histogram is not None)
         online_ahead = tf.stop_gradient(ahead) if cfg.double else None
-        targets = q_targets(net, cfg, target_ahead, online_ahead, steps, cut, scale)  # [B, P, N]
-        on_scale = dict(parts=net.parts, scale=scale)
+        targets = q_targets(net, cfg, target_ahead, online_ahead, steps, cut)  # [B, P, N]
+        on_scale = dict(parts=net.parts, scale=net.scale)
         if cfg.advantage_learning:
             q_now = mean_q(target_q)
             part = cfg.advantage_learning
@@ -410,12 +410,11 @@ def q_learning(net, cfg, online, target, steps, read=None):
     return loss, gradient, dict(diagnostics, count=tf.reduce_sum(mask))
 
 
-def q_targets(net, cfg, q_target, q_online, steps, cut, scale):
+def q_targets(net, cfg, q_target, q_online, steps, cut):
     """The targets of one batch: [B, P, N].
 
     q_target, q_online: what the two networks say of the steps ahead, [B, P, A, N], as `make_read`
-    gives it; q_online None: the target network chooses. steps [B, C + n, ...], cut [B]. scale: on
-    which values are learned.
+    gives it; q_online None: the target network chooses. steps [B, C + n, ...], cut [B].
     """
     context = net.context
     skip = context - net.positions
@@ -428,7 +427,7 @@ def q_targets(net, cfg, q_target, q_online, steps, cut, scale):
             cfg.advantage_learning,
             masked=net.masked,
             parts=net.parts,
-            scale=scale,
+            scale=net.scale,
         )
         values -= cost[..., None]
 
