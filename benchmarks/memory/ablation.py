@@ -29,8 +29,11 @@ from tfdqt.runs.log import add_row, read_log, read_rows
 from tfdqt.runs.processes import run_script
 
 COPIES = ("RepeatPrevious16", "PositionOnlyCartPole300", "CountRecallSuits", "Battleship6")
+# What suite.py has now, CHOSEN, came out of the table, and has twice as many updates.
+FIRST = dict(gamma=0.9, huber_delta=1.0, updates_per_step=0.015625)
 BASE = SETTINGS | NETWORKS["gpt"] | dict(context=32, total_steps=500_000, replay_size=500_000)
-# As many updates in each.
+BASE |= FIRST
+CHOSEN = {name: SETTINGS[name] for name in FIRST}
 CHANGES = {
     "none": {},
     "no-reward-units": dict(reward_units=False),
@@ -48,6 +51,8 @@ CHANGES = {
     "no-prev-action": dict(prev_action=False),
     "every-step=False": dict(every_step="False"),
     "network=gru": dict(NETWORKS["gru"], places="history"),
+    "chosen": CHOSEN,
+    "chosen-gamma=0.99": dict(CHOSEN, gamma=0.99),
 }
 
 

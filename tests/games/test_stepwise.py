@@ -26,7 +26,8 @@ def made(network, policy=False):
     build, flatten = (build_pi_v, flatten_pi_v) if policy else (build_q, flatten_q)
     net = flatten(build(NUMBER, network), NUMBER)
     rng = np.random.default_rng(0)
-    return net, 3 * net.start + rng.normal(0.0, 0.1, net.start.shape)
+    weights = 3 * net.start + rng.normal(0.0, 0.1, net.start.shape)
+    return net._replace(apply=tf.function(net.apply)), weights
 
 
 def windows(steps=60):

@@ -4,7 +4,7 @@ import unittest
 
 import numpy as np
 
-from tests.text.helpers import without_xla
+from tests.text.helpers import eager, without_xla
 from tests.text.test_llama import config_of
 from tfdqt.backend import tf
 from tfdqt.text.encoder import PrunedTransformerModel
@@ -55,6 +55,7 @@ class TestStepwise(tf.test.TestCase):
         tf.keras.utils.set_random_seed(0)
 
     def test_every_word_is_worth_what_it_is_in_the_whole_text(self):
+        self.enterContext(eager())
         text = tf.constant([[3, 7, 9, 4, 8, 6], [5, 2, 8, 30, 40, 21]])
         for name, config in CONFIGS.items():
             with self.subTest(name):

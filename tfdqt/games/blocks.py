@@ -67,6 +67,15 @@ class Kept:
         return new[:, 0], new[:, 1]
 
 
+def _of_last(sight, count):
+    """The Sight of the last tokens alone, so many of them."""
+    if sight.visible is not None:
+        sight = sight._replace(visible=sight.visible[:, -count:])
+    if sight.relation is not None:
+        sight = sight._replace(relation=sight.relation[..., -count:, :])
+    return sight
+
+
 class AddPlaceBias(layers.Layer):
     """Adds to scores [B, H, T, S] a learned number a head for how two tokens lie to each other.
 
@@ -95,13 +104,19 @@ class AddPlaceBias(layers.Layer):
         return scores + ops.take(ops.reshape(self.bias, -1), index, axis=0)
 
 
-def attention(x, sight, *, heads, name, scale):
-    """Multi-head self-attention: x [B, T, D], what its tokens see -> [B, T, D]."""
-    visible = sight.visible
+def attention(x, sight, *, heads, name, scale, last=None):
+    """Multi-head self-attention: x [B, T, D], what its tokens see -> [B, T, D].
+
+    last: of so many of the last tokens alone, [B, last, D].
+    """
     _, length, width = x.shape
     qkv = linear(x, 3 * width, name=f"{name}_qkv")
     qkv = ops.reshape(qkv, (-1, length, 3, heads, width // heads))
-    q = qkv[:, :, 0]  # [B, T, H, D/H]
+    if last is not None:
+        length = last
+        sight = _of_last(sight, last)
+    visible = sight.visible
+    q = qkv[:, -length:, 0]  # [B, T, H, D/H]
     k = qkv[:, :, 1]
     v = qkv[:, :, 2]
     if sight.kept is not None:
@@ -197,8 +212,8 @@ def residual(x, y, *, name, gate):
     return (1.0 - update) * x + update * candidate
 
 
-def block(x, sight, cfg, *, name):
-    """One pre-norm Transformer block: [B, T, D] -> [B, T, D]."""
+def block(x, sight, cfg, *, name, last=None):
+    """One pre-norm Transformer block: [B, T, D] -> [B, T, D], or of the last tokens [B, last, D]."""
     # As GPT-2: the residual stream keeps its size, however often something is added to it.
     scale = 0.02 / np.sqrt(2 * cfg.layers * cfg.loops)
     y = attention(
@@ -207,8 +222,9 @@ def block(x, sight, cfg, *, name):
         heads=cfg.heads,
         name=f"{name}_attention",
         scale=scale,
+        last=last,
     )
-    x = residual(x, y, name=f"{name}_gate1", gate=cfg.gru_gate)
+    x = residual(_last_tokens(x, last), y, name=f"{name}_gate1", gate=cfg.gru_gate)
     y = mlp(norm(x, name=f"{name}_norm2"), name=f"{name}_mlp", scale=scale)
     return residual(x, y, name=f"{name}_gate2", gate=cfg.gru_gate)
 
@@ -263,21 +279,25 @@ class LoopLimit(layers.Layer):
         )
 
 
-def decode(x, sight, cfg, *, depth=None, after=None):
+def decode(x, sight, cfg, *, depth=None, after=None, last=None):
     """The blocks in their order, `cfg.loops` times: tokens [B, T, D] -> [B, T, D].
 
     sight: the tokens' Sight; a Kept there is for networks that don't loop. From the second loop on
     the tokens are added again before the first block, so that no loop must carry them along. depth:
     only so many blocks are run, counted over all loops. after(x, done) -> x [B, T, D]: what looks
-    at the residual stream after `done` blocks, or changes it.
+    at the residual stream after `done` blocks, or changes it. last: how many of the last tokens are
+    wanted, [B, last, D]; unless blocks are shared or `after` looks, the last is run for these
+    alone.
     """
     depth = cfg.layers * cfg.loops if depth is None else depth
+    only = last if after is None else None
     after = after or _unchanged
     if cfg.loops == 1 and not cfg.loops_random:
         for layer in range(depth):
-            x = block(x, sight, cfg, name=f"block{layer}")
+            ends = layer == depth - 1
+            x = block(x, sight, cfg, name=f"block{layer}", last=only if ends else None)
             x = after(x, layer + 1)
-        return x
+        return _last_tokens(x, last)
     blocks = [
         shared_block(x.shape[1:], sight, cfg, name=f"block{layer}") for layer in range(cfg.layers)
     ]
@@ -291,7 +311,11 @@ def decode(x, sight, cfg, *, depth=None, after=None):
         else:
             x = run_block(blocks[index], x, again, sight.visible)
         x = after(x, done + 1)
-    return x
+    return _last_tokens(x, last)
+
+
+def _last_tokens(x, count):
+    return x if count is None else x[:, -count:]
 
 
 def _unchanged(x, done):

@@ -2,7 +2,15 @@
 
 from tfdqt.backend import keras
 from tfdqt.games.blocks import decode, unseen
-from tfdqt.games.networks import TOKENS, describe_values, gpt_body, input_layers, q_head, read_out
+from tfdqt.games.networks import (
+    TOKENS,
+    describe_values,
+    gpt_body,
+    input_layers,
+    q_head,
+    read_out,
+    tokens_of_step,
+)
 
 ops = keras.ops
 
@@ -42,7 +50,7 @@ def build_stream(model, info, cfg, edited=None):
         return x
 
     x = decode(*tokens, cfg, after=after)
-    q = q_head(read_out(x, cfg), info, cfg)
+    q = q_head(read_out(x, tokens_of_step(tokens, cfg), cfg), info, cfg)
     whole = keras.Model(named, dict(q=q, stream=ops.stack(stream, axis=1)), name="stream")
     return _with_weights_of(model, whole)
 
@@ -78,7 +86,7 @@ def make_attention(model, info, cfg):
         found["visible"] = sight.visible
     reading = keras.Model(inputs, found, name="reading")
     depth = len(read) - 1
-    each = tokens.x.shape[1] // cfg.context  # tokens of a step
+    each = tokens_of_step(tokens, cfg)
     asking = each if cfg.tokens != "steps" and cfg.readout == "mean" else 1
     layers = [_layers_of_block(model, cfg, done % cfg.layers) for done in range(depth)]
     _with_weights_of(model, reading)

@@ -5,9 +5,10 @@ Every network maps a window of steps to numbers for its last steps. Inputs, by n
   first [B, C]         1 where an episode starts; a step never sees past the start of its episode
   prev_action [B, C]   the action before each step, -1 where there is none (with `prev_action`)
 Output: [B, P, ...] of the last P steps; P is C with `every_step`, which is the default of decoder
-and recurrent network, and 1 without, the dense network's.
+and recurrent Q-network, and 1 without, the dense one's and that of policies.
 """
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -59,13 +60,31 @@ TOKENS = dict(steps=step_tokens, features=feature_tokens, cells=cell_tokens)
 def gpt_body(inputs, info, cfg, depth=None):
     """The decoder without a head, or its first `depth` blocks: the named inputs -> [B, P, D]."""
     tokens = TOKENS[cfg.tokens](inputs, info, cfg)
-    return read_out(decode(*tokens, cfg, depth=depth), cfg)
+    each = tokens_of_step(tokens, cfg)
+    x = decode(*tokens, cfg, depth=depth, last=_tokens_read(tokens, each, cfg))
+    return read_out(x, each, cfg)
 
 
-def read_out(x, cfg):
-    """What a head reads of the decoder's tokens: [B, T, D] -> [B, P, D]."""
-    if cfg.tokens != "steps":  # the last token of a step has seen the whole step
-        x = ops.reshape(x, (-1, cfg.context, x.shape[1] // cfg.context, cfg.width))
+def tokens_of_step(tokens, cfg):
+    """How many of its tokens a decoder reads of each step."""
+    return 1 if cfg.tokens == "steps" else tokens.x.shape[1] // cfg.context
+
+
+def _tokens_read(tokens, each, cfg):
+    """How many of the last tokens `read_out` needs, or None if it is all."""
+    if learns_every_step(cfg) and tokens.x.shape[1] > each:
+        return None
+    return each if cfg.readout == "mean" else 1
+
+
+def read_out(x, each, cfg):
+    """What a head reads of the decoder's tokens: [B, T, D], `each` of a step -> [B, P, D].
+
+    Of the last step alone, where it is read at one token, that token is enough.
+    """
+    if each > 1 and x.shape[1] > 1:
+        x = ops.reshape(x, (-1, x.shape[1] // each, each, cfg.width))
+        # The last token of a step has seen the whole step.
         x = ops.mean(x, axis=2) if cfg.readout == "mean" else x[:, :, -1]
     if not learns_every_step(cfg):
         x = x[:, -1:]
@@ -247,12 +266,13 @@ def build_q(info, cfg, steps=None):
 
 
 def build_pi_v(info, cfg):
-    """Policy and value on the same body: window -> [B, P, A + 1].
+    """Policy and value on the same body, of the last step: window -> [B, 1, A + 1].
 
     The logits of the actions, then the state's value. Raises UsageError for sizes that don't fit
     together, and for quantiles, dueling heads or `every_step`, which are for Q.
     """
     check_policy_network(cfg)
+    cfg = dataclasses.replace(cfg, every_step=False)
     inputs, x = body(info, cfg)
     model = keras.Model(inputs, pi_v_head(x, info, cfg), name=f"{cfg.network}_pi_v")
     return _described(model, pi_v_head, info, cfg)
@@ -306,7 +326,6 @@ def build_stepwise(info, cfg, head):
 
 
 def _keeping(inputs, tokens, head, info, cfg):
-    x = decode(*tokens, cfg)
-    out = head(read_out(x[:, -1:], cfg), info, cfg)
+    out = head(read_out(decode(*tokens, cfg, last=1), 1, cfg), info, cfg)
     kept = ops.stack(tokens.sight.kept.joined, axis=1)
     return keras.Model(inputs, dict(out=out, kept=kept))

@@ -22,14 +22,16 @@ def make_stepwise(net, outcome=None) -> Callable:
     """
     outcome = outcome or _as_they_are
 
-    @tf.function(jit_compile=True)
-    def encode(weights, inputs):
-        return outcome(net.apply(weights, inputs))
-
     if net.stepwise is None:
-        return lambda weights: lambda inputs: encode(weights, inputs).numpy()
+        encode_all = tf.function(lambda *of: outcome(net.apply(*of)), jit_compile=True)
+        return lambda weights: lambda inputs: encode_all(weights, inputs).numpy()
 
     apply_whole, apply_step = net.stepwise()
+
+    @tf.function(jit_compile=True)
+    def encode(weights, inputs):
+        """As net.apply, but that the last block is run for the last step alone."""
+        return outcome(apply_whole(weights, inputs)[0][:, None])
 
     @tf.function(jit_compile=True)
     def whole(weights, inputs, place):
