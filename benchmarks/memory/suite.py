@@ -53,6 +53,9 @@ GAMES = (
     "LabyrinthExplore",
 )
 LEVELS = ("Easy", "Medium", "Hard")
+# MMER of a GRU and of the best of 13 models after 15,000,000 steps of PPO, where it is at hand
+# (Morad et al., 2023, table 3).
+PUBLISHED = HERE / "published.csv"
 GAMES_OF_MEAN = 50  # that must be done; a mean_return of a log is of the last 100
 EPISODES = 200  # played afterwards
 # Chosen on copies of four games in sizes that are not in the suite, see README.md.
@@ -193,26 +196,54 @@ def measure(args):
         print("{env} {network} {seed}: {mmer:.3f}".format(**row), flush=True)
 
 
+def published():
+    """environment -> (the GRU's published MMER, the best model's or None)."""
+    return {
+        row["env"]: (float(row["gru"]), float(row["best"]) if row["best"] else None)
+        for row in read_rows(PUBLISHED)
+    }
+
+
 def report(args):
-    """A line of a Markdown table for every environment, and of POPGym's the mean over them."""
+    """A line of a Markdown table for every environment, and of POPGym's the means over them."""
     wanted = str(args.total_steps), str(args.context)
     rows = [row for row in read_rows(args.csv) if (row["steps"], row["context"]) == wanted]
     key = "success" if args.domains else "mmer"
     found = {}
     for row in rows:
         if row["env"] in environments(args):
-            of_env = found.setdefault(row["env"], {})
-            of_env.setdefault(row["network"], []).append(float(row[key]))
-    networks = [name for name in NETWORKS if any(name in each for each in found.values())]
-    lines = {
-        env.removeprefix("popgym-").removesuffix("-v0"): [each.get(name, ()) for name in networks]
-        for env, each in found.items()
-    }
-    print_table("environment", networks, lines)
-    for name in networks if not args.domains else ():
-        means = np.array([np.mean(each[name]) for each in found.values() if name in each])
-        low, high = confidence(means)
-        print(f"\n{name}: {means.mean():.3f} [{low:.3f}, {high:.3f}] over {len(means)}")
+            found.setdefault((row["env"], row["network"]), []).append(float(row[key]))
+    trained = {env for env, _ in found}
+    named = [env for env in environments(args) if env in trained]
+    networks = [name for name in NETWORKS if any(name == of for _, of in found)]
+    elsewhere = () if args.domains else ("published: GRU", "best")
+    known = published() if elsewhere else {}
+    lines = {}
+    for env in named:
+        cells = [found.get((env, name), ()) for name in networks]
+        if elsewhere:
+            of_others = known.get(env, (None, None))
+            cells += [() if figure is None else (figure,) for figure in of_others]
+        lines[env.removeprefix("popgym-").removesuffix("-v0")] = cells
+    print_table("environment", [*networks, *elsewhere], lines)
+    for name in networks if elsewhere else ():
+        of_network = [env for env in named if (env, name) in found]
+        means = {env: np.mean(found[env, name]) for env in of_network}
+        _print_mean(name, means, {env: known[env][0] for env in means if env in known})
+
+
+def _print_mean(name, means, gru):
+    """The mean over environments, and that over those in `gru`, a GRU's published MMER, beside it.
+
+    means and gru: environment -> MMER.
+    """
+    low, high = confidence(list(means.values()))
+    mean = np.mean(list(means.values()))
+    print(f"\n{name}: {mean:.3f} [{low:.3f}, {high:.3f}] over {len(means)}")
+    if gru:
+        ours = np.mean([means[env] for env in gru])
+        theirs = np.mean(list(gru.values()))
+        print(f"over {len(gru)} of them: {ours:.3f}, published GRU {theirs:.3f}")
 
 
 def print_table(title, columns, lines):

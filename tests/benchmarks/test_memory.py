@@ -53,8 +53,12 @@ class TestSuite(unittest.TestCase):
             said = call(suite, *flags, "--domains", "CarFlag-v0")
             self.assertEqual(said.splitlines()[2:], ["| CarFlag | 0.750, 0.500 |"])
             said = call(suite, *flags)
-            self.assertEqual(said.splitlines()[2], "| RepeatFirstEasy | 0.500 |")
+            self.assertEqual(said.splitlines()[2], "| RepeatFirstEasy | 0.500 | 1.000 | 1.000 |")
             self.assertIn("gpt: 0.500", said)
+            self.assertIn("over 1 of them: 0.500, published GRU 1.000", said)
+
+    def test_what_is_published_is_of_environments_of_the_suite(self):
+        self.assertLessEqual(set(suite.published()), set(suite.environments(suite.Args())))
 
     def test_a_run_that_came_to_no_checkpoint_is_started_again(self):
         with tempfile.TemporaryDirectory() as folder:

@@ -213,7 +213,7 @@ def residual(x, y, *, name, gate):
 
 
 def block(x, sight, cfg, *, name, last=None):
-    """One pre-norm Transformer block: [B, T, D] -> [B, T, D], or of the last tokens [B, last, D]."""
+    """A pre-norm Transformer block: [B, T, D] -> [B, T, D], or of the last tokens [B, last, D]."""
     # As GPT-2: the residual stream keeps its size, however often something is added to it.
     scale = 0.02 / np.sqrt(2 * cfg.layers * cfg.loops)
     y = attention(
