@@ -20,7 +20,7 @@ FLAGS = (
 )
 
 
-@slow("200 s: ten processes train")
+@slow("120 s: ten processes train")
 class TestEnds(InFolder):
     def start(self, kind, workers, *flags, total_steps=1024):
         self.pids = self.tmp / "pids"
@@ -43,17 +43,20 @@ class TestEnds(InFolder):
             ("leave", "Done at step 1024"),
             ("close exits", "SystemExit: 0"),
         ):
-            for workers in (0, 2):
+            started = []
+            for workers in (0, 2):  # side by side, each in a folder of its own
+                self.setUp()
+                process = self.start(kind, workers)
+                started.append((workers, process, self.tmp / "a run", self.pids))
+            for workers, process, run, pids in started:
                 with self.subTest(kind=kind, workers=workers):
-                    self.setUp()
-                    process = self.start(kind, workers)
-                    wait_for(lambda: len(checkpoints(self.tmp / "a run")) > 1, process)
+                    wait_for(lambda: len(checkpoints(run)) > 1, process)
                     before = time.monotonic()
                     self.checked(process, 0, word, "Done at step 1024")
                     self.assertLess(time.monotonic() - before, 90)
                     if kind in ("fork", "leave"):
-                        pids = [int(pid) for pid in self.pids.read_text().split()]
-                        self.assertFalse(any(map(is_running, pids)))
+                        left = filter(is_running, map(int, pids.read_text().split()))
+                        self.assertEqual(list(left), [])
 
     def test_exit_in_a_step_saves_what_was_learned(self):
         sentence = f"what was learned is saved, go on with --resume='{self.tmp}/a run' once"
