@@ -421,6 +421,33 @@ class TestTraining(tf.test.TestCase):
         learned = len(rich.online) - 1
         self.assertAllClose(rich.online[:learned], poor.online[:learned])
 
+    def test_learning_waits_for_a_first_reward_to_tell_its_units(self):
+        class Late(Corridor):
+            taken = 0
+
+            def step(self, action):
+                self.taken += 1
+                obs, reward, *rest = super().step(action)
+                return obs, reward / 1024 * (self.taken > 60), *rest
+
+        class Never(Corridor):
+            def step(self, action):
+                obs, _, *rest = super().step(action)
+                return obs, 0.0, *rest
+
+        cfg = dataclasses.replace(LEARN, total_steps=640)
+        network = dataclasses.replace(self.dense_history, reward_units=True)
+        rows = []
+        with without_xla():
+            late, net, _ = self.train(Late, cfg, network, log=rows.append)
+            never, _, _ = self.train(Never, cfg, network)
+        self.assertEqual(float(late.online[net.value_unit]), 1 / 1024)
+        began = next(row.step for row in rows if row.updates)
+        self.assertGreater(began, 60 * cfg.num_envs)
+        self.assertGreater(int(late.updates), 0)
+        self.assertEqual(int(never.updates), 0)
+        self.assertAllEqual(never.online, net.start)
+
     def test_known_values_of_a_corridor(self):
         # One step from the end 1, then 1/2, then 1/4; a step left costs two steps.
         expected = [[0.125, 0.25], [0.125, 0.5], [0.25, 1.0]]

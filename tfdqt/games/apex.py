@@ -25,6 +25,7 @@ from tfdqt.games.dqn import (
     NO_DIAGNOSTICS,
     DQNMetrics,
     adapt_once,
+    can_learn,
     check_fills,
     make_collect,
     make_greedy,
@@ -36,7 +37,7 @@ from tfdqt.games.dqn import (
 from tfdqt.games.flat import flatten_q, set_weights
 from tfdqt.games.loop import learner_snapshot, make_stepper, restore_progress, train_loop
 from tfdqt.policy import epsilon_at, epsilon_ladder
-from tfdqt.replay import make_add_to, make_sampler, make_uneven_replay, replay_arrays, steps_stored
+from tfdqt.replay import make_add_to, make_sampler, make_uneven_replay, replay_arrays
 from tfdqt.scale.config import ScaleConfig, check_scale
 
 MAX_CHUNK = 64  # steps of an environment in an actor's chunk, unless cfg.chunk is more
@@ -178,7 +179,7 @@ def apex(
         add(steps, tf.constant(rows, tf.int64))
         progress = progress.after(steps_per_chunk, games)
         ages.append(updates - delivered.version)
-        if began is None and steps_stored(replay) >= learner.needed:
+        if began is None and can_learn(learner, state):
             began = progress.step
             started = time.monotonic()
             waited = 0.0

@@ -63,8 +63,8 @@ class NetworkConfig:
     network gives are values all the same."""
     reward_units: bool = False
     """Whether values are learned in units of a typical reward: the root mean square of the rewards
-    seen before learning starts that are not 0 (DQN only). For rewards of a hundredth: what the
-    weights do at random moves a value by more than that."""
+    seen before learning starts that are not 0, for one of which it waits (DQN only). For rewards of
+    a hundredth: what the weights do at random moves a value by more than that."""
     bins: int = 0
     """Bins of a histogram of the value that is learned for each action, by cross-entropy (HL-Gauss,
     Farebrother et al., 2024), instead of a mean or quantiles; with --value-scale=log. 0: none."""

@@ -665,6 +665,21 @@ def check_fills(learner, state, progress, cfg, steps, delay=0):
     check_learns(progress, first, cfg.total_steps, why)
 
 
+def can_learn(learner, state):
+    """Whether the buffer holds what a first update needs, in every process of the group.
+
+    That is steps enough, and where values are learned in units of a reward, a reward but 0.
+    """
+    if int(state.updates):
+        return True
+    if steps_stored(learner.replay) < learner.needed:
+        return False
+    if learner.net.value_unit is None:
+        return True
+    seen = float(np.any(stored_rewards(learner.replay)))
+    return learner.group.all_sum([seen])[0] == learner.group.size
+
+
 def adapt_once(learner, state):
     """The state; before the first update, its layers adapted to the data of the buffer."""
     net = learner.net
@@ -728,7 +743,7 @@ def dqn(
     """
     group = make_group(strategy)
     learner = make_learner(env_fn, q_fn, cfg, seed, group=group)
-    info, net, replay, window_length, needed, own, _ = learner
+    info, net, replay, window_length, _, own, _ = learner
     check_same(group, repr((cfg, seed)), net.start)
     seed = share_seed(seed, group)
     per_iteration = cfg.chunk * cfg.num_envs
@@ -750,7 +765,7 @@ def dqn(
         def iterate(state, progress):
             nonlocal diagnostics
             chunk = pool.submit(collect, state.acting, progress.step)
-            if steps_stored(replay) >= needed:
+            if can_learn(learner, state):
                 with lost_learner_ends_run(group.size):
                     state, means = learn(adapt_once(learner, state))
                     diagnostics = {name: float(means[name]) for name in DIAGNOSTICS}
