@@ -31,8 +31,8 @@ from tfdqt.runs.processes import run_script
 COPIES = ("RepeatPrevious16", "PositionOnlyCartPole300", "CountRecallSuits", "Battleship6")
 # What suite.py has now, CHOSEN, came out of the table, and has twice as many updates.
 FIRST = dict(gamma=0.9, huber_delta=1.0, updates_per_step=0.015625)
-BASE = SETTINGS | NETWORKS["gpt"] | dict(context=32, total_steps=500_000, replay_size=500_000)
-BASE |= FIRST
+SIZES = dict(context=32, total_steps=500_000, replay_size=500_000)
+BASE = SETTINGS | NETWORKS["gpt"] | FIRST | SIZES
 CHOSEN = {name: SETTINGS[name] for name in FIRST}
 CHANGES = {
     "none": {},

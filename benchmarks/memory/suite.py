@@ -221,9 +221,8 @@ def report(args):
     lines = {}
     for env in named:
         cells = [found.get((env, name), ()) for name in networks]
-        if elsewhere:
-            of_others = known.get(env, (None, None))
-            cells += [() if figure is None else (figure,) for figure in of_others]
+        others = known.get(env, (None,) * len(elsewhere))
+        cells += [() if figure is None else (figure,) for figure in others]
         lines[env.removeprefix("popgym-").removesuffix("-v0")] = cells
     print_table("environment", [*networks, *elsewhere], lines)
     for name in networks if elsewhere else ():

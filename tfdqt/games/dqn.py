@@ -765,8 +765,8 @@ def dqn(
         def iterate(state, progress):
             nonlocal diagnostics
             chunk = pool.submit(collect, state.acting, progress.step)
-            if can_learn(learner, state):
-                with lost_learner_ends_run(group.size):
+            with lost_learner_ends_run(group.size):
+                if can_learn(learner, state):
                     state, means = learn(adapt_once(learner, state))
                     diagnostics = {name: float(means[name]) for name in DIAGNOSTICS}
             steps, games = chunk.result()

@@ -10,6 +10,7 @@ from tfdqt.games.networks import (
     q_head,
     read_out,
     tokens_of_step,
+    tokens_read,
 )
 
 ops = keras.ops
@@ -86,8 +87,7 @@ def make_attention(model, info, cfg):
         found["visible"] = sight.visible
     reading = keras.Model(inputs, found, name="reading")
     depth = len(read) - 1
-    each = tokens_of_step(tokens, cfg)
-    asking = each if cfg.tokens != "steps" and cfg.readout == "mean" else 1
+    asking = tokens_read(tokens, cfg)
     layers = [_layers_of_block(model, cfg, done % cfg.layers) for done in range(depth)]
     _with_weights_of(model, reading)
 

@@ -61,8 +61,9 @@ def gpt_body(inputs, info, cfg, depth=None):
     """The decoder without a head, or its first `depth` blocks: the named inputs -> [B, P, D]."""
     tokens = TOKENS[cfg.tokens](inputs, info, cfg)
     each = tokens_of_step(tokens, cfg)
-    x = decode(*tokens, cfg, depth=depth, last=_tokens_read(tokens, each, cfg))
-    return read_out(x, each, cfg)
+    all_steps = learns_every_step(cfg) and tokens.x.shape[1] > each
+    last = None if all_steps else tokens_read(tokens, cfg)
+    return read_out(decode(*tokens, cfg, depth=depth, last=last), each, cfg)
 
 
 def tokens_of_step(tokens, cfg):
@@ -70,11 +71,9 @@ def tokens_of_step(tokens, cfg):
     return 1 if cfg.tokens == "steps" else tokens.x.shape[1] // cfg.context
 
 
-def _tokens_read(tokens, each, cfg):
-    """How many of the last tokens `read_out` needs, or None if it is all."""
-    if learns_every_step(cfg) and tokens.x.shape[1] > each:
-        return None
-    return each if cfg.readout == "mean" else 1
+def tokens_read(tokens, cfg):
+    """How many of its tokens, the last, are read of each step."""
+    return tokens_of_step(tokens, cfg) if cfg.readout == "mean" else 1
 
 
 def read_out(x, each, cfg):
