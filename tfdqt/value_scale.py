@@ -40,14 +40,24 @@ def signed_log(x):
     """sign(x) log(1 + |x|) (Hafner et al., 2023): 1 becomes 0.69, 100 becomes 4.6."""
     from tfdqt.backend import keras  # loads TensorFlow
 
-    return keras.ops.sign(x) * keras.ops.log1p(keras.ops.abs(x))
+    side = _side(x)
+    return side * keras.ops.log1p(side * x)
 
 
 def signed_exp(x):
     """What `signed_log` made this x: sign(x) (exp(|x|) - 1)."""
     from tfdqt.backend import keras  # loads TensorFlow
 
-    return keras.ops.sign(x) * keras.ops.expm1(keras.ops.abs(x))
+    side = _side(x)
+    return side * keras.ops.expm1(side * x)
+
+
+def _side(x):
+    """1 or -1. Not the sign, nor |x|: the gradient of either at 0 is 0, and a value that starts
+    there would stay."""
+    from tfdqt.backend import keras  # loads TensorFlow
+
+    return keras.ops.where(x >= 0, keras.ops.ones_like(x), -keras.ops.ones_like(x))
 
 
 LINEAR = Scale(same, same)

@@ -136,7 +136,7 @@ def features_that_change(env, info, least, steps=5_000):
 
     Those are the features that a network with --min-change=least is shown.
     """
-    from tfdqt.games.features import change_rates  # loads Keras
+    from tfdqt.games.features import are_categories, change_rates  # loads Keras
 
     env.action_space.seed(0)
     obs = np.zeros((steps, *info.obs_shape), info.obs_dtype)
@@ -150,7 +150,7 @@ def features_that_change(env, info, least, steps=5_000):
         else:
             obs[i], _, terminated, truncated, _ = env.step(env.action_space.sample())
             over = terminated or truncated
-    return int((change_rates(obs, first) >= least).sum())
+    return int((change_rates(obs, first, are_categories(info)) >= least).sum())
 
 
 def count_weights(info, network):

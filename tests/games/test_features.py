@@ -6,12 +6,12 @@ import numpy as np
 from gymnasium import spaces
 
 from tests.games.toys import BOX, PAIR, RAM, build, q_of, random_window
-from tfdqt.backend import tf
+from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import features, networks
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.flat import adapt, flatten_model
-from tfdqt.games.spaces import EnvInfo
+from tfdqt.games.spaces import EnvInfo, describe
 
 
 class Features(tf.test.TestCase):
@@ -125,9 +125,34 @@ class Features(tf.test.TestCase):
         self.assertAllEqual(
             features.change_rates(obs.astype("uint8"), first), [(3 + 2) / 2 / 256, 0]
         )
-        self.assertAllEqual(features.change_rates(obs.astype("int32"), first), [1, 0])
+        self.assertAllEqual(features.change_rates(obs, first, [True, False]), [1, 0])
         nothing_known = features.change_rates(obs, np.ones(4, bool))
         self.assertAllEqual(nothing_known, [1, 1])
+
+    def test_what_is_a_category(self):
+        # However it is kept: a grid of bits or of categories is as bytes.
+        for space, expected in (
+            (spaces.MultiBinary((2, 2)), [True] * 4),
+            (spaces.MultiDiscrete([[3, 300]]), [True] * 2),
+            (spaces.Box(0, 1, (1, 2), np.uint8), [True] * 2),
+            (spaces.Box(0, 2, (1, 2), np.uint8), [False] * 2),
+            (spaces.Box(0, 1, (2,), np.uint8), [False] * 2),
+            (spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(0, 1, (2,))), [True, False, False]),
+        ):
+            info = describe(space, spaces.Discrete(2), "Toy")
+            self.assertAllEqual(features.are_categories(info), expected, msg=f"{space}")
+
+    def test_categories_are_hidden_and_numbers_beside_them_are_faint(self):
+        space = spaces.Dict(a=spaces.MultiDiscrete([9, 9]), b=spaces.Box(-9, 9, (2,), np.float32))
+        info = describe(space, spaces.Discrete(2), "Toy")
+        cfg = NetworkConfig(context=1, min_change=0.5, hidden_scale=0.25)
+        hide = features.hide_static(keras.Input((1, 4)), info, cfg)
+        layer = keras.Model(hide._keras_history.operation.input, hide).layers[-1]
+        # A category that changes is at 1 each time; so it would be by its size only if it jumped.
+        first = np.array([True, False, False])
+        layer.adapt(np.array([[1, 0, 1, 0], [2, 0, 1, 8], [1, 0, 1, 0]], "float32"), first)
+        self.assertAllEqual(layer.rate, [1, 0, 0, 1])
+        self.assertAllEqual(layer(np.array([[[7.0, 8.0, 4.0, 2.0]]])), [[[7, 0, 1, 2]]])
 
     def test_layers_adapt_to_data(self):
         # A deviation of 0 counts as 0.1.

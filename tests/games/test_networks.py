@@ -3,14 +3,26 @@
 import unittest
 
 import numpy as np
+from gymnasium import spaces
 
-from tests.games.toys import BOX, CELLS, PAIR, RAM, SMALL, build, q_of, random_window, shared
+from tests.games.toys import (
+    BOX,
+    CELLS,
+    PAIR,
+    RAM,
+    SMALL,
+    build,
+    q_of,
+    random_window,
+    shared,
+)
 from tfdqt.backend import keras, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import blocks, networks, tokens
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.flat import adapt, flatten_q
 from tfdqt.games.recurrent import ResettingGRU
+from tfdqt.games.spaces import describe
 
 GPTS = (
     dict(),
@@ -78,9 +90,9 @@ class Shapes(tf.test.TestCase):
                 self.assertEqual("prev_action" in model.input, cfg.prev_action)
 
     def test_sizes_that_do_not_fit(self):
-        for name in ("gpt", "dense"):
-            with self.assertRaisesRegex(UsageError, "--width"):
-                networks.build_q(BOX, NetworkConfig(network=name, width=10, heads=4))
+        with self.assertRaisesRegex(UsageError, "--width"):
+            networks.build_q(BOX, NetworkConfig(width=10, heads=4))
+        networks.build_q(BOX, NetworkConfig(network="dense", width=10, heads=4))  # has no heads
         with self.assertRaisesRegex(UsageError, "--context"):
             networks.build_q(BOX, NetworkConfig(context=0))
         with self.assertRaisesRegex(UsageError, "--hidden"):
@@ -417,6 +429,45 @@ class Parts(tf.test.TestCase):
         q = q_of(model, inputs)
         self.assertAllClose(q_of(model, second), q, rtol=0, atol=1e-5)
         self.assertGreater(np.abs(q_of(model, first) - q).max(), 1e-2)
+
+    def test_entries_of_both_kinds_without_xla(self):
+        # Behind the last category stands a number, which is looked up nowhere. XLA would not tell.
+        space = spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(-1, 1, (2,), np.float32))
+        info = describe(space, spaces.Discrete(2), "Toy")
+        model, _ = build(info, tokens="features")
+        inputs = random_window(info._replace(nvec=()), 4)
+        inputs["obs"][..., 0] = 2
+        compiled = tf.function(model, jit_compile=True)
+        named = {name: tf.constant(inputs[name]) for name in model.input}
+        self.assertAllClose(q_of(model, inputs), compiled(named), rtol=1e-4)
+
+    def test_bytes_beside_categories_are_scaled(self):
+        space = spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(0, 255, (1, 2), np.uint8))
+        info = describe(space, spaces.Discrete(2), "Toy")
+        self.assertEqual(info.obs_dtype, "uint8")
+        model, cfg = build(info, tokens="features", context=1)
+        read = keras.Model(model.input, model.get_layer("embed_value").output)
+        inputs = dict(obs=np.array([[[2, 0, 192]]], "uint8"), first=np.ones((1, 1), "int32"))
+        directions = model.get_layer("embed_value").kernel  # [F, D]
+        expected = np.array([0, -1, 192 / 128 - 1])[:, None] * directions
+        self.assertAllClose(read(inputs)[0, 0], expected, rtol=1e-5)
+
+    def test_what_tokens_of_features_do_not_read_is_refused(self):
+        mixed = describe(
+            spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(-1, 1, (2,), np.float32)),
+            spaces.Discrete(2),
+            "Toy",
+        )
+        for info, settings, said in (
+            (BOX, dict(ram_bits=True), "observations of Box have none"),
+            (PAIR, dict(ram_bits=True), "observations of Pair have none"),
+            (RAM, dict(ram_bits=True, tokens="features"), "--tokens=features have none"),
+            (RAM, dict(standardize=True, tokens="features"), "--standardize"),
+            (PAIR, dict(standardize=True, tokens="features"), "--standardize"),
+            (mixed, dict(standardize=True, tokens="features"), "--standardize"),
+        ):
+            with self.subTest(info=info.name, **settings), self.assertRaisesRegex(UsageError, said):
+                networks.build_q(info, NetworkConfig(**settings))
 
     def test_dueling_advantages_have_mean_zero(self):
         for settings in ({}, dict(network="dense")):

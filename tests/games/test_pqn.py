@@ -246,6 +246,21 @@ class TestTraining(tf.test.TestCase):
         self.assertEqual([row.updates for row in rows], [8 * i for i in range(8)])
         self.assertTrue(np.isnan(rows[0].loss))
 
+    def test_an_action_that_is_not_taken_is_not_held(self):
+        # A rollout asks for one action behind its last step, and the next asks anew.
+        cfg = dataclasses.replace(CFG, hold=9, epsilon_start=1.0, epsilon_end=1.0)
+        info = env_info(Corridor())
+        net = flatten_q(build_q(info, DENSE), info)
+        stepper = make_stepper(Corridor, info, DENSE.context, 4, seed=0)
+        decide = pqn.make_act(net, stepper, info, cfg)(net.start, 0)
+        inputs = [network_inputs(stepper.window)[name] for name in net.model.input]
+        stepper.vec.out["first"][...] = False
+        stepper.held.action[...] = 1
+        stepper.held.left[...] = 3
+        for t, left in ((cfg.rollout_steps, 3), (0, 2), (1, 1), (cfg.rollout_steps, 1)):
+            self.assertAllEqual(decide(t, inputs)[0], [1] * 4)
+            self.assertAllEqual(stepper.held.left, [left] * 4)
+
     def test_a_failing_environment_stops_the_run_after_saving(self):
         saves = []
 

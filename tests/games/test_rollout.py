@@ -105,9 +105,10 @@ class TestCollect(tf.test.TestCase):
                     rollout.make_collect(self.net, stepper, STEPS)
 
     def test_layers_adapt_to_a_rollout(self):
-        weights = rollout.adapted_weights(self.net, self.net.start, self.roll)
+        # To the steps of the first, not to the empty ones of a window before them.
+        weights = rollout.adapted_weights(self.net, self.net.start, self.before)
         mean, scale = self.net.unflatten(weights)[1]
-        one_hot = np.eye(4)[self.roll.stream.obs.reshape(-1)]
+        one_hot = np.eye(4)[self.before.stream.obs[:, NETWORK.context - 1 :].reshape(-1)]
         self.assertAllClose(mean, one_hot.mean(axis=0), atol=1e-5)
         self.assertAllClose(scale, np.maximum(one_hot.std(axis=0), 0.1), atol=1e-5)
         self.assertAllEqual(weights[:-8], self.net.start[:-8])

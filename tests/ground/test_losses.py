@@ -190,6 +190,16 @@ class TextTerms(tf.test.TestCase):
         values = tf.constant([-1e4, -1e-4, 0.0, 0.3, 7.0, 1e6])
         self.assertAllClose(scale.stretch(scale.shrink(values)), values, rtol=1e-5)
 
+    def test_a_value_of_nothing_is_learned_from_on_every_scale(self):
+        # The slope at 0 is that beside it.
+        for name, slope in (("linear", 1), ("sqrt", 0.5), ("log", 1)):
+            for function, expected in zip(SCALES[name], (slope, 1 / slope)):
+                x = tf.constant([0.0, 1e-6, -1e-6])
+                with tf.GradientTape() as tape:
+                    tape.watch(x)
+                    y = function(x)
+                self.assertAllClose(tape.gradient(y, x), [expected] * 3, msg=name)
+
     def test_on_the_scale_of_roots(self):
         # 8 is learned as 2 and 3 as 1.
         scale = SCALES["sqrt"]

@@ -123,7 +123,7 @@ def check_network(cfg):
             f"--network must be one of {', '.join(get_args(Network))}, not {cfg.network}."
         )
     check_positive(cfg, "context", "layers", "loops", "patch", "heads", "width")
-    if cfg.network != "gru":
+    if cfg.network == "gpt":
         check_heads(cfg)
     check_fractions(cfg, "min_change", "hidden_scale")
     check_not_negative(cfg, "quantiles", "categories", "bins")

@@ -25,6 +25,19 @@ def tokens_a_step(info, network):
 
 def check_tokens(info, network):
     """Raise UsageError if a network can't read the observations that `info` describes."""
+    features = network.network == "gpt" and network.tokens == "features"
+    has_bytes = info.obs_dtype == "uint8" and not info.nvec
+    if network.ram_bits and (features or not has_bytes):
+        without = "--tokens=features" if has_bytes else f"the observations of {info.name}"
+        raise UsageError(
+            f"--ram-bits adds the bits of bytes to their numbers, and {without} have none; leave "
+            "it out."
+        )
+    if network.standardize and features and (info.nvec or has_bytes):
+        raise UsageError(
+            f"--standardize is for numbers, but with --tokens=features the bytes and categories of "
+            f"{info.name} have vectors instead; leave it out."
+        )
     grid = grid_of(info)
     if network.network != "gpt" or network.tokens != "cells":
         if grid and info.obs_dtype == "uint8" and grid.size > LONGEST_ROW:

@@ -231,6 +231,8 @@ def check_settings(cfg):
         "n_step",
         "hold",
         "target_every",
+        "target_tau",
+        "acting_tau",
         "learning_rate",
         "final_learning_rate",
         "adam_epsilon",

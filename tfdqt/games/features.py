@@ -14,32 +14,40 @@ layers = keras.layers
 ops = keras.ops
 
 
-def change_rates(obs, first):
+def change_rates(obs, first, categories=False):
     """By which part of its range each feature changes a step: obs [M, F], first [M] -> [F].
 
-    On average, within episodes. The range of a byte is 256, of a category (int32) 1 whichever it
-    becomes, of other numbers that from the least to the greatest in `obs`.
+    On average, within episodes. The range of a byte is 256, of a category 1 whichever it becomes,
+    of other numbers that from the least to the greatest in `obs`. categories [F]: which are.
     """
     before = obs[:-1][~first[1:]]
     after = obs[1:][~first[1:]]
     if not len(after):
         return np.ones(obs.shape[1])  # nothing is known
-    if obs.dtype == np.int32:
-        return (before != after).mean(axis=0)
     span = 256.0 if obs.dtype == np.uint8 else np.maximum(np.ptp(obs, axis=0), 1e-12)
-    return np.abs(after.astype("float64") - before).mean(axis=0) / span
+    change = np.abs(after.astype("float64") - before).mean(axis=0) / span
+    return np.where(categories, (before != after).mean(axis=0), change)
+
+
+def are_categories(info):
+    """Which features are: bool [F]. A bit of a grid counts as one."""
+    if info.nvec:
+        return np.array(info.nvec) > 0
+    return np.full(info.features, info.obs_dtype == "uint8" and _are_bits(info))
 
 
 class HideStatic(layers.Layer):
     """Multiplies by `scale` what changes by less than `least` a step: [B, C, F] -> [B, C, F].
 
     Their `rate` of change [F] is set by `adapt`; before that it is 1, and all features are shown.
+    scale: a number, or [F]; categories: as `change_rates` takes them.
     """
 
-    def __init__(self, least, scale=0.0, **kwargs):
+    def __init__(self, least, scale=0.0, categories=False, **kwargs):
         super().__init__(**kwargs)
         self.least = least
-        self.scale = scale
+        self.scale = np.asarray(scale, "float32")
+        self.categories = categories
 
     def build(self, shape):
         self.rate = self.add_weight(
@@ -48,7 +56,7 @@ class HideStatic(layers.Layer):
 
     def adapt(self, x, first):
         """Count how often features change. Raises UsageError if none does often enough."""
-        rate = change_rates(x, first)
+        rate = change_rates(x, first, self.categories)
         if rate.max() < self.least:
             raise UsageError(
                 f"No feature of the observation changes by {self.least:g} of its range a step, on "
@@ -62,10 +70,10 @@ class HideStatic(layers.Layer):
         return self.rate >= self.least
 
     def call(self, x):
-        if not self.scale:
+        if not self.scale.any():
             return ops.where(self.shown, x, ops.zeros_like(x))
         x = ops.cast(x, "float32")
-        return ops.where(self.shown, x, self.scale * x)
+        return ops.where(self.shown, x, x * self.scale)
 
 
 class Standardize(layers.Layer):
@@ -98,10 +106,13 @@ def hide_static(obs, info, cfg):
     """Observations [B, C, F] with those features hidden that hardly change, if cfg asks for it."""
     if not cfg.min_change:
         return obs
-    bytes_as_tokens = cfg.ram_bits or cfg.network == "gpt" and cfg.tokens == "features"
-    one_hot = bool(info.nvec) or info.obs_dtype == "uint8" and bytes_as_tokens
-    scale = 0.0 if one_hot else cfg.hidden_scale
-    return HideStatic(cfg.min_change, scale, name="hide_static")(obs)
+    if info.nvec:
+        looked_up = np.array(info.nvec) > 0
+    else:
+        bytes_as_tokens = cfg.ram_bits or cfg.network == "gpt" and cfg.tokens == "features"
+        looked_up = info.obs_dtype == "uint8" and bytes_as_tokens
+    scale = np.where(looked_up, 0.0, cfg.hidden_scale)
+    return HideStatic(cfg.min_change, scale, are_categories(info), name="hide_static")(obs)
 
 
 def as_numbers(obs, info, cfg):
@@ -133,10 +144,15 @@ def _numbers_of(obs, nvec, dtype):
         entries = [
             ops.one_hot(ops.cast(obs[..., i], "int32"), n)
             if n
-            else _numbers_of(obs[..., i : i + 1], (), dtype)
+            else scaled(obs[..., i : i + 1], dtype)
             for i, n in enumerate(nvec)
         ]
         return ops.concatenate(entries, axis=-1)
+    return scaled(obs, dtype)
+
+
+def scaled(obs, dtype):
+    """Numbers as float32, and bytes between -1 and 1."""
     x = ops.cast(obs, "float32")
     return x / 128.0 - 1.0 if dtype == "uint8" else x
 

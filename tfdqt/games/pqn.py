@@ -40,7 +40,7 @@ from tfdqt.games.rollout import (
 )
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.stepwise import make_stepwise
-from tfdqt.policy import best_actions, epsilon_at, make_explore
+from tfdqt.policy import Held, best_actions, epsilon_at, make_explore
 from tfdqt.settings import check_fractions, check_positive
 from tfdqt.value_scale import LINEAR
 
@@ -228,8 +228,10 @@ def make_act(net, stepper, info, cfg) -> Callable:
             epsilon = epsilon_at(step + t * cfg.num_envs, cfg)
             best = best_actions(q, info.parts)
             legal = legal_actions(info, out["obs"])
-            chosen = explore(stepper.rng, best, epsilon, stepper.held, out["first"], legal)
-            return chosen, q
+            held = stepper.held
+            if t == cfg.rollout_steps:  # not taken, so that none is begun or held longer
+                held = Held(*(part.copy() for part in held))
+            return explore(stepper.rng, best, epsilon, held, out["first"], legal), q
 
         return decide
 

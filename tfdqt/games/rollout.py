@@ -158,9 +158,12 @@ def learn_from(rollout, state, learn, net, rng, cfg, *, step):
 
 
 def adapted_weights(net, weights, rollout):
-    """The weights, their layers that adapt to data set by a rollout's observations."""
-    obs = rollout.stream.obs
-    first = rollout.stream.first.astype(bool)
+    """The weights, their layers that adapt to data set by a rollout's observations.
+
+    Not by the steps before it: where the run starts there are none, and the window holds zeros.
+    """
+    obs = rollout.stream.obs[:, net.context - 1 :]
+    first = rollout.stream.first[:, net.context - 1 :].astype(bool)
     first[:, 0] = True
     fixed = adapt(net, obs.reshape(-1, *obs.shape[2:]), first.reshape(-1))
     return with_fixed(net, weights, fixed)

@@ -217,9 +217,10 @@ def describe(observation_space, action_space, name, mask=None):
 def _kept_as(parts):
     """How observations are kept: as uint8 or int32 if that holds all parts."""
     grid = any(len(part.space.shape or ()) > 1 for part in parts)
+    parts = [part for part in parts if part.counts]
     if grid and all(_is_bytes(part.space) or 0 < max(part.counts) <= 256 for part in parts):
         return "uint8"
-    if all(all(part.counts) for part in parts if part.counts):
+    if all(all(part.counts) for part in parts):
         return "int32"
     if all(_is_bytes(part.space) for part in parts):
         return "uint8"

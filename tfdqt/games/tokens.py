@@ -12,6 +12,7 @@ from tfdqt.games.features import (
     count_numbers,
     hide_static,
     rest_as_numbers,
+    scaled,
 )
 from tfdqt.games.spaces import grid_of
 
@@ -199,9 +200,9 @@ def _feature_vectors(obs, info, cfg):
         return _embedding(int(np.sum(info.nvec)), cfg)(obs + _offsets(info))
     if info.nvec:
         discrete = np.array(info.nvec) > 0
-        codes = ops.cast(ops.where(discrete, obs, ops.zeros_like(obs)), "int32") + _offsets(info)
+        codes = ops.where(discrete, ops.cast(obs, "int32") + _offsets(info), 0)
         vectors = _embedding(int(np.sum(info.nvec)), cfg, name="embed_category")(codes)
-        numbers = ops.where(discrete, ops.zeros_like(obs), obs)
+        numbers = ops.where(discrete, 0.0, scaled(obs, info.obs_dtype))
         return _directions(numbers, cfg) + vectors * discrete[:, None].astype("float32")
     if info.obs_dtype == "uint8":
         return _embedding(256, cfg)(ops.cast(obs, "int32"))
