@@ -14,6 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Literal
@@ -150,28 +151,28 @@ def train(command, folder, trial, total):
 
     Raises UsageError with the run's own sentence if it fails.
     """
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
     stopped = None
     told = 0
-    try:
-        while process.poll() is None:
-            time.sleep(POLL)
-            for mean in at_tenths(folder, total)[told:]:
-                told += 1
-                if stopped is not None or not np.isfinite(mean):
-                    continue
-                trial.report(mean, told)
-                if trial.should_prune():
-                    stopped = told
-                    process.send_signal(signal.SIGTERM)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        _, said = process.communicate()
-    if process.returncode and stopped is None:
-        raise UsageError(f"A trial failed: {last_line(said).removeprefix('error: ')}")
+    with tempfile.TemporaryFile("w+", errors="replace") as said:  # a pipe would fill up, and wait
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        try:
+            while process.poll() is None:
+                time.sleep(POLL)
+                for mean in at_tenths(folder, total)[told:]:
+                    told += 1
+                    if stopped is not None or not np.isfinite(mean):
+                        continue
+                    trial.report(mean, told)
+                    if trial.should_prune():
+                        stopped = told
+                        process.send_signal(signal.SIGTERM)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+            process.wait()
+        said.seek(0)
+        if process.returncode and stopped is None:
+            raise UsageError(f"A trial failed: {last_line(said.read()).removeprefix('error: ')}")
     return stopped
 
 

@@ -1,11 +1,13 @@
 """Environments that do what they are told, and vectors of them. Imports no TensorFlow."""
 
 import math
+import random
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from tfdqt.errors import UsageError
 from tfdqt.games.envs import info_of
 from tfdqt.games.vec_envs import make_vec_env
 
@@ -74,6 +76,20 @@ class Failing(Scripted):
         if self.fault == "reward":
             return self.shown(), math.nan, False, False, {}
         return np.array([np.inf], np.float32), 0.0, False, False, {}
+
+
+class Refusing(Scripted):
+    """Says in a game what ours say of options that can't be."""
+
+    def step(self, action):
+        raise UsageError("there is no such level")
+
+
+class Drawing(Scripted):
+    """Shows what it draws, in a way that it should not."""
+
+    def shown(self):
+        return np.array([random.random() + np.random.rand()], np.float32)
 
 
 class FailingReset(Scripted):

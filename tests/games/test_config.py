@@ -32,6 +32,9 @@ class Defaults(InFolder):
         names = dict(atari="Pong-ram-v4", cartpole="CartPole-v0", other="MountainCar-v0")
         for kind, name in names.items():
             self.assertEqual(environment_kind(name), kind)
+        for name in ("Breakout-ramDeterministic-v0", "mine:Pong-ramNoFrameskip-v4"):
+            self.assertEqual(environment_kind(name), "atari")
+        self.assertEqual(environment_kind("roads:Off-ramp-v0"), "other")
         for chosen in ALGORITHMS.values():
             self.assertEqual(set(chosen.defaults), set(names))
 

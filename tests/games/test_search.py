@@ -98,9 +98,12 @@ class Bet(gymnasium.Env):
 
     def step(self, action):
         self.round += 1
-        won = self.np_random.random() < 0.5
+        won = self.draw() < 0.5
         reward = (1.0 if won else -5.0) if action else 0.0
         return self.round, reward, self.round == 10, False, {}
+
+    def draw(self):
+        return self.np_random.random()
 
     def get_state(self):
         return dict(round=self.round)
@@ -120,6 +123,36 @@ class TakenApart(Bet):
         if seed is not None:
             self.np_random = np.random.Generator(np.random.MT19937(seed))
         return answer
+
+
+class Telling(Bet):
+    """The same with a generator of its own, which it takes into its state."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.own = np.random.default_rng(seed)
+        return super().reset(seed=seed)
+
+    def draw(self):
+        return self.own.random()
+
+    def get_state(self):
+        return dict(super().get_state(), own=self.own)
+
+    def set_state(self, state):
+        super().set_state(state)
+        self.own = state["own"]
+
+
+class TellingPlainly(Telling):
+    """The same with that generator's state as plain values."""
+
+    def get_state(self):
+        return dict(super().get_state(), own=self.own.bit_generator.state)
+
+    def set_state(self, state):
+        self.round = state["round"]
+        self.own.bit_generator.state = state["own"]
 
 
 class Secret(Stateful):
@@ -329,7 +362,7 @@ class TestSearch(SearchCase):
 
 class TestChance(SearchCase):
     def test_a_search_can_not_see_what_the_game_will_draw(self):
-        for env_fn in (Bet, TakenApart):
+        for env_fn in (Bet, TakenApart, Telling):
             run = told(info_of(env_fn), always(0.0, 0.0))
             games = searched(env_fn, run, 50, episodes=2)
             bets = np.concatenate(games.actions)
@@ -521,6 +554,7 @@ class TestWords(SearchCase):
             lambda: make_unsaved(Stateful),
         )
         self.refused("a copy of it goes on otherwise", Secret)
+        self.refused("holds the state of a random generator", TellingPlainly)
 
     def test_actions_in_parts(self):
         class Many(Stateful):

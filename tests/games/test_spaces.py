@@ -133,6 +133,10 @@ class Info(unittest.TestCase):
                 info = told(space, spaces.MultiDiscrete([2, 2]))
                 again = info_from_json(json.loads(json.dumps(info_to_json(info))), info.name)
                 self.assertEqual(again, info)
+        # One of a class of one's own comes back as its kind.
+        own = type("Levels", (spaces.Discrete,), {})(3)
+        again = info_from_json(info_to_json(told(own, TWO)), "x")
+        self.assertEqual(again.observation_space, spaces.Discrete(3))
         with self.assertRaisesRegex(UsageError, "config.json"):
             info_from_json(dict(observation=dict(kind="Box")), "x")
 

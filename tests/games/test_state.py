@@ -17,7 +17,7 @@ from tests.games.scripted import follow, vec_of
 from tfdqt.games.config import EnvConfig
 from tfdqt.games.envs import info_of, make_env
 from tfdqt.games.exact import state_fault
-from tfdqt.games.state import NoState, env_state, restore_env
+from tfdqt.games.state import NoState, env_state, holds_generator, restore_env
 from tfdqt.runs.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -138,6 +138,21 @@ class FailsLater(Elsewhere):
         return np.zeros(1, "f"), 0.0, False, False, {}
 
 
+class WordsLater(Elsewhere):
+    """Its state can be saved for the first 20 steps of an episode."""
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        self.items = set()
+        return np.zeros(1, "f"), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 20:
+            self.items = {"red", "blue"}
+        return np.zeros(1, "f"), 0.0, False, False, {}
+
+
 class Many(Elsewhere):
     def __init__(self):
         self.level = [0.5] * 200_000
@@ -255,6 +270,23 @@ class Kinds(unittest.TestCase):
             restore_env(make_env("FrozenLake-v1"), [*env_state(room)[:1], ["os", "system"], {}])
 
 
+class Chance(unittest.TestCase):
+    def test_what_holds_a_generator(self):
+        one = np.random.default_rng(0)
+        old = np.random.RandomState(0)
+        python = random.Random(0)
+        for state in (one.bit_generator.state, old.get_state(), python.getstate()):
+            for nested in (state, dict(at=3, chance=state), [1, (2, state)]):
+                self.assertTrue(holds_generator(nested))
+                self.assertTrue(holds_generator(nested, plain=True))
+        for generator in (one, old, python):
+            self.assertTrue(holds_generator(dict(chance=generator)))
+            self.assertFalse(holds_generator(dict(chance=generator), plain=True))
+        board = np.zeros(625)
+        for state in (None, 3, "MT19937", board, (board, 1, 2), ["MT19937", 1], dict(at=(1, 2, 3))):
+            self.assertFalse(holds_generator(state))
+
+
 class Proof(unittest.TestCase):
     def test_exact(self):
         fickle = functools.partial(make_env, "Taxi-v4", fickle_passenger=True, is_rainy=True)
@@ -284,6 +316,7 @@ class Proof(unittest.TestCase):
             (Many, "100,000 values"),
             (Words, "items is a set with a str"),
             (FailsLater, "fails when that is tried.*too late"),
+            (WordsLater, "saved of it later can't be kept"),
         ):
             with self.subTest(env=env_fn):
                 self.assertRegex(fault(env_fn), words)

@@ -5,9 +5,11 @@ import json
 import re
 import runpy
 import shlex
+import sys
 import unittest
 
 from tests.helpers import ROOT, InFolder, refused, slow, succeeds
+from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.run import parse
 from tfdqt.runs.log import write_rows
@@ -67,6 +69,20 @@ class TestTune(InFolder):
         (self.tmp / "config.json").write_text("{}")
         write_rows(self.tmp / "log.csv", [dict(step=s, mean_return=r) for s, r in rows])
         self.assertEqual(at_tenths(self.tmp, 1000), [2.0, 4.0, 5.0])
+
+    def test_a_trial_that_says_much_ends(self):
+        # A pipe that nobody reads holds 64 KiB.
+        train = runpy.run_path(str(SCRIPT))["train"]
+        for code, words in ((0, None), (3, "A trial failed: the last")):
+            said = (
+                f"sys.stderr.write('x' * 100_000 + chr(10) + 'error: the last'); sys.exit({code})"
+            )
+            command = [sys.executable, "-c", f"import sys; {said}"]
+            if words is None:
+                self.assertIsNone(train(command, self.tmp, None, 1000))
+            else:
+                with self.assertRaisesRegex(UsageError, words):
+                    train(command, self.tmp, None, 1000)
 
     @slow("60 s: trains three runs")
     def test_trials_go_on_and_the_best_is_printed(self):

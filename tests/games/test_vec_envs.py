@@ -15,9 +15,11 @@ import numpy as np
 from gymnasium import spaces
 
 from tests.games.scripted import (
+    Drawing,
     Failing,
     FailingReset,
     FailingState,
+    Refusing,
     Remembering,
     Scripted,
     Spaces,
@@ -113,6 +115,15 @@ class Stream(unittest.TestCase):
 
 
 class Workers(unittest.TestCase):
+    def test_a_run_repeats_if_it_draws_from_the_global_generators(self):
+        shown = []
+        for _ in range(2):
+            vec = vec_of(self, Drawing, 2, workers=1)
+            vec.step(np.zeros(2, int))
+            shown.append(vec.out["obs"].tolist())
+        self.assertEqual(*shown)
+        self.assertNotEqual(shown[0][0], shown[0][1])
+
     def test_number_of_workers_changes_nothing(self):
         actions = np.random.default_rng(0).integers(2, size=(80, 3))
         streams = [
@@ -159,6 +170,14 @@ class Failures(unittest.TestCase):
                     vec = vec_of(self, functools.partial(Failing, fault), 1, workers=workers)
                     with self.assertRaisesRegex(EnvFailure, words):
                         vec.step(np.zeros(1, int))
+
+    def test_what_an_environment_of_ours_refuses_in_a_game_is_a_failure_too(self):
+        # A run saves what was learned before a failure, and before nothing else.
+        for workers in (0, 1):
+            with self.subTest(workers=workers):
+                vec = vec_of(self, Refusing, 1, workers=workers)
+                with self.assertRaisesRegex(EnvFailure, "failed.*: there is no such level$"):
+                    vec.step(np.zeros(1, int))
 
     def test_nan_observation(self):
         env = Spaces(

@@ -1,7 +1,9 @@
 """A run's folder: made, found again, and given back if nothing was learned."""
 
+import contextlib
 import errno
 import functools
+import io
 import json
 import os
 import re
@@ -19,7 +21,7 @@ from tests.helpers import InFolder
 from tfdqt.errors import UsageError
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.dqn import DQNConfig
-from tfdqt.runs.checkpoint import save_checkpoint
+from tfdqt.runs.checkpoint import BEST, save_checkpoint
 from tfdqt.runs.evaluation import append_evaluation
 from tfdqt.runs.folder import (
     find_run,
@@ -76,6 +78,7 @@ class Starting(InFolder):
         (run / "tokenizer").mkdir()
         (run / "tokenizer" / "vocab.txt").write_text("other words")
         (run / "checkpoints" / ".writing").mkdir()
+        save_checkpoint(run, 5, dict(step=5, evaluation=475.0), folder=BEST, kept=1)
         (run / "notes.txt").write_text("mine")
         start_run(run, name="Breakout-ram-v0", seed=1)
         self.assertEqual(load_config(run / "config.json")["name"], "Breakout-ram-v0")
@@ -189,6 +192,15 @@ class Locks(InFolder):
         process.kill()
         thread.join(10)
         np.testing.assert_array_equal(read_csv(path)["return"], [9, 1, 2])
+
+    def test_a_folder_that_can_not_be_written_loses_no_evaluation(self):
+        said = io.StringIO()
+        with (
+            mock.patch("os.open", side_effect=PermissionError(13, "Permission denied")),
+            contextlib.redirect_stderr(said),
+        ):
+            append_evaluation(self.tmp, 10, 0, dict(epsilon=0.0), [1.0], [5])
+        self.assertRegex(said.getvalue(), "evaluation.csv can't be written .Permission denied")
 
     def test_columns_that_only_some_evaluations_have_are_kept(self):
         plain = dict(epsilon=0.5)

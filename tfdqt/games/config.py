@@ -1,6 +1,7 @@
 """Settings of networks on games, and kinds of environments. Imports no TensorFlow."""
 
 import dataclasses
+import re
 from typing import Literal, get_args
 
 from tfdqt.errors import UsageError
@@ -190,7 +191,7 @@ def environment_kind(name):
 
     A new kind is a branch here and an entry in the DEFAULTS of each algorithm that needs one.
     """
-    if "-ram" in name or name.startswith("ALE/"):
+    if re.search(r"-ram(Deterministic|NoFrameskip)?-v\d", name) or name.startswith("ALE/"):
         return "atari"
     if name.startswith("CartPole"):
         return "cartpole"

@@ -22,6 +22,7 @@ from tfdqt.games.state import (
     Unsaved,
     env_state_and_chance,
     has_own_state,
+    holds_generator,
     reseed,
     restore_env,
 )
@@ -56,6 +57,8 @@ class _Own:
 
     def __init__(self, base):
         self.base = base
+        if holds_generator(base.get_state()):
+            raise NoState("its get_state() holds a random generator")
 
     def save(self):
         return _copied(self.base.get_state())

@@ -95,7 +95,8 @@ class StickyActions:
         env.ale = self
 
     def act(self, action, *strength):
-        if self.env.np_random.random() >= self.probability:
+        # Where none sticks nothing is drawn, and a search sees that chance has no part in it.
+        if not self.probability or self.env.np_random.random() >= self.probability:
             self.last = action
         return self.ale.act(self.last, *strength)
 

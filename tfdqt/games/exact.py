@@ -14,6 +14,7 @@ from tfdqt.policy import epsilon_greedy
 ROUNDS = 4
 STEPS = 16  # in a round
 SECONDS = 5.0  # after which no further round begins
+LATER = "what is saved of it later can't be kept"
 
 
 def state_fault(env_fn, info, seed=0):
@@ -62,12 +63,14 @@ def _fault(one, other, info, rng):
             one.step(_action(one, info, rng))
         states = one.states()
         if states == [None]:
-            return "what is saved of it later can't be kept"
+            return LATER
         if other.restore(states) != [True]:
             return "what is saved of it does not fit another one"
         for step in range(2 * STEPS):
             if step == STEPS:  # what is drawn in a reset is part of it
                 (state,) = one.states()
+                if state is None:
+                    return LATER
                 ended = [dict(state, slot=dict(state["slot"], ended=True))]
                 if one.restore(ended) != [True] or other.restore(ended) != [True]:
                     return "what is saved of it does not fit another one"

@@ -8,10 +8,19 @@ from gymnasium import spaces
 from tfdqt.errors import UsageError
 from tfdqt.games.spaces import describe
 
+KINDS = (
+    spaces.Box,
+    spaces.Discrete,
+    spaces.MultiDiscrete,
+    spaces.MultiBinary,
+    spaces.Dict,
+    spaces.Tuple,
+)
+
 
 def space_to_json(space):
-    """A space that can be read, as plain values for JSON."""
-    plain = dict(kind=type(space).__name__)
+    """A space that can be read, as plain values for JSON; a subclass is written as its kind."""
+    plain = dict(kind=next(kind.__name__ for kind in KINDS if isinstance(space, kind)))
     if isinstance(space, spaces.Box):
         bounds = dict(low=_bound_to_json(space.low), high=_bound_to_json(space.high))
         return dict(plain, shape=list(space.shape), dtype=str(space.dtype), **bounds)

@@ -24,6 +24,7 @@ import numpy as np
 MOST_BYTES = 16 * 2**20  # of the state of one environment
 MOST_VALUES = 100_000
 
+GENERATORS = (np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = (type(None), bool, int, float, str)
 # What is left as a new environment has it, if it has the same there.
 _FIXED = (
@@ -54,21 +55,56 @@ def make_unsaved(env_fn):
 
 def env_state(env):
     """The state of `env` as a tree of plain values and arrays. Raises NoState if it has none."""
-    return env_state_and_chance(env)[0]
+    return _captured(env)[1]
 
 
 def env_state_and_chance(env):
     """The state of `env`, and the parts of it that are states of random generators, in order.
 
-    Raises NoState.
+    Raises NoState, also if such a part stands among the plain values of `get_state()`.
     """
+    capture, tree = _captured(env)
+    if capture.foreseen:
+        raise NoState(
+            "its get_state() holds the state of a random generator, by which a search would see "
+            "what is drawn (draw from self.np_random, which is saved by itself, and leave that out)"
+        )
+    return tree, capture.generators
+
+
+def _captured(env):
     if isinstance(env, Unsaved):
         raise NoState("it is not to be saved")
     capture = _Capture()
     try:
-        return capture.tree(env, ""), capture.generators
+        return capture, capture.tree(env, "")
     except RecursionError:
         raise NoState("its objects are nested too deeply") from None
+
+
+def holds_generator(state, *, plain=False):
+    """Whether what `get_state()` gives holds a random generator, or the state of one.
+
+    plain: only its state as plain values, as numpy's and Python's own give it.
+    """
+    if isinstance(state, GENERATORS):
+        return not plain
+    if isinstance(state, dict):
+        parts = list(state.values())
+        found = "bit_generator" in state
+    elif isinstance(state, (tuple, list)):
+        parts = state
+        found = _is_old_state(parts)
+    else:
+        return False
+    return found or any(holds_generator(part, plain=plain) for part in parts)
+
+
+def _is_old_state(parts):
+    """Whether this is what `RandomState.get_state()` or `random.getstate()` gives."""
+    if len(parts) == 3:
+        return isinstance(parts[1], tuple) and len(parts[1]) == 625  # MT19937's words and place
+    return len(parts) == 5 and isinstance(parts[0], str) and parts[0] == "MT19937"
 
 
 def reseed(generator, rng):
@@ -198,6 +234,7 @@ class _Capture:
         self.bytes = 0
         self.values = 0
         self.generators = []
+        self.foreseen = False  # whether there are states of others that can't be told apart
 
     def tree(self, value, path):
         self.values += 1
@@ -231,7 +268,7 @@ class _Capture:
             return ["same", self.seen[id(value)][0]]
         self.seen[id(value)] = (len(self.seen), value)
         tree = self.mutable(value, path)
-        if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random)):
+        if isinstance(value, GENERATORS):
             self.generators.append(tree)
         return tree
 
@@ -275,7 +312,9 @@ class _Capture:
             return self.atari(value, path)
         if has_own_state(value):
             rng = self.tree(value.np_random, f"{path}.np_random")
-            return ["own", self.tree(value.get_state(), f"{path}.get_state()"), rng]
+            state = value.get_state()
+            self.foreseen |= holds_generator(state, plain=True)
+            return ["own", self.tree(state, f"{path}.get_state()"), rng]
         if hasattr(value, "__dict__") and _is_python(cls):
             attributes = {
                 name: self.tree(part, f"{path}.{name}") for name, part in vars(value).items()

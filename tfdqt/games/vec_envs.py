@@ -9,6 +9,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import random
 import sys
 import time
 import traceback
@@ -80,7 +81,7 @@ def _tell(info, told, notices):
 
 def _words(error):
     """What an environment's failure is called: a sentence, and the traceback of one not ours."""
-    if isinstance(error, EnvFailure):
+    if isinstance(error, (EnvFailure, UsageError)):
         return str(error)
     return f"{sentence_of(error)}\n{traceback.format_exc()}"
 
@@ -101,6 +102,8 @@ def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, mem
     slots = None
     seconds = CLOSE_SECONDS
     deserted = False
+    random.seed(seeds[0])  # for environments that draw from these, which are another process's
+    np.random.seed(seeds[0])
     try:
         env_fn = noting(cloudpickle.loads(pickled_env_fn), envs)
         slots = Slots(env_fn, info, seeds, life_loss_ends, arrays, rows)
@@ -296,10 +299,10 @@ def _in_process(env_fn, info, seeds, life_loss_ends, arrays):
     told = set()
 
     @contextlib.contextmanager
-    def failures():
+    def failures(*others):
         try:
             yield
-        except (UsageError, KeyboardInterrupt):
+        except (KeyboardInterrupt, *others):
             raise
         except BaseException as error:  # sys.exit() among them
             raise EnvFailure(f"An environment of {info.name} failed: {_words(error)}") from error
@@ -316,7 +319,7 @@ def _in_process(env_fn, info, seeds, life_loss_ends, arrays):
         return answer
 
     try:
-        with failures():
+        with failures(UsageError):  # of what they are made with; later one is a failure like others
             slots = Slots(noting(env_fn, envs), info, seeds, life_loss_ends, arrays, rows)
         serve("begin")
     except BaseException:

@@ -1,6 +1,7 @@
 """What evaluating a run leaves behind: evaluation.csv, and flags that say nothing of such a run."""
 
 import csv
+import sys
 
 from tfdqt.errors import UsageError
 from tfdqt.runs.folder import locked
@@ -26,6 +27,8 @@ def read_returns(run_dir):
 def append_evaluation(run_dir, step, seed, how, returns, lengths, more=None):
     """Add games, or texts, to evaluation.csv in a run's folder, a row each.
 
+    If the folder can't be written, such as another's, that is told, and nothing is added.
+
     Args:
       step: of the checkpoint. seed: of the games.
       how: dict of how they were played, a column each; rows from before a column was there have
@@ -42,14 +45,24 @@ def append_evaluation(run_dir, step, seed, how, returns, lengths, more=None):
         row["length"] = length
         row.update({name: values[episode] for name, values in more.items()})
         new.append(row)
-    with locked(run_dir / ".evaluation.lock"):  # another process may add rows just now
-        path = run_dir / "evaluation.csv"
-        rows = []
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                old = csv.DictReader(file)
-                columns += [name for name in old.fieldnames or () if name not in columns]
-                rows = [{name: row.get(name, "") for name in columns} for row in old]
-        temporary = path.with_suffix(".writing")
-        write_rows(temporary, rows + new)
-        temporary.replace(path)
+    path = run_dir / "evaluation.csv"
+    try:
+        with locked(run_dir / ".evaluation.lock"):  # another process may add rows just now
+            _add_rows(path, columns, new)
+    except OSError as error:
+        print(
+            f"note: {path} can't be written ({error.strerror}); what is printed stands there only.",
+            file=sys.stderr,
+        )
+
+
+def _add_rows(path, columns, new):
+    rows = []
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            old = csv.DictReader(file)
+            columns += [name for name in old.fieldnames or () if name not in columns]
+            rows = [{name: row.get(name, "") for name in columns} for row in old]
+    temporary = path.with_suffix(".writing")
+    write_rows(temporary, rows + new)
+    temporary.replace(path)

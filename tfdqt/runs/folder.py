@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 
 from tfdqt.errors import UsageError
-from tfdqt.runs.checkpoint import checkpoints, last_good, quoted
+from tfdqt.runs.checkpoint import BEST, checkpoints, last_good, quoted
 from tfdqt.scale.config import cluster_member
 from tfdqt.settings import save_config
 
@@ -156,7 +156,8 @@ def clear(run_dir):
     run_dir = Path(run_dir)
     if _settings_of(run_dir) is None:
         return
-    for folder in ("tokenizer", "checkpoints/.writing"):
+    # A policy in best/ is of another run too: the new one's would be measured against it.
+    for folder in ("tokenizer", "checkpoints/.writing", BEST):
         shutil.rmtree(run_dir / folder, ignore_errors=True)
     for pattern in BEFORE_CHECKPOINTS:
         for path in run_dir.glob(pattern):
