@@ -21,6 +21,8 @@ from tfdqt.text.tasks import maze
 from tfdqt.text.tasks.corpus import make_corpus
 from tfdqt.text.tasks.play import Batches
 from tfdqt.text.tasks.table import default_text_config, make_task
+from tfdqt.text.tokenizers import token_rows
+from tfdqt.text.words import RAW
 
 SMALL = TextNetworkConfig(
     layers=1,
@@ -31,6 +33,10 @@ SMALL = TextNetworkConfig(
     saturating=True,
     pruning_amount=0.0,
 )
+
+
+def length(text):
+    return float(len(text))
 
 
 def numbered(begin, count):
@@ -200,6 +206,20 @@ class TestCollect(tf.test.TestCase):
         self.assertGreater(len(np.unique(items.text, axis=0)), 8)
         written = [task.tokenizer.decode(text, skip_special_tokens=True) for text in items.text]
         self.assertAllClose(returns, [task.reward(text) for text in written], atol=1e-5)
+
+    def test_the_tokens_that_were_written_are_learned_from(self):
+        # Of most of these texts the tokenizer would make other tokens, and more.
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "a.txt").write_text("ein schöner Tag " * 40, encoding="utf-8")
+            task = make_corpus(folder, f"{__name__}:length", rule=RAW, vocabulary=270, length=9)
+        cfg = default_text_config("corpus")[2]
+        transformer, head, weights = self.networks_of(task)
+        items, returns = self.collect(task, cfg, 0.4, weights)
+        self.assertAllEqual(items.mask, np.ones([task.chunk_texts, 8]))
+        texts = [task.tokenizer.decode(text, skip_special_tokens=True) for text in items.text]
+        self.assertAllClose(returns, [length(text) for text in texts])
+        again = [row[1:] for row in token_rows(task.tokenizer, texts)]
+        self.assertNotEqual(again, items.action.tolist())
 
 
 if __name__ == "__main__":

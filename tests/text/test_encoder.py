@@ -153,10 +153,48 @@ class TestPrunedTransformerModel(tf.test.TestCase):
                 names, Path(folder, "model.safetensors"), metadata=dict(format="pt")
             )
             loaded = load_encoder(folder)
+            # What is missing would stay as it was drawn.
+            faults = (
+                {f"module.{name}": value for name, value in names.items()},
+                {name: value for name, value in names.items() if "layer.0.output" not in name},
+            )
+            for kept in faults:
+                path = Path(folder, "model.safetensors")
+                safetensors.numpy.save_file(kept, path, metadata=dict(format="pt"))
+                with self.assertRaisesRegex(UsageError, "does not hold .*there is no .* more"):
+                    load_encoder(folder)
         mask = tf.cast(TEXT != 0, tf.int32)
         self.assertAllClose(
             loaded(TEXT, attention_mask=mask)[0], source(TEXT, attention_mask=mask)[0], atol=1e-6
         )
+
+    def test_weights_that_tensorflow_wrote_in_part(self):
+        import safetensors.numpy
+
+        with tempfile.TemporaryDirectory() as folder:
+            load_encoder(CONFIG).save_pretrained(folder, safe_serialization=True)
+            path = Path(folder, "model.safetensors")
+            whole = safetensors.numpy.load_file(path)
+            load_encoder(folder)
+            part = {name: value for name, value in whole.items() if "0/output/" not in name}
+            self.assertLess(len(part), len(whole))
+            safetensors.numpy.save_file(part, path, metadata=dict(format="tf"))
+            with self.assertRaisesRegex(UsageError, "does not hold .*there is no .* more"):
+                load_encoder(folder)
+
+    def test_a_beginning_that_is_the_padding_too(self):
+        # As in many a fine-tuned GPT-2, and in Qwen: no token may be hidden, or the first sees all.
+        config = transformers.GPT2Config(
+            vocab_size=40, n_embd=32, n_layer=2, n_head=2, n_positions=16, pad_token_id=2
+        )
+        model = PrunedTransformerModel(config, 0.0)
+        self.assertTrue(model.causal)
+        text = tf.constant([[2, 5, 6, 7], [2, 5, 8, 9]])
+        states = model(text)
+        self.assertAllClose(states[0, :2], states[1, :2], atol=1e-6)
+        self.assertAllClose(model(text[:1, :1])[0], states[0, :1], atol=1e-6)
+        other = model(tf.constant([[3, 5, 6, 7]]))
+        self.assertNotAllClose(other[0, 1:], states[0, 1:], atol=1e-4)  # the beginning is read
 
     def test_other_encoders_come_through_the_same_door(self):
         config = transformers.DistilBertConfig(

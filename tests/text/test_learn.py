@@ -349,6 +349,39 @@ class TestTrainModel(Eager):
             self.assertEqual(last.step, 2)
             self.assertTrue(np.isfinite(last.loss))
 
+    def test_strings_are_learned_from_as_the_settings_say(self):
+        asked = []
+
+        def reward(text):
+            asked.append(text)
+            return float("sun" in text)
+
+        tokenizer = make_tokenizer(["red", "sun", "moon"])
+        texts = ["red sun", "red moon", "moon red", "red red"]
+        for settings, rewards, rows in (
+            (dict(), [[0, 1], [0, 0], [0, 0], [0, 0]], 4),
+            (dict(reward_at="end"), [[0, 1], [0, 0], [0, 0], [0, 0]], 4),
+            (dict(method="montecarlo", gamma=0.5), [[0.5, 1], [0, 0], [0, 0], [0, 0]], 4),
+            (dict(method="filtered", keep_best=0.2), [[0, 1]], 1),
+        ):
+            with self.subTest(**settings):
+                asked.clear()
+                cfg = TextConfig(batch_size=4, updates_per_batch=1, **settings)
+                pair = networks(length=3, actions=6, causal=True)
+                replay = ExperienceReplay(10)
+                how = dict(cfg=cfg, reward_fn=reward, length=3)
+                learn.train_model(*pair, None, 1, tokenizer, [texts], replay, **how)
+                self.assertLen(replay, rows)
+                kept = sorted(replay.sample(200).reward.numpy().tolist(), reverse=True)
+                self.assertAllClose(kept[0], rewards[0])
+                self.assertEqual(len(asked), 4 if "reward_at" in settings else 8)
+
+    def test_an_encoder_that_sees_the_word_that_it_is_to_choose_is_refused(self):
+        tokenizer = make_tokenizer(["red", "sun"])
+        how = dict(cfg=self.cfg, tokenizer=tokenizer, reward_fn=len, length=3)
+        with self.assertRaisesRegex(UsageError, "causal=True, or give batches of Transition"):
+            train(networks(length=3, actions=5), 1, [["red sun"]], **how)
+
     def test_nothing_is_swallowed(self):
         class Broken:
             def __iter__(self):
@@ -367,7 +400,7 @@ class TestTrainModel(Eager):
         for empty in ([[]], [[], []]):
             with self.assertRaisesRegex(UsageError, "ended before its first update"):
                 how = dict(tokenizer=make_tokenizer("a"), reward_fn=len, length=2)
-                train(pair, 1, empty, cfg=self.cfg, **how)
+                train(networks(causal=True), 1, empty, cfg=self.cfg, **how)
         poisoned = corridor()._replace(reward=np.full(300, np.inf))
         with self.assertRaisesRegex(UsageError, "loss is"):
             train(pair, 1, Batches(poisoned, 150), cfg=self.cfg)

@@ -12,9 +12,10 @@ from tfdqt.errors import UsageError
 from tfdqt.text import files
 from tfdqt.text.config import TextConfig, TextNetworkConfig
 from tfdqt.text.head import build_task_networks
+from tfdqt.text.replay import episodes_of
 from tfdqt.text.reward import Reward, RewardFailure
 from tfdqt.text.tasks import corpus, pieces
-from tfdqt.text.tokenizers import train_tokenizer
+from tfdqt.text.tokenizers import token_rows, train_tokenizer
 from tfdqt.text.words import RAW
 
 SCRIPTS = [
@@ -112,6 +113,22 @@ class TestPieces(InFolder):
                 length = (4.5 * 8 - 1) / 8  # no space behind the last of eight words
             self.assertAlmostEqual(bits, math.log2(actions) / length, places=3)
 
+    def test_characters_that_an_edge_cuts_count_once(self):
+        text = "".join(chr(0x4E00 + i) for i in range(500)) * 4  # three bytes each, mostly apart
+        self.write(text)
+        task = corpus.make_corpus(
+            self.tmp, f"{__name__}:nothing", rule=RAW, vocabulary=270, length=8
+        )
+        network = TextNetworkConfig(layers=1, heads=2, width=16, hidden=())
+        transformer, head = build_task_networks(task, network, 0)
+        for weight in head.cloned.weights:
+            weight.assign(tf.zeros_like(weight))
+        with mock.patch.object(corpus, "HELD_OUT", 1):  # all of it
+            _, bits = corpus.perplexity(task, transformer, head, TextConfig())
+        ids = sum(len(row) - 1 for rows in task.batches(64) for row in rows)
+        expected = ids * math.log2(len(task.actions)) / len(text)
+        self.assertAlmostEqual(bits / expected, 1, delta=0.005)
+
     def test_a_run_says_which_tokenizer_it_can_have(self):
         refused(self, "without --encoder", "run_text", "--task=maze", "--tokenizer=bpe")
         flags = ["--task=corpus", "--tokenizer=bpe", f"--encoder={self.tmp}"]
@@ -132,10 +149,11 @@ class TestRewards(InFolder):
             return float(len(text))
 
         texts = ["the sun", "red", "the sun is red"]
-        by_word = corpus.episodes(tokenizer, texts, 20, reward)
+        rows = token_rows(tokenizer, texts)
+        by_word = episodes_of(tokenizer, rows, 20, reward)
         beginnings = len(seen)
         seen.clear()
-        at_end = corpus.episodes(tokenizer, texts, 20, reward, reward_at="end")
+        at_end = episodes_of(tokenizer, rows, 20, reward, reward_at="end")
         self.assertEqual(seen, texts)
         self.assertEqual(beginnings, by_word.mask.sum())
         np.testing.assert_array_equal(at_end.reward.sum(1), [7, 3, 14])

@@ -6,8 +6,8 @@ import numpy as np
 
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
-from tfdqt.text.replay import ExperienceReplay, Transition, episodes
-from tfdqt.text.tokenizers import make_tokenizer
+from tfdqt.text.replay import ExperienceReplay, Transition, episodes_of
+from tfdqt.text.tokenizers import make_tokenizer, token_rows
 
 WORDS = ["red", "green", "blue", "sun", "moon"]
 
@@ -71,7 +71,10 @@ class TestEpisodes(tf.test.TestCase):
         def reward(text):
             return sum(worth.get(word, 0.0) for word in text.split())
 
-        items = episodes(tokenizer, ["red sun blue", "moon odd red"], 5, reward)
+        def episodes(texts, reward_fn=reward, **options):
+            return episodes_of(tokenizer, token_rows(tokenizer, texts), 5, reward_fn, **options)
+
+        items = episodes(["red sun blue", "moon odd red"])
         self.assertAllClose(items.reward, [[1, 0, -0.5, 0], [0, 0, 1, 0]])
         # An unknown word is read, not learned.
         self.assertAllEqual(items.mask, [[1, 1, 1, 0], [1, 0, 1, 0]])
@@ -79,8 +82,28 @@ class TestEpisodes(tf.test.TestCase):
         written = tokenizer.convert_ids_to_tokens(items.action[0, :3].tolist())
         self.assertAllEqual(written, ["red", "sun", "blue"])
         with self.assertRaisesRegex(UsageError, "reward_fn .* on the text 'red' is not finite"):
-            episodes(tokenizer, ["red"], 5, lambda text: float("nan"))
-        self.assertAllEqual(episodes(tokenizer, [], 5, reward).text.shape, [0, 5])
+            episodes(["red"], lambda text: float("nan"))
+        self.assertAllEqual(episodes([]).text.shape, [0, 5])
+
+    def test_a_text_ends_with_the_last_word_that_is_known(self):
+        # Of a text of none nothing is asked.
+        tokenizer = make_tokenizer(WORDS)
+        rows = token_rows(tokenizer, ["red sun odd odd", "odd odd", "odd red"])
+        asked = []
+
+        def reward(text):
+            asked.append(text)
+            return 10.0 + len(text.split())
+
+        by_word = episodes_of(tokenizer, rows, 6, reward)
+        at_end = episodes_of(tokenizer, rows, 6, reward, reward_at="end")
+        self.assertNotIn("", asked)
+        self.assertAllEqual(by_word.reward, [[11, 1, 0, 0, 0], [0] * 5, [0, 11, 0, 0, 0]])
+        self.assertAllEqual(at_end.reward, [[0, 12, 0, 0, 0], [0] * 5, [0, 11, 0, 0, 0]])
+        for items in (by_word, at_end):
+            self.assertAllEqual(items.mask, [[1, 1, 0, 0, 0], [0] * 5, [0, 1, 0, 0, 0]])
+            ends = [[1, 0, 1, 1, 1], [0, 1, 1, 1, 1], [1, 0, 1, 1, 1]]
+            self.assertAllEqual(items.discount, ends)
 
 
 if __name__ == "__main__":

@@ -419,6 +419,10 @@ class TestBadInput(unittest.TestCase):
         self.refused("--seed must be less", "--seed=5000000000")
         self.refused("--beta must be", "--beta=nan", "--cloning=1")
         self.refused("--cloning must be finite", "--cloning=inf")
+        for flag in ("--corpus=.", "--reward=my:own", "--window=8", "--vocabulary=9"):
+            self.refused(f"{flag.split('=')[0]} is for --task=corpus", flag)
+        self.refused("--reward-at is for --task=corpus", "--reward-at=end")
+        self.refused("--no-greedy", "--task=corpus", "--greedy", "--actors=2")
 
     def test_texts_and_encoders_that_are_not_there(self):
         corpus = ["--task=corpus", f"--corpus={texts()}"]

@@ -11,9 +11,10 @@ from tfdqt.errors import UsageError
 from tfdqt.text.encoder import PrunedTransformerModel
 from tfdqt.text.generation import make_word_scores
 from tfdqt.text.head import DeepQLearningModel
+from tfdqt.text.methods import prepare
 from tfdqt.text.replay import Episode, Transition
 from tfdqt.text.tasks import maze
-from tfdqt.text.tasks.play import Task, play_games, prepare, record
+from tfdqt.text.tasks.play import Task, play_games, record
 from tfdqt.text.tasks.table import TASKS, make_task
 from tfdqt.text.tasks.wordle import TURNS, wordle_colours
 

@@ -73,7 +73,11 @@ def load_encoder(source, *, causal=None):
         tf.errors.OpError,  # of weights of another shape
         TypeError,  # of PyTorch weights in several files (transformers issue 40028)
     ):
-        return transformers.TFAutoModel.from_pretrained(source, config=config)
+        model, found = transformers.TFAutoModel.from_pretrained(
+            source, config=config, output_loading_info=True
+        )
+    _check_whole(source, found["missing_keys"])
+    return model
 
 
 def _check_reads_texts(source, config):
@@ -123,8 +127,25 @@ def _build(config, source=None, files=()):
 
     state = _read_weights(source, files)
     with _loading_weights(source):
-        load_pytorch_state_dict_in_tf2_model(model, state, tf_inputs=False, allow_missing_keys=True)
+        model, found = load_pytorch_state_dict_in_tf2_model(
+            model, state, tf_inputs=False, allow_missing_keys=True, output_loading_info=True
+        )
+    _check_whole(source, found["missing_keys"])
     return model
+
+
+def _check_whole(source, missing):
+    """Raise UsageError if weights are missing, which would stay as they were drawn.
+
+    But for the pooler's, which few files have and nothing here asks.
+    """
+    missing = sorted(name for name in missing if "pooler" not in name)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UsageError(
+            f"{source} does not hold this encoder's weights (there is no {missing[0]}{more}); give "
+            "a folder that save_pretrained wrote of the model itself."
+        )
 
 
 def _read_weights(source, files):
@@ -191,9 +212,10 @@ class PrunedTransformerModel(tf_keras.Model):
       causal: True turns a BERT into a decoder, and refuses what can't be one. Whether a token sees
         those behind it is found out by itself, in `causal`.
 
-    Call: input_ids [B, T] int32, attention_mask [B, T] (by default 1 where the id is not the
-    padding) -> [B, T, D]. `prune_step()` belongs behind every step of the optimizer. Raises
-    UsageError for what can't be. `vocabulary` token ids and `context` tokens at a time can be read.
+    Call: input_ids [B, T] int32, attention_mask [B, T] -> [B, T, D]. By default the mask is 1 where
+    the id is not the padding, or everywhere if no token sees those behind it. `prune_step()`
+    belongs behind every step of the optimizer. `vocabulary` token ids and `context` tokens at a
+    time can be read. Raises UsageError for what can't be.
 
     >>> encoder = PrunedTransformerModel(BertConfig(num_hidden_layers=2), pruning_amount=0.5)
     >>> encoder(tf.constant([[2, 5, 6, 0]])).shape  # [1, 4, 768]
@@ -297,8 +319,9 @@ class PrunedTransformerModel(tf_keras.Model):
             self._prune()
 
     def call(self, input_ids, attention_mask=None):
-        if attention_mask is None and self.causal and self.bert.config.pad_token_id is None:
-            # GPT-2 has no padding; nothing before it sees what stands at the end instead.
+        if attention_mask is None and self.causal:
+            # Padding stands behind a text, where nothing sees it; its id may be a word's, too, or
+            # that of the beginning.
             attention_mask = tf.ones_like(input_ids)
         if attention_mask is None:
             pad = self.bert.config.pad_token_id or 0

@@ -25,7 +25,9 @@ from tfdqt.scale.distribute import (
     slice_batch,
 )
 from tfdqt.text.config import IMITATING, TextConfig, check_text
-from tfdqt.text.replay import Episode, Transition, episodes
+from tfdqt.text.methods import prepared_episodes
+from tfdqt.text.replay import Episode, Transition
+from tfdqt.text.tokenizers import token_rows
 
 JIT = True  # compile updates by XLA, which takes seconds and makes each faster
 
@@ -487,7 +489,7 @@ def train_model(
             decisions = progress.batch  # those of a resumed pass are not counted again
             for items in _batches_left(data_loader, progress, save_now):
                 with _saved_first(save_now):
-                    items = _as_items(items, tokenizer, length, reward_fn)
+                    items = _as_items(items, tokenizer, length, reward_fn, cfg)
                     check_items(items, transformer, dq_learning_model)
                 decisions += np.sum(getattr(items, "mask", len(items.action)))
                 if len(items.action) == 0 and not len(replay_buffer):
@@ -614,10 +616,15 @@ def _batches_left(data_loader, progress, save_now):
 
 
 def check_items(items, transformer, head):
-    """Raise UsageError unless the networks have numbers for all that a batch holds.
+    """Raise UsageError unless the networks can learn from a batch, and have numbers for all of it.
 
     XLA would not: behind the end of a table it reads numbers from elsewhere.
     """
+    if isinstance(items, Episode) and not transformer.causal:
+        raise UsageError(
+            "Where every word of a text is a decision, the encoder would see the word that it is "
+            "to choose; make it with causal=True, or give batches of Transition."
+        )
     texts = [items.text] if isinstance(items, Episode) else [items.state, items.next_state]
     for ids in map(np.asarray, texts):
         if ids.size:
@@ -637,7 +644,7 @@ def _check_range(what, numbers, end):
         )
 
 
-def _as_items(items, tokenizer, length, reward_fn):
+def _as_items(items, tokenizer, length, reward_fn, cfg):
     """A batch of the loader as a Transition or Episode."""
     if isinstance(items, (Transition, Episode)):
         return items
@@ -650,7 +657,7 @@ def _as_items(items, tokenizer, length, reward_fn):
         raise UsageError(
             "Batches of strings need a reward_fn (text -> float) that says what a text is worth."
         )
-    return episodes(tokenizer, texts, length, reward_fn)
+    return prepared_episodes(tokenizer, token_rows(tokenizer, texts), length, reward_fn, cfg)
 
 
 def _variables(optimizer):

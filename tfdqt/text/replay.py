@@ -22,7 +22,7 @@ from tfdqt.replay import (
     steps_stored,
 )
 from tfdqt.text.reward import Reward
-from tfdqt.text.tokenizers import pad_rows, token_rows
+from tfdqt.text.tokenizers import pad_rows
 
 
 class Transition(NamedTuple):
@@ -139,21 +139,17 @@ def concatenate(parts):
     return type(parts[0])(*map(np.concatenate, zip(*parts)))
 
 
-def episodes(tokenizer, texts, length, reward_fn, *, reward_at="word"):
-    """Every word of each text as a decision: `episodes_of` what the tokenizer makes of texts."""
-    return episodes_of(
-        tokenizer, token_rows(tokenizer, texts), length, reward_fn, reward_at=reward_at
-    )
-
-
 def episodes_of(tokenizer, rows, length, reward_fn, *, reward_at="word"):
     """Every token behind the first of each row is a decision: Episode of [N, ...].
 
-    T = length, P = length - 1; rows are lists of ids, cut at the end. reward_at "word": a word's
+    T = length, P = length - 1; rows are lists of ids, such as `token_rows` gives, cut at the end.
+    reward_at "word": a word's
     reward is what it adds to `reward_fn` (text -> float), so that rewards sum to the worth of the
     whole text; "end": all of it comes with the last word, and a text is looked at once. Words that
-    the tokenizer does not know are read, but nothing is learned about writing them. Raises
-    RewardFailure, a UsageError, for a reward that fails or gives no finite number.
+    the tokenizer does not know are read, but nothing is learned about writing them: a text ends
+    with the last word that is known, which what stands behind it is rewarded with. A text without
+    a known word is worth 0. Raises RewardFailure, a UsageError, for a reward that fails or gives no
+    finite number.
     """
     if not isinstance(reward_fn, Reward):
         reward_fn = Reward(reward_fn)
@@ -161,15 +157,17 @@ def episodes_of(tokenizer, rows, length, reward_fn, *, reward_at="word"):
     tokens = np.array([min(len(row), length) for row in rows], int).reshape(-1, 1)
     written = (np.arange(1, length) < tokens).astype(np.float32)
     known = written * (ids[:, 1:] != tokenizer.unk_token_id)
-    last = np.maximum(written.sum(axis=1).astype(int) - 1, 0)
-    discount = np.ones_like(written)
-    discount[np.arange(len(ids)), last] = 0.0
+    place = np.arange(length - 1)
+    last = np.max(place * (known > 0), axis=1, initial=0)[:, None]
+    reward = _rewards(tokenizer, ids, written, reward_fn, reward_at)
+    behind = np.sum(reward, axis=1, keepdims=True, where=place > last)
+    reward = np.where(place < last, reward, np.where(place == last, reward + behind, 0))
     return Episode(
         text=ids,
         at=np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape),
         action=ids[:, 1:] * (written > 0),
-        reward=_rewards(tokenizer, ids, written, reward_fn, reward_at),
-        discount=discount,
+        reward=reward,
+        discount=np.where(place == last, 0.0, 1.0).astype(np.float32),
         mask=known,
     )
 
@@ -184,7 +182,9 @@ def _rewards(tokenizer, ids, written, reward_fn, reward_at):
         if i
     ]
     texts = [tokenizer.decode(ids[row, : i + 1], skip_special_tokens=True) for row, i in beginnings]
+    begun = [i for i, text in enumerate(texts) if text]
     worth = np.zeros(ids.shape, np.float32)  # of each text up to each token
-    for (row, i), value in zip(beginnings, reward_fn.many(texts)):
-        worth[row, i:] = value
+    for i, value in zip(begun, reward_fn.many([texts[i] for i in begun])):
+        row, token = beginnings[i]
+        worth[row, token:] = value
     return np.diff(worth, axis=1)

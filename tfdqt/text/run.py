@@ -31,6 +31,7 @@ from tfdqt.runs.cli import (
     show_settings,
     stopped,
 )
+from tfdqt.runs.evaluation import check_left_out
 from tfdqt.runs.folder import freed_if_nothing_is_learned
 from tfdqt.runs.log import read_log
 from tfdqt.scale.config import ScaleConfig, check_scale
@@ -159,6 +160,14 @@ def check(args):
             "--tokenizer is for --task=corpus without --encoder, which brings its own; leave it "
             "out."
         )
+    if args.task != "corpus":
+        why = "is for --task=corpus; give that too, or leave it out"
+        check_left_out(args, why, "corpus", "reward", "vocabulary", "window")
+        check_left_out(args.text, why, "reward_at")
+    if args.task == "corpus" and args.scale.actors and args.text.greedy:
+        raise UsageError(
+            "Of a corpus --actors explore by drawing words; give --no-greedy, its default."
+        )
     check_not_negative(args, "seed", "episodes")
     if args.seed >= 1 << 32:
         raise UsageError(f"--seed must be less than {1 << 32}, not {args.seed}.")
@@ -169,8 +178,13 @@ def check(args):
 def start(args):
     """Check the arguments and start a new run: -> Run."""
     check(args)
+    # Of folders the whole path is kept, for the run may be looked at from another one.
     if args.corpus is not None:
         args = dataclasses.replace(args, corpus=str(Path(args.corpus).resolve()))
+    encoder = args.network.encoder
+    if encoder is not None and Path(encoder).is_dir():
+        network = dataclasses.replace(args.network, encoder=str(Path(encoder).resolve()))
+        args = dataclasses.replace(args, network=network)
     default = f"runs/{args.task}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     return new_run(
         args.run_dir or default,

@@ -74,7 +74,8 @@ def load_tokenizer(source):
         TypeError,
         AttributeError,
     ):
-        return AutoTokenizer.from_pretrained(source)
+        # Spaces are a text's own, though many a model's settings would take some out.
+        return AutoTokenizer.from_pretrained(source, clean_up_tokenization_spaces=False)
 
 
 @contextlib.contextmanager
@@ -93,11 +94,11 @@ def loading(sentence, *errors):
 
 
 def start_of(tokenizer):
-    """What every text begins with, a list: the id of [CLS], else that of a text's beginning.
+    """What every text begins with, a list: the id of [CLS], else of a text's beginning or its end.
 
-    Empty if the tokenizer has neither.
+    Qwen has no beginning, and puts the end between texts. Empty if the tokenizer has none of them.
     """
-    ids = (tokenizer.cls_token_id, tokenizer.bos_token_id)
+    ids = (tokenizer.cls_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
     return [i for i in ids if i is not None][:1]
 
 

@@ -5,6 +5,7 @@ White learns; black is played by an exact table, which puts off the mate as long
 
 import numpy as np
 
+from tfdqt.text.methods import Data
 from tfdqt.text.replay import concatenate
 from tfdqt.text.tasks.chess_table import (
     NEVER,
@@ -15,7 +16,7 @@ from tfdqt.text.tasks.chess_table import (
     table,
     white_moves,
 )
-from tfdqt.text.tasks.play import Data, Game, TaskRecipe, record_data, refuse_tokenizer
+from tfdqt.text.tasks.play import Game, TaskRecipe, record_data, refuse_tokenizer
 from tfdqt.text.tokenizers import make_tokenizer
 
 LONGEST = 40  # moves of white; a mate takes ten at most

@@ -18,11 +18,12 @@ from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.text.config import IMITATING
 from tfdqt.text.files import read_blocks, text_files
-from tfdqt.text.generation import diversity, generate
-from tfdqt.text.replay import episodes, episodes_of
+from tfdqt.text.generation import diversity, write_rows
+from tfdqt.text.methods import prepared_episodes
+from tfdqt.text.replay import episodes_of
 from tfdqt.text.reward import Reward, make_reward
 from tfdqt.text.tasks.pieces import piece_windows, plain_text, read_pieces, survey_pieces
-from tfdqt.text.tasks.play import Data, TaskRecipe, prepare, to_go
+from tfdqt.text.tasks.play import TaskRecipe
 from tfdqt.text.tokenizers import (
     load_tokenizer,
     make_tokenizer,
@@ -255,13 +256,19 @@ class Corpus(NamedTuple):
         return worth.max(axis=1), [texts[i * best_of + j] for i, j in enumerate(best)]
 
     def collect(self, scores, cfg, rng, epsilon):
-        texts = self.write(scores, cfg, self.chunk_texts, int(rng.integers(1 << 31)))
-        items = episodes(self.tokenizer, texts, self.length, self.reward, reward_at=cfg.reward_at)
+        # The very tokens: of their text the tokenizer could make others.
+        rows = self.written(scores, cfg, self.chunk_texts, int(rng.integers(1 << 31)))
+        items = episodes_of(self.tokenizer, rows, self.length, self.reward, reward_at=cfg.reward_at)
         return items, items.reward.sum(axis=1)
 
     def write(self, scores, cfg, count, seed):
         """`count` whole texts, written as a TextConfig says."""
-        return generate(
+        rows = self.written(scores, cfg, count, seed)
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+
+    def written(self, scores, cfg, count, seed):
+        """The same as rows of token ids."""
+        *_, rows = write_rows(
             scores,
             self.tokenizer,
             [""] * count,
@@ -271,6 +278,7 @@ class Corpus(NamedTuple):
             temperature=cfg.temperature,
             seed=seed,
         )
+        return rows
 
     def samples(self, count):
         rows = next(self.batches(count), [])
@@ -386,17 +394,7 @@ class CorpusBatches:
     def __iter__(self):
         corpus = self.corpus
         for rows in corpus.batches(self.size, self.heldout):
-            items = episodes_of(
-                corpus.tokenizer,
-                rows,
-                corpus.length,
-                corpus.reward,
-                reward_at=self.cfg.reward_at,
-            )
-            returns = items.reward.sum(axis=1)
-            left = to_go(items.reward * items.mask, self.cfg.gamma)
-            data = Data(items, returns, left, returns)
-            yield prepare(data, self.cfg.method, keep_best=self.cfg.keep_best)
+            yield prepared_episodes(corpus.tokenizer, rows, corpus.length, corpus.reward, self.cfg)
 
 
 def perplexity(corpus, transformer, head, cfg, *, batch_size=64):
@@ -423,7 +421,8 @@ def perplexity(corpus, transformer, head, cfg, *, batch_size=64):
         total += float(cross_entropy(*fields))
         count += float(items.mask.sum())
         texts = corpus.tokenizer.batch_decode(items.text, skip_special_tokens=True)
-        characters += sum(map(len, texts))
+        # A character that a window's edge cuts counts where it begins.
+        characters += sum(len(text.lstrip("\ufffd")) for text in texts)
     if not count:
         return float("nan"), float("nan")
     return float(np.exp(total / count)), total / math.log(2) / characters

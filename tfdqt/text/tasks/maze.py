@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from tfdqt.text.methods import Data, to_go
 from tfdqt.text.replay import Transition
-from tfdqt.text.tasks.play import Data, Game, TaskRecipe, refuse_tokenizer, to_go
+from tfdqt.text.tasks.play import Game, TaskRecipe, refuse_tokenizer
 from tfdqt.text.tokenizers import encode, make_tokenizer
 
 MOVES = ("left", "right", "up", "down")

@@ -1,4 +1,4 @@
-"""What a task is; how a text game is played; and how each method learns from play.
+"""What a task is, and how a text game is played.
 
 A new task is a module with a TaskRecipe in it, and a line in `table`. A game fills in a `Game`,
 whose boards are played side by side; whatever else has the methods of a `Task` is one too, see
@@ -14,6 +14,7 @@ import numpy as np
 
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions, epsilon_greedy
+from tfdqt.text.methods import Data, prepare, to_go
 from tfdqt.text.replay import Episode, Transition
 
 SIDE_BY_SIDE = 1_024  # games in an evaluation at a time
@@ -221,43 +222,6 @@ def _record(game, games, rng, act):
         mask=padded(playing),
     )
     return items, returns, playing
-
-
-# -------------------------------------------------------------------------------------------------
-# Data as each method learns from it
-
-
-class Data(NamedTuple):
-    """What a task's own policy did."""
-
-    items: Transition | Episode  # of arrays [N, ...]
-    returns: np.ndarray  # [N], of the whole game that each comes from
-    to_go: np.ndarray  # discounted return from each decision on, of the shape of items.reward
-    games: np.ndarray  # returns of all games, one each
-
-
-def to_go(rewards, gamma):
-    """Discounted sums of what is still to come: [..., S] -> [..., S]."""
-    total = np.zeros(rewards.shape[:-1])
-    sums = np.empty(rewards.shape)
-    for i in reversed(range(rewards.shape[-1])):
-        total = rewards[..., i] + gamma * total
-        sums[..., i] = total
-    return sums
-
-
-def prepare(data, method, *, keep_best=0.1):
-    """The items of Data as a method of TextConfig learns from them.
-
-    Only the best for filtered, whole returns for montecarlo.
-    """
-    items = data.items
-    if method == "montecarlo":
-        return items._replace(reward=data.to_go)
-    if method == "filtered":
-        rows = data.returns >= np.quantile(data.games, 1 - keep_best)  # of equal games all are kept
-        return type(items)(*(np.asarray(field)[rows] for field in items))
-    return items
 
 
 class Batches:

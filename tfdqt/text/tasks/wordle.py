@@ -4,8 +4,9 @@ from importlib import resources
 
 import numpy as np
 
+from tfdqt.text.methods import Data, to_go
 from tfdqt.text.replay import concatenate
-from tfdqt.text.tasks.play import Data, Game, TaskRecipe, record, refuse_tokenizer, to_go
+from tfdqt.text.tasks.play import Game, TaskRecipe, record, refuse_tokenizer
 from tfdqt.text.tokenizers import make_tokenizer
 
 TURNS = 6
