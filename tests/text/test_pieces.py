@@ -15,8 +15,10 @@ from tfdqt.text.head import build_task_networks
 from tfdqt.text.replay import episodes_of
 from tfdqt.text.reward import Reward, RewardFailure
 from tfdqt.text.tasks import corpus, pieces
-from tfdqt.text.tokenizers import token_rows, train_tokenizer
+from tfdqt.text.tokenizers import load_tokenizer, start_of, token_rows, train_tokenizer
 from tfdqt.text.words import RAW
+
+from transformers import PreTrainedTokenizerFast  # isort: skip  (behind tfdqt)
 
 SCRIPTS = [
     "The sun, the moon;  two spaces.\n\tA tab -- and CAPITALS.",
@@ -112,6 +114,20 @@ class TestPieces(InFolder):
             else:
                 length = (4.5 * 8 - 1) / 8  # no space behind the last of eight words
             self.assertAlmostEqual(bits, math.log2(actions) / length, places=3)
+
+    def test_a_tokenizer_as_models_bring_it(self):
+        # Like Qwen's without a beginning, and like LLaMA 3's set to take spaces out.
+        inner = train_tokenizer(["the sun is red"], 270).backend_tokenizer
+        PreTrainedTokenizerFast(
+            tokenizer_object=inner,
+            eos_token="[CLS]",
+            pad_token="[CLS]",
+            clean_up_tokenization_spaces=True,
+        ).save_pretrained(self.tmp)
+        tokenizer = load_tokenizer(self.tmp)
+        text = "the sun , is n't red ."
+        self.assertEqual(tokenizer.decode(tokenizer(text)["input_ids"]), text)
+        self.assertEqual(start_of(tokenizer), [tokenizer.eos_token_id])
 
     def test_characters_that_an_edge_cuts_count_once(self):
         text = "".join(chr(0x4E00 + i) for i in range(500)) * 4  # three bytes each, mostly apart
