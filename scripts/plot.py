@@ -49,7 +49,7 @@ def main(argv=None):
             for label, _, height in (pair.rpartition("=") for pair in args.level)
         }
     except ValueError:
-        raise UsageError("--level takes LABEL=HEIGHT, such as --level human=30.5.") from None
+        raise UsageError("--level takes LABEL=HEIGHT, such as --level human=31.8.") from None
     out = args.out or find_run(args.runs[0]) / "learning.png"
     title = args.title or ", ".join(sorted({task_of(each) for each in settings.values()}))
     games = all(each["algorithm"] in ALGORITHMS for each in settings.values())

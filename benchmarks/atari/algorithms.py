@@ -27,7 +27,7 @@ from tfdqt.runs.plots import band, make_figure
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 RUNS = dict(dqn="breakout", ppo="ppo-breakout", pqn="pqn-breakout")
-LEVELS = {"human": 30.5, "random": 1.7}
+LEVELS = {"human": 31.8, "random": 1.7}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,7 +132,7 @@ class TestScripts(unittest.TestCase):
 
     def test_plot(self):
         picture = self.tmp / "curve.png"
-        flags = [f"--out={picture}", "--column=loss", "--level", "human=30.5"]
+        flags = [f"--out={picture}", "--column=loss", "--level", "human=31.8"]
         succeeds(self, "plot", self.run_dir, *flags)
         self.assertGreater(picture.stat().st_size, 5_000)
         refused(self, "no column 'los'", "plot", self.run_dir, "--column=los")
