@@ -6,6 +6,7 @@ Imports no TensorFlow, so `--help` is instant.
 import dataclasses
 import json
 import math
+import numbers
 import os
 import types
 import typing
@@ -106,9 +107,10 @@ def _fits(value, hint):
         return any(_fits(value, arg) for arg in args)
     if origin is tuple:
         return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    return isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    if hint in (int, float):
+        kind = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -118,6 +120,20 @@ def _fits(value, hint):
 def flag_of(field):
     """The flag that sets a field: "batch_size" -> "--batch-size"."""
     return f"--{field.replace('_', '-')}"
+
+
+def check_types(cfg):
+    """Raise UsageError unless each field of a dataclass holds what its annotation says."""
+    for key, hint in typing.get_type_hints(type(cfg)).items():
+        value = getattr(cfg, key)
+        if _fits(tuple(value) if isinstance(value, list) else value, hint):
+            continue
+        if typing.get_origin(hint) is Literal:
+            names = ", ".join(map(str, typing.get_args(hint)))
+            raise UsageError(f"{flag_of(key)} must be one of {names}, not {value}.")
+        raise UsageError(
+            f"{flag_of(key)} can't be {value!r}; it takes {getattr(hint, '__name__', hint)}."
+        )
 
 
 def check_positive(cfg, *fields):

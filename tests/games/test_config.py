@@ -8,6 +8,8 @@ import unittest
 from dataclasses import replace
 from unittest import mock
 
+import numpy as np
+
 from tests.helpers import ROOT, InFolder
 from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import ALGORITHMS, default_parallel, default_settings
@@ -126,6 +128,19 @@ class Checks(unittest.TestCase):
         ):
             with self.subTest(fault=fault), self.assertRaisesRegex(UsageError, flag):
                 check_settings(replace(DQNConfig(), **fault))
+
+    def test_values_of_another_type(self):
+        for cfg, check, said in (
+            (DQNConfig(reward_transform="sgn"), check_settings, "--reward-transform must be one"),
+            (DQNConfig(batch_size=8.5), check_settings, "--batch-size can't be 8.5; it takes int"),
+            (DQNConfig(total_steps="240"), check_settings, "--total-steps can't be '240'"),
+            (NetworkConfig(tokens="cell"), check_network, "--tokens must be one of steps, feat"),
+            (NetworkConfig(value_scale="sqr"), check_network, "--value-scale must be one of lin"),
+            (NetworkConfig(network="dense", hidden=64), check_network, "--hidden can't be 64"),
+        ):
+            with self.subTest(cfg=cfg), self.assertRaisesRegex(UsageError, said):
+                check(cfg)
+        check_network(NetworkConfig(network="dense", hidden=[64, np.int64(8)]))
 
     def test_updates_must_be_whole(self):
         for rate, envs, chunk in (

@@ -19,6 +19,7 @@ from tfdqt.games.config import NetworkConfig
 from tfdqt.games.envs import env_info, make_env
 from tfdqt.games.flat import flatten_model, mean_q
 from tfdqt.games.play import play_episodes, play_games
+from tfdqt.games.spaces import describe
 from tfdqt.games.trained import Policy, TrainedRun
 from tfdqt.games.vec_envs import make_vec_env
 from tfdqt.games.window import make_window, network_inputs, push
@@ -174,6 +175,26 @@ class TestPolicy(tf.test.TestCase):
         # A Discrete observation may be a number or a vector of one.
         self.assertAllEqual(self.policy(np.zeros(3, int)).shape, (3,))
         self.assertAllEqual(self.policy(np.zeros((3, 1), int)).shape, (3,))
+
+    def test_numbers_that_are_none_and_masks_that_nobody_asked_for_are_refused(self):
+        with without_xla():
+            box = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
+            policy = Policy(untrained(describe(box, gymnasium.spaces.Discrete(2), "Box")))
+        for wrong in (np.nan, np.inf):
+            with self.assertRaisesRegex(UsageError, "never shows.*not finite"):
+                policy(np.array([0.0, wrong], "float32"))
+        with self.assertRaisesRegex(UsageError, "leave out mask"):
+            policy(np.zeros(2, "float32"), mask=[1, 0])
+
+    def test_an_end_without_a_legal_action(self):
+        # gymnasium's vectors show it, and ignore what is done there.
+        box = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+        info = describe(box, gymnasium.spaces.Discrete(2), "Masked", "info")
+        with without_xla():
+            policy = Policy(untrained(info))
+        policy.reset(num_envs=3)
+        actions = policy(np.zeros([3, 1], "float32"), mask=[[0, 1], [1, 0], [0, 0]])
+        self.assertAllEqual(actions[:2], [1, 0])
 
     def test_epsilon_and_seed(self):
         with without_xla():

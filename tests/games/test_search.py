@@ -547,6 +547,13 @@ class TestWords(SearchCase):
         self.refused("--leaves must be at least 1, not -1", leaves=-1)
         self.refused("--exploration must be 0 or more, and finite, not nan", exploration=np.nan)
 
+    def test_numbers_of_games_that_do_not_fit(self):
+        self.refused("at_once must be at least 1, not 0", at_once=0)
+        self.refused("starts must have one of each of 2 games, not 1", starts=[{}], episodes=2)
+        self.refused("max_steps must have one of each", max_steps=[3], episodes=2)
+        with self.assertRaisesRegex(UsageError, "episodes must be at least 1, not -1"):
+            play_games(Stateful, None, episodes=-1)
+
     def test_no_state(self):
         self.refused(
             "--simulations needs an environment whose state can be saved, and that of Stateful .*"

@@ -28,7 +28,7 @@ from tests.games.scripted import (
     vec_of,
 )
 from tests.helpers import slow
-from tfdqt.errors import EnvFailure
+from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.envs import env_info, info_of, make_env
 from tfdqt.games.slots import REST
 from tfdqt.games.state import NoState, env_state
@@ -178,6 +178,13 @@ class Failures(unittest.TestCase):
                 vec = vec_of(self, Refusing, 1, workers=workers)
                 with self.assertRaisesRegex(EnvFailure, "failed.*: there is no such level$"):
                     vec.step(np.zeros(1, int))
+
+    def test_one_environment_in_the_place_of_many_is_refused(self):
+        env = Scripted()
+        with self.assertRaisesRegex(UsageError, "the same environment of .* at each call"):
+            make_vec_env(lambda: env, info_of(Scripted), 2, 0, workers=0)
+        with self.assertRaisesRegex(UsageError, "makes an environment, and is none itself"):
+            info_of(env)
 
     def test_nan_observation(self):
         env = Spaces(

@@ -69,6 +69,24 @@ class TestCustomLoss(tf.test.TestCase):
         # Targets 2 - 0.4 and -1: errors 0.4 and 1.5.
         self.assertAllClose(loss, (0.5 * 0.4**2 + 1.0) / 2)
 
+    def test_plain_arrays_will_do(self):
+        arrays = (np.array(each) for each in (self.q, self.actions, self.rewards, self.next_q))
+        ends = np.array([[False], [True]])
+        loss, _ = learn.custom_loss(*arrays, ends, gamma=0.5, mask=np.array([[True], [True]]))
+        self.assertAllClose(loss, 0.5)
+
+    def test_what_does_not_fit_together_is_refused(self):
+        for options, said in (
+            (dict(mask=tf.ones([2, 2])), "mask is"),
+            (dict(value=tf.ones([2, 1])), "need frozen_q"),
+            (dict(advantage_learning=0.5), "need frozen_q"),
+        ):
+            with self.assertRaisesRegex(UsageError, said):
+                self.loss(**options)
+        given = (self.q[..., 0], self.actions, self.rewards, self.next_q, self.ends)
+        with self.assertRaisesRegex(UsageError, "values of all words"):
+            learn.custom_loss(*given, conservative=1.0)
+
     def test_no_gradient_enters_the_targets(self):
         given = [tf.Variable(self.next_q) for _ in range(3)]
         next_q, online, frozen = given
@@ -376,6 +394,17 @@ class TestTrainModel(Eager):
                 self.assertAllClose(kept[0], rewards[0])
                 self.assertEqual(len(asked), 4 if "reward_at" in settings else 8)
 
+    def test_what_fails_before_anything_was_learned_is_told(self):
+        def save(step, make, last=False):
+            raise AssertionError("there is nothing to save")
+
+        how = dict(cfg=self.cfg, tokenizer=make_tokenizer(["red"]), length=3, save=save)
+        pair = networks(length=3, actions=4, causal=True)
+        with self.assertRaisesRegex(UsageError, "reward_fn .* fails"):
+            train(pair, 1, [["red red"]], reward_fn=lambda text: 1 / 0, **how)
+        with self.assertRaisesRegex(UsageError, "list of texts is asked for, not the text 'red'"):
+            train(pair, 1, ["red", "red red"], reward_fn=len, **how)
+
     def test_an_encoder_that_sees_the_word_that_it_is_to_choose_is_refused(self):
         tokenizer = make_tokenizer(["red", "sun"])
         how = dict(cfg=self.cfg, tokenizer=tokenizer, reward_fn=len, length=3)
@@ -395,8 +424,9 @@ class TestTrainModel(Eager):
             train(pair, 1, [], cfg=self.cfg)
         with self.assertRaisesRegex(UsageError, "reward_fn"):
             train(pair, 1, [["red sun"]], cfg=self.cfg)
-        with self.assertRaisesRegex(UsageError, "no device"):
-            learn.train_model(*pair, None, 1, None, [[]], ExperienceReplay(9), "/zpu", cfg=self.cfg)
+        for device in ("/zpu", "tpu", "/CPU:7"):
+            with self.assertRaisesRegex(UsageError, f"no device {device}"):
+                learn.train_model(*pair, None, 1, None, [[]], ExperienceReplay(9), device)
         for empty in ([[]], [[], []]):
             with self.assertRaisesRegex(UsageError, "ended before its first update"):
                 how = dict(tokenizer=make_tokenizer("a"), reward_fn=len, length=2)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
-from tfdqt.text.replay import ExperienceReplay, Transition, episodes_of
+from tfdqt.text.replay import Episode, ExperienceReplay, Transition, episodes_of
 from tfdqt.text.tokenizers import make_tokenizer, token_rows
 
 WORDS = ["red", "green", "blue", "sun", "moon"]
@@ -61,6 +61,24 @@ class TestExperienceReplay(tf.test.TestCase):
         again.restore(replay.arrays())
         for field, other in zip(replay.sample(20, seed=(0, 0)), again.sample(20, seed=(0, 0))):
             self.assertAllEqual(field, other)
+
+    def test_fields_that_do_not_belong_together_are_refused(self):
+        whole = Transition(*map(np.array, zip(*map(transition, range(3)))))
+        for faulty, said in (
+            (whole._replace(action=np.arange(5)), "do not belong together.*action .5,"),
+            (whole._replace(reward=np.zeros([3, 1])), "do not belong together"),
+            (whole._replace(next_state=np.zeros([3, 4])), "do not belong together"),
+            (whole._replace(state=whole.state + 0.5), "state must hold whole numbers"),
+            (whole._replace(action=np.full(3, 2**40)), "action must hold whole numbers"),
+            (tuple(whole), "not a tuple"),
+        ):
+            with self.assertRaisesRegex(UsageError, said):
+                ExperienceReplay(4).extend(faulty)
+        text = np.zeros([2, 4], int)
+        episode = Episode(text, text, *[np.zeros([2, 3])] * 4)
+        ExperienceReplay(4).extend(episode)
+        with self.assertRaisesRegex(UsageError, "do not belong together"):
+            ExperienceReplay(4).extend(episode._replace(at=text[:, :3]))
 
 
 class TestEpisodes(tf.test.TestCase):

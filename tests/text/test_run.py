@@ -49,6 +49,7 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints, load_checkpoint
 from tfdqt.runs.cli import old_run
+from tfdqt.text.config import TextConfig, check_text
 from tfdqt.text.evaluate import load_text_run
 from tfdqt.text.generation import make_run_scores
 from tfdqt.text.tasks.table import make_task
@@ -231,6 +232,10 @@ class TestWriter(WithoutXLA):
         run_dir, done = corpus_run()
         self.assertEqual(done.returncode, 0, done.stderr)
         writer = tfdqt.load_writer(run_dir)
+        self.assertEqual((writer([]), writer.write([])), ([], []))
+        for write in (writer, writer.write):
+            with self.assertRaisesRegex(UsageError, "list of texts is asked for"):
+                write("The lord")
         first, second = writer(["The lord", "and the"], words=5)
         self.assertEqual(first.split()[:2], ["the", "lord"])
         self.assertEqual([len(first.split()), len(second.split())], [2 + 5] * 2)
@@ -424,6 +429,15 @@ class TestBadInput(unittest.TestCase):
         self.refused("--reward-at is for --task=corpus", "--reward-at=end")
         self.refused("--no-greedy", "--task=corpus", "--greedy", "--actors=2")
 
+    def test_values_of_another_type(self):
+        for settings, said in (
+            (dict(method="IQL"), "--method must be one of q, implicit"),
+            (dict(reward_at="words"), "--reward-at must be one of word, end"),
+            (dict(batch_size=8.5), "--batch-size can't be 8.5; it takes int"),
+        ):
+            with self.assertRaisesRegex(UsageError, said):
+                check_text(TextConfig(**settings))
+
     def test_texts_and_encoders_that_are_not_there(self):
         corpus = ["--task=corpus", f"--corpus={texts()}"]
         where = [f"--run-dir={folder() / 'refused'}"]  # given back each time
@@ -445,6 +459,8 @@ class TestBadInput(unittest.TestCase):
         game.mkdir()
         (game / "config.json").write_text('{"algorithm": "dqn"}')
         self.refused("not a run of TEXT", f"--resume={game}")
+        with self.assertRaisesRegex(UsageError, "run on games; load_policy opens it"):
+            tfdqt.load_writer(game)
         refused(self, "exists already", "export", run_dir, folder())
 
 

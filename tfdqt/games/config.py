@@ -2,10 +2,16 @@
 
 import dataclasses
 import re
-from typing import Literal, get_args
+from typing import Literal
 
 from tfdqt.errors import UsageError
-from tfdqt.settings import check_fractions, check_heads, check_not_negative, check_positive
+from tfdqt.settings import (
+    check_fractions,
+    check_heads,
+    check_not_negative,
+    check_positive,
+    check_types,
+)
 from tfdqt.value_scale import ValueScale
 
 PUZZLES = ("Sokoban-", "LightsOut-", "RushHour-")  # names of environments begin so
@@ -119,10 +125,7 @@ def learns_every_step(cfg):
 
 def check_network(cfg):
     """Raise UsageError for a network that can't be built."""
-    if cfg.network not in get_args(Network):
-        raise UsageError(
-            f"--network must be one of {', '.join(get_args(Network))}, not {cfg.network}."
-        )
+    check_types(cfg)
     check_positive(cfg, "context", "layers", "loops", "patch", "heads", "width")
     if cfg.network == "gpt":
         check_heads(cfg)

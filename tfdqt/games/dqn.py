@@ -76,7 +76,7 @@ from tfdqt.scale.distribute import (
     share_settings,
     slice_batch,
 )
-from tfdqt.settings import check_fractions, check_not_negative, check_positive
+from tfdqt.settings import check_fractions, check_not_negative, check_positive, check_types
 
 # -------------------------------------------------------------------------------------------------
 # Settings
@@ -221,6 +221,7 @@ def check_dqn(network, cfg):
 
 def check_settings(cfg):
     """Raise UsageError for settings DQN can't run with."""
+    check_types(cfg)
     check_positive(
         cfg,
         "total_steps",
@@ -741,7 +742,8 @@ def dqn(
     >>> import functools, gymnasium
     >>> from tfdqt.games.networks import build_q
     >>> env_fn = functools.partial(gymnasium.make, "CartPole-v1")
-    >>> dqn(env_fn, functools.partial(build_q, cfg=NetworkConfig()), DQNConfig(total_steps=5_000))
+    >>> q_fn = functools.partial(build_q, cfg=NetworkConfig())
+    >>> dqn(env_fn, q_fn, DQNConfig(total_steps=5_000), workers=0)
     """
     group = make_group(strategy)
     learner = make_learner(env_fn, q_fn, cfg, seed, group=group)

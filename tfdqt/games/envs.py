@@ -286,6 +286,11 @@ def info_of(env_fn, name=None):
     One is made, reset to see whether it says which actions are legal, and closed. Raises UsageError
     for spaces that can't be read, and for an environment that can't be reset.
     """
+    if not callable(env_fn):
+        raise UsageError(
+            "env_fn makes an environment, and is none itself; give such as "
+            "functools.partial(gymnasium.make, name)."
+        )
     env = env_fn()
     try:
         with its_failures(name_of(env, name), "at its first reset"):

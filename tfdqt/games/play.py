@@ -38,6 +38,13 @@ def play_episodes(env_fn, policy, *, episodes, seed=0, workers=0, max_steps=None
     return play_games(env_fn, policy, **options)[:2]
 
 
+def check_games(episodes, at_once=None):
+    """Raise UsageError unless at least one game is played, and at least one at a time."""
+    for name, value in (("episodes", episodes), ("at_once", at_once)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}.")
+
+
 def play_games(
     env_fn,
     policy,
@@ -60,6 +67,7 @@ def play_games(
       should_stop: asked at every step; when true, what was played is dropped, and None returned.
       close_seconds: that the environments have to close.
     """
+    check_games(episodes, at_once)
     env_seed = game_seed(seed)
     games = []
     for first in range(0, episodes, at_once or episodes):

@@ -39,7 +39,7 @@ from tfdqt.games.rollout import (
     windows_of,
 )
 from tfdqt.games.stepwise import make_stepwise
-from tfdqt.settings import check_fractions, check_not_negative, check_positive
+from tfdqt.settings import check_fractions, check_not_negative, check_positive, check_types
 
 # -------------------------------------------------------------------------------------------------
 # Settings
@@ -131,6 +131,7 @@ def check_ppo(network, cfg):
 
 def check_settings(cfg):
     """Raise UsageError for settings PPO can't run with."""
+    check_types(cfg)
     check_positive(
         cfg,
         "total_steps",

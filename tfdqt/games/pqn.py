@@ -41,7 +41,7 @@ from tfdqt.games.rollout import (
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.stepwise import make_stepwise
 from tfdqt.policy import Held, best_actions, epsilon_at, make_explore
-from tfdqt.settings import check_fractions, check_positive
+from tfdqt.settings import check_fractions, check_positive, check_types
 from tfdqt.value_scale import LINEAR
 
 # -------------------------------------------------------------------------------------------------
@@ -146,6 +146,7 @@ def check_pqn(network, cfg):
 
 def check_settings(cfg):
     """Raise UsageError for settings PQN can't run with."""
+    check_types(cfg)
     check_positive(
         cfg,
         "total_steps",

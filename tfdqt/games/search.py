@@ -19,6 +19,7 @@ import contextlib
 import functools
 import math
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ from tfdqt.games.config import EXPLORATION
 from tfdqt.games.copies import states_of
 from tfdqt.games.envs import ResetOptions, close_env, its_failures
 from tfdqt.games.exact import state_fault
+from tfdqt.games.play import check_games
 from tfdqt.games.slots import REST
 from tfdqt.games.spaces import legal_actions
 from tfdqt.games.state import NoState
@@ -294,6 +296,10 @@ def play_searched(
     info = trained.info
     rules = rules or rules_of(trained)
     check_search(simulations, exploration, leaves)
+    check_games(episodes, at_once)
+    for name, each in (("starts", starts), ("max_steps", max_steps)):
+        if isinstance(each, Sequence) and len(each) != episodes:
+            raise UsageError(f"{name} must have one of each of {episodes} games, not {len(each)}.")
     if info.parts:
         raise UsageError(
             f"--simulations needs actions that have an output each, and those of {info.name} have "

@@ -8,7 +8,7 @@ the first of an episode.
 
 import numpy as np
 
-from tfdqt.errors import EnvFailure, sentence_of
+from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.reader import make_reader, out_of_range
 from tfdqt.games.spaces import GREATEST, MASK_KEY, as_array, describe, make_action, read_mask
 from tfdqt.games.state import NoState, env_state, restore_env
@@ -229,7 +229,13 @@ class Slots:
         for row, seed in zip(rows, seeds):
             out = {key: array[row : row + 1] for key, array in arrays.items() if key != "action"}
             out = {key: array.reshape(array.shape[1:]) for key, array in out.items()}
-            self.slots.append(Slot(env_fn(), info, seed, life_loss_ends, out))
+            env = env_fn()
+            if any(env.unwrapped is slot.env.unwrapped for slot in self.slots):
+                raise UsageError(
+                    f"env_fn gives the same environment of {info.name} at each call; let it make "
+                    "a new one, such as functools.partial(gymnasium.make, name)."
+                )
+            self.slots.append(Slot(env, info, seed, life_loss_ends, out))
         self.check()
 
     def check(self):

@@ -23,7 +23,7 @@ from tfdqt.games.reader import make_reader
 from tfdqt.games.spaces import MASK_KEY, EnvInfo, legal_actions, make_action, read_mask
 from tfdqt.games.stepwise import make_stepwise
 from tfdqt.games.window import make_window, network_inputs, push
-from tfdqt.policy import draw_actions, epsilon_greedy
+from tfdqt.policy import draw_actions, epsilon_greedy, split_outputs
 from tfdqt.runs.checkpoint import load_checkpoint
 from tfdqt.runs.cli import read_settings
 from tfdqt.runs.folder import find_run
@@ -149,6 +149,11 @@ class Policy:
             )
         if first is not None and np.shape(first) != (count,):
             raise UsageError(f"first must tell of each of {count} environments, not {first}.")
+        if mask is not None and not self.info.mask:
+            raise UsageError(
+                f"{self.info.name} did not say which actions are legal when it was trained on; "
+                "leave out mask."
+            )
         masks = [mask] if self._single else [None] * count if mask is None else mask
         if self.info.mask and (
             len(masks) != count or masks[0] is None and self.info.mask != "observation"
@@ -169,11 +174,16 @@ class Policy:
     def _row(self, obs, mask):
         """An observation as the network is shown it, [F]; raises EnvFailure if it does not fit."""
         row = self._read(obs)
+        if not np.isfinite(row).all():
+            raise EnvFailure("its observation has numbers that are not finite")
         if not self.info.mask:
             return row
         if self.info.mask == "observation" and mask is None:
             mask = obs.get(MASK_KEY)
-        return np.concatenate([row, read_mask(mask, self.info, "mask")])
+        legal = read_mask(mask, self.info, "mask")
+        if not all(part.any() for part in split_outputs(legal, self.info.parts)):
+            legal = np.ones_like(legal)  # an episode is over, and no action counts
+        return np.concatenate([row, legal])
 
     def act(self, obs, first=None):
         """As a call, for obs [N, ...] and actions [N] that both count from 0."""

@@ -228,7 +228,7 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
             theirs.close()
             links.append((ours, process, rows))
 
-    def gather():
+    def gather(hint=""):
         answers = []
         for link, process, rows in links:
             try:
@@ -236,7 +236,7 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
             except (EOFError, OSError):
                 process.join(1)
                 good = False
-                answer = f"its process ended with exit code {process.exitcode}"
+                answer = f"its process ended with exit code {process.exitcode}{hint}"
             if not good:
                 raise EnvFailure(
                     f"An environment of {info.name} failed (one of numbers {rows[0]} to "
@@ -286,7 +286,11 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
 
     try:
         start()
-        gather()
+        # A script that a new process imports, as it does, must not train by being imported.
+        gather(
+            "; in a script of your own call it under `if __name__ == '__main__':`, or give "
+            "workers=0"
+        )
     except BaseException:  # Ctrl-C among them
         close()
         raise

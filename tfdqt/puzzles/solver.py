@@ -26,6 +26,7 @@ from tfdqt.puzzles.levels import (
     layout_of,
 )
 from tfdqt.puzzles.puzzle import GIVE_UP, check_share, check_whole, no_level
+from tfdqt.puzzles.splits import check_split
 
 MOVES = ("up", "down", "left", "right")
 STEPS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # rows and columns of a move
@@ -275,6 +276,7 @@ def dataset(rng, count, *, size=5, boxes=1, walls=0.17, split="train", states=64
     the same layout. Raises UsageError if there are no such levels.
     """
     check_options(size, boxes, walls)
+    check_split(split)
     check_whole("count", count, 1)
     check_whole("states", states, 1)
     check_share("dead", dead)

@@ -13,6 +13,7 @@ from tfdqt.settings import (
     check_heads,
     check_not_negative,
     check_positive,
+    check_types,
 )
 
 
@@ -133,6 +134,7 @@ def with_method(cfg, method):
 
 def check_text_network(cfg):
     """Raise UsageError for an encoder and head that can't be built."""
+    check_types(cfg)
     check_positive(cfg, "layers", "heads", "width", "pruning_end")
     if any(size < 1 for size in cfg.hidden):
         raise UsageError(f"--hidden must be sizes of at least 1, not {cfg.hidden}.")
@@ -146,6 +148,7 @@ def check_text_network(cfg):
 
 def check_text(cfg):
     """Raise UsageError for settings Q-learning on texts can't run with."""
+    check_types(cfg)
     check_positive(
         cfg,
         "updates_per_batch",

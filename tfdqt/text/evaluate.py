@@ -22,7 +22,7 @@ from tfdqt.text.generation import explain, generate, make_run_scores, write_rows
 from tfdqt.text.head import DeepQLearningModel, build_task_networks
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
-from tfdqt.text.tokenizers import load_tokenizer, pad_rows, token_rows
+from tfdqt.text.tokenizers import check_list, load_tokenizer, pad_rows, token_rows
 
 
 class TextRun(NamedTuple):
@@ -63,6 +63,8 @@ def load_text_run(run_dir, checkpoint=None):
     Raises UsageError if there is none that is whole.
     """
     config = find_run(run_dir) / "config.json"
+    if "task" not in load_config(config):
+        raise UsageError(f"{run_dir} is a run on games; load_policy opens it.")
     settings = load_config(config, network=TextNetworkConfig, text=TextConfig)
     saved, _ = load_text_checkpoint(run_dir, checkpoint)
     task, transformer, head = make_networks(run_dir, settings)
@@ -121,7 +123,7 @@ class Writer:
         does not know. Raises UsageError for a run that learned a game.
         """
         self._check_writes()
-        prompts = [self.task.as_read(prompt) for prompt in prompts]
+        prompts = self._as_read(prompts)
         length = self.task.length
         return generate(
             self.scores, self.task.tokenizer, prompts, words=words, length=length, **how
@@ -131,7 +133,7 @@ class Writer:
         """As a call, with what the networks held of each word: list of `generation.Written`."""
         self._check_writes()
         task = self.task
-        prompts = [task.as_read(prompt) for prompt in prompts]
+        prompts = self._as_read(prompts)
         *_, rows = write_rows(
             self.scores, task.tokenizer, prompts, words=words, length=task.length, **how
         )
@@ -144,6 +146,10 @@ class Writer:
             task.length,
             valued=self.cfg.method not in IMITATING,
         )
+
+    def _as_read(self, prompts):
+        check_list(prompts)
+        return [self.task.as_read(prompt) for prompt in prompts]
 
     def reward(self, text):
         """What a text is worth to the run, a float."""

@@ -163,6 +163,9 @@ def write_rows(
             "finite temperature above 0, top_p in (0, 1] and top_k of at least 0."
         )
     rows = token_rows(tokenizer, prompts)
+    if not rows:
+        yield rows
+        return
     if notice := _unread(tokenizer, prompts, rows, length):
         warnings.warn(notice, stacklevel=3)
     if min(map(len, rows), default=1) == 0:

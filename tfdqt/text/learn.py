@@ -27,7 +27,7 @@ from tfdqt.scale.distribute import (
 from tfdqt.text.config import IMITATING, TextConfig, check_text
 from tfdqt.text.methods import prepared_episodes
 from tfdqt.text.replay import Episode, Transition
-from tfdqt.text.tokenizers import token_rows
+from tfdqt.text.tokenizers import check_list, token_rows
 
 JIT = True  # compile updates by XLA, which takes seconds and makes each faster
 
@@ -87,7 +87,16 @@ def custom_loss(
     Diagnostics are those of `losses.td_loss`, where the maths is. No gradient enters next_q,
     next_q_online or frozen_q.
     """
-    mask = tf.ones_like(rewards) if mask is None else mask
+    q, actions, rewards, next_q = map(tf.convert_to_tensor, (q, actions, rewards, next_q))
+    frozen_q = None if frozen_q is None else tf.convert_to_tensor(frozen_q)
+    ends = tf.cast(ends, rewards.dtype)
+    mask = tf.ones_like(rewards) if mask is None else tf.cast(mask, rewards.dtype)
+    if not mask.shape.is_compatible_with(actions.shape):
+        raise UsageError(f"mask is {mask.shape}, not {actions.shape} as actions are.")
+    if frozen_q is None and (value is not None or advantage_learning):
+        raise UsageError("value and advantage_learning need frozen_q, the target network's Q here.")
+    if conservative and q.shape.rank == actions.shape.rank:
+        raise UsageError("conservative asks for the values of all words; give q [B, P, A].")
     values = next_q
     if next_q.shape.rank > actions.shape.rank:
         values = losses.bootstrap_values(next_q, next_q_online)
@@ -482,7 +491,7 @@ def train_model(
             return diagnostics
 
         def save_now(last=True):
-            if save:
+            if save and progress.step:  # else nothing was learned
                 save(progress.step, snapshot, last=last)
 
         while progress.epoch < epochs:
@@ -587,13 +596,17 @@ def _device_scope(device, strategy):
         return contextlib.nullcontext()
     name = device if "/" in device else f"/{device.upper()}:0"
     try:
-        with tf.device(name):
-            tf.zeros([])
-    except (ValueError, tf.errors.OpError):
+        asked = tf.DeviceSpec.from_string(name)
+        devices = tf.config.list_logical_devices(asked.device_type)
+        there = [tf.DeviceSpec.from_string(found.name).device_index for found in devices]
+    except ValueError:
+        there = []
+    # TensorFlow would take the CPU in the place of one that is missing.
+    if not there or asked.device_index not in there:
         raise UsageError(
             f"There is no device {device}; give cpu, gpu, or a device's name in TensorFlow such as "
             "/GPU:0."
-        ) from None
+        )
     return tf.device(name)
 
 
@@ -650,6 +663,7 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
         return items
     if isinstance(items, tf.Tensor):
         items = items.numpy().tolist()
+    check_list(items)
     texts = [text.decode() if isinstance(text, bytes) else text for text in items]
     if not all(isinstance(text, str) for text in texts):
         raise UsageError("The data loader must give batches of strings, Transition or Episode.")

@@ -70,15 +70,15 @@ class ExperienceReplay:
 
     def push(self, state, action, reward, next_state, done):
         """Keep one transition: token ids [T], int, float, token ids [T], whether the text ended."""
-        fields = (state, action, reward, next_state, 1.0 - float(done))
+        fields = (state, action, reward, next_state, 1.0 - bool(done))
         self.extend(Transition(*(np.asarray(field)[None] for field in fields)))
 
     def extend(self, items):
         """Keep many: a Transition or Episode of arrays with one more leading axis [S, ...].
 
-        Raises UsageError for fields of other shapes than those kept.
+        Raises UsageError for fields of other shapes than those kept, or that do not fit together.
         """
-        items = type(items)(*map(np.asarray, items, _dtypes(type(items))))
+        items = _checked(items)
         shapes = [list(field.shape[1:]) for field in items]
         if self.kept is None:
             self._make(type(items), shapes)
@@ -126,6 +126,36 @@ class ExperienceReplay:
 
     def __len__(self):
         return steps_stored(self.kept) if self.kept else 0
+
+
+def _checked(items):
+    """Items as arrays of the types that are kept. Raises UsageError for what can't be kept so."""
+    kind = type(items)
+    if kind not in KINDS.values():
+        raise UsageError(f"Transition or Episode can be kept, not a {kind.__name__}.")
+    fields = []
+    for name, field, dtype in zip(kind._fields, map(np.asarray, items), _dtypes(kind)):
+        with np.errstate(invalid="ignore"):  # of what is refused below
+            kept = field.astype(dtype)
+        if dtype == np.int32 and (kept != field).any():
+            raise UsageError(f"{name} must hold whole numbers of 32 bits.")
+        fields.append(kept)
+    items = kind(*fields)
+    decisions = np.shape(items.action)
+    behind = (decisions[0], decisions[-1] + 1)
+    fits = all(len(field) == len(items.action) for field in items)
+    fits &= items.reward.shape == items.discount.shape == decisions
+    if kind is Episode:
+        fits &= len(decisions) == 2 and items.mask.shape == decisions and items.at.shape == behind
+    else:
+        fits &= len(decisions) == 1 and items.state.shape == items.next_state.shape
+    if not fits:
+        shapes = ", ".join(f"{name} {field.shape}" for name, field in items._asdict().items())
+        raise UsageError(
+            f"The fields of this {kind.__name__} do not belong together ({shapes}); see its "
+            "annotations, each with one more axis [S, ...]."
+        )
+    return items
 
 
 def _dtypes(kind):

@@ -102,8 +102,15 @@ def start_of(tokenizer):
     return [i for i in ids if i is not None][:1]
 
 
+def check_list(texts):
+    """Raise UsageError for a text where a list of them is asked for, and would be its letters."""
+    if isinstance(texts, str):
+        raise UsageError(f"A list of texts is asked for, not the text {texts[:40]!r}; give [text].")
+
+
 def token_rows(tokenizer, texts):
     """Token ids of each text, as lists, behind what `start_of` gives."""
+    check_list(texts)
     start = start_of(tokenizer)
     if not len(texts):  # which a tokenizer takes for a mistake
         return []
