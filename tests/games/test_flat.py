@@ -76,7 +76,7 @@ class TestFlatModel(tf.test.TestCase):
 
     def test_networks_of_other_shapes_are_refused(self):
         def model(*shape, context=2):
-            inputs = dict(obs=keras.Input((context, 1), name="obs"))
+            inputs = dict(obs=keras.Input((context, 3), name="obs"))
             size = int(np.prod(shape))
             x = keras.layers.Dense(size)(keras.layers.Flatten()(inputs["obs"]))
             return keras.Model(inputs, keras.layers.Reshape(shape)(x))
@@ -98,6 +98,29 @@ class TestFlatModel(tf.test.TestCase):
 
 
 class TestActing(tf.test.TestCase):
+    def test_networks_that_can_not_be_fed_are_refused(self):
+        layers = keras.layers
+
+        def network(name="obs", steps=4, features=3, **more):
+            obs = keras.Input((steps, features), name=name)
+            x = layers.Dropout(0.1)(obs[:, -1:]) if more.pop("dropout", False) else obs[:, -1:]
+            q = layers.Reshape((1, 2, 1))(layers.Dense(2)(x))
+            return keras.Model({name: obs, **more}, q)
+
+        obs = keras.Input((4, 3))
+        for model, said in (
+            (keras.Model(obs, layers.Dense(2)(obs)), "named inputs"),
+            (None, "named inputs.*not NoneType"),
+            (network("observation"), "reads obs and.*not observation"),
+            (network(action=keras.Input((4,), name="action")), "not obs, action"),
+            (network(steps=None), "of a fixed number of steps"),
+            (network(features=7), "context, 3., of a fixed"),
+            (network(dropout=True), "weights of a network are float32, but .* is int64"),
+        ):
+            with self.assertRaisesRegex(UsageError, said):
+                flat.flatten_q(model, BOX)
+        flat.flatten_q(network(), BOX)
+
     def test_the_best_action_and_the_scores_are_those_of_the_last_step(self):
         model, cfg = build(RAM, quantiles=3)
         net = flat.flatten_q(model, RAM)

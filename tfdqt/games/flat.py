@@ -176,7 +176,34 @@ def flatten_pi_v(model, info):
     return _flatten_checked(model, info, (info.outputs + 1,), wanted)
 
 
+def _check_model(model, info):
+    """Raise UsageError for a network of one's own that can't be fed, or whose weights can't be."""
+    inputs = getattr(model, "input", None)
+    if not isinstance(model, keras.Model) or not isinstance(inputs, dict):
+        raise UsageError(
+            "A network is a keras.Model of named inputs, keras.Model(dict(obs=obs, first=first), "
+            f"q), not {type(model).__name__}; tfdqt's Keras is tfdqt.backend.keras."
+        )
+    if "obs" not in inputs or set(inputs) - {"obs", "first", "prev_action"}:
+        raise UsageError(
+            f"A network reads obs and, if it likes, first and prev_action, not {', '.join(inputs)}."
+        )
+    shape = tuple(inputs["obs"].shape)
+    if len(shape) < 2 or shape[1] is None or shape[2:] != info.obs_shape:
+        raise UsageError(
+            f"The network reads obs {shape}, but those of {info.name} are [batch, steps of the "
+            f"context, {', '.join(map(str, info.obs_shape))}], of a fixed number of steps."
+        )
+    for variable in model.variables:
+        if variable.dtype != "float32":
+            raise UsageError(
+                f"The weights of a network are float32, but {variable.path} is {variable.dtype}; "
+                "leave that layer out (a Dropout keeps the state of its generator so)."
+            )
+
+
 def _flatten_checked(model, info, last_axes, wanted):
+    _check_model(model, info)
     shape = tuple(model.output.shape)
     context = model.input["obs"].shape[1]
     fits = len(shape) == 2 + len(last_axes) and shape[1] <= context
