@@ -53,6 +53,9 @@ CHANGES = {
     "network=gru": dict(NETWORKS["gru"], places="history"),
     "chosen": CHOSEN,
     "chosen-gamma=0.99": dict(CHOSEN, gamma=0.99),
+    "chosen-n-step=2": dict(CHOSEN, n_step=2),
+    "chosen-advantage-learning=0.5": dict(CHOSEN, advantage_learning=0.5),
+    "chosen-advantage-learning=0.9": dict(CHOSEN, advantage_learning=0.9),
 }
 
 

@@ -58,7 +58,7 @@ LEVELS = ("Easy", "Medium", "Hard")
 PUBLISHED = HERE / "published.csv"
 GAMES_OF_MEAN = 50  # that must be done; a mean_return of a log is of the last 100
 EPISODES = 200  # played afterwards
-# Chosen on copies of four games in sizes that are not in the suite, see README.md.
+# Chosen on copies of three games in sizes that are not in the suite, see README.md.
 SETTINGS = dict(
     num_envs=64,
     n_step=1,
