@@ -173,13 +173,12 @@ def episodes_of(tokenizer, rows, length, reward_fn, *, reward_at="word"):
     """Every token behind the first of each row is a decision: Episode of [N, ...].
 
     T = length, P = length - 1; rows are lists of ids, such as `token_rows` gives, cut at the end.
-    reward_at "word": a word's
-    reward is what it adds to `reward_fn` (text -> float), so that rewards sum to the worth of the
-    whole text; "end": all of it comes with the last word, and a text is looked at once. Words that
-    the tokenizer does not know are read, but nothing is learned about writing them: a text ends
-    with the last word that is known, which what stands behind it is rewarded with. A text without
-    a known word is worth 0. Raises RewardFailure, a UsageError, for a reward that fails or gives no
-    finite number.
+    reward_at "word": a word's reward is what it adds to `reward_fn` (text -> float), so that
+    rewards sum to the worth of the whole text; "end": all of it comes with the last word, and a
+    text is looked at once. Words that the tokenizer does not know are read, but nothing is learned
+    about writing them: a text ends with the last word that is known, which gets the rewards of
+    those behind it. A text without a known word is worth 0. Raises RewardFailure, a UsageError, for
+    a reward that fails or gives no finite number.
     """
     if not isinstance(reward_fn, Reward):
         reward_fn = Reward(reward_fn)
