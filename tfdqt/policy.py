@@ -102,6 +102,11 @@ def is_legal(legal, actions, parts=()):
     return np.logical_and.reduce(each)
 
 
+def can_act(legal, parts=()):
+    """Whether some action is legal, by legal [A] bool; parts: as in `losses`."""
+    return all(part.any() for part in split_outputs(legal, parts))
+
+
 def _draw_legal(rng, legal):
     counts = np.cumsum(legal, axis=-1)
     drawn = rng.integers(counts[:, -1])  # which of the legal ones

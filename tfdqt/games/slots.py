@@ -12,7 +12,7 @@ from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.reader import make_reader, out_of_range
 from tfdqt.games.spaces import GREATEST, MASK_KEY, as_array, describe, make_action, read_mask
 from tfdqt.games.state import NoState, env_state, restore_env
-from tfdqt.policy import split_outputs
+from tfdqt.policy import can_act
 from tfdqt.runs.checkpoint import packable
 
 WATCHED = 64  # steps in which a Box's bounds are looked at, and between two looks after that
@@ -97,7 +97,7 @@ class Slot:
         else:
             mask = self.env.get_wrapper_attr("action_masks")()
         legal = read_mask(mask, self.info, source)
-        if not all(part.any() for part in split_outputs(legal, self.info.parts)):
+        if not can_act(legal, self.info.parts):
             raise EnvFailure(
                 f"its {MASK_KEY} ({source}) allows no action though the episode has not terminated"
             )

@@ -23,7 +23,7 @@ from tfdqt.games.reader import make_reader
 from tfdqt.games.spaces import MASK_KEY, EnvInfo, legal_actions, make_action, read_mask
 from tfdqt.games.stepwise import make_stepwise
 from tfdqt.games.window import make_window, network_inputs, push
-from tfdqt.policy import draw_actions, epsilon_greedy, split_outputs
+from tfdqt.policy import can_act, draw_actions, epsilon_greedy
 from tfdqt.runs.checkpoint import load_checkpoint
 from tfdqt.runs.cli import read_settings
 from tfdqt.runs.folder import find_run
@@ -181,7 +181,7 @@ class Policy:
         if self.info.mask == "observation" and mask is None:
             mask = obs.get(MASK_KEY)
         legal = read_mask(mask, self.info, "mask")
-        if not all(part.any() for part in split_outputs(legal, self.info.parts)):
+        if not can_act(legal, self.info.parts):
             legal = np.ones_like(legal)  # an episode is over, and no action counts
         return np.concatenate([row, legal])
 

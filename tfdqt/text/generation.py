@@ -168,7 +168,7 @@ def write_rows(
         return
     if notice := _unread(tokenizer, prompts, rows, length):
         warnings.warn(notice, stacklevel=3)
-    if min(map(len, rows), default=1) == 0:
+    if min(map(len, rows)) == 0:
         raise UsageError(
             "An empty prompt needs a tokenizer with a [CLS] token; give at least one word."
         )
@@ -177,7 +177,7 @@ def write_rows(
     # All but the first beam of a prompt start out impossible, or all would stay equal.
     log_p = np.where(np.arange(len(rows)) % per_prompt == 0, 0.0, -np.inf)
     rng = np.random.default_rng(seed)
-    next_words = _Next(scores, length, min(length, max(map(len, rows), default=0) + words - 1))
+    next_words = _Next(scores, length, min(length, max(map(len, rows)) + words - 1))
     for _ in range(words):
         logits = _allowed_words(next_words(rows), tokenizer, rows, allowed)
         if method == "beam":
@@ -254,7 +254,7 @@ def _unread(tokenizer, prompts, rows, length):
     if unknown:
         names = ", ".join(dict.fromkeys(unknown))
         said.append(f"of the prompt these words are not known, and left out: {names}")
-    if (longest := max(map(len, rows), default=0)) > length:
+    if (longest := max(map(len, rows))) > length:
         said.append(f"of {longest} tokens of the prompt only the last {length} are read")
     return "; ".join(said)
 

@@ -136,7 +136,7 @@ def _checked(items):
     fields = []
     for name, field, dtype in zip(kind._fields, map(np.asarray, items), _dtypes(kind)):
         with np.errstate(invalid="ignore"):  # of what is refused below
-            kept = field.astype(dtype)
+            kept = field.astype(dtype, copy=False)
         if dtype == np.int32 and (kept != field).any():
             raise UsageError(f"{name} must hold whole numbers of 32 bits.")
         fields.append(kept)
