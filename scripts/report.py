@@ -15,6 +15,7 @@ from tfdqt.report.kinds import task_of
 from tfdqt.report.page import LARGEST, make_page, vega
 from tfdqt.runs.checkpoint import BEST, checkpoints
 from tfdqt.runs.cli import run_main
+from tfdqt.runs.evaluation import check_left_out
 from tfdqt.runs.folder import find_run
 from tfdqt.settings import check_at_least_one, check_fractions, check_not_negative
 
@@ -53,7 +54,10 @@ def shown_of(args, groups):
         return {}
     folder = folders[0]
     group = next(group for group in groups if folder in group.runs)
-    if not group.game:
+    if group.game:
+        check_left_out(args, "is for texts; leave it out for a game", "texts")
+    else:
+        check_left_out(args, "is for games; leave it out for texts", "game_steps", "epsilon")
         return dict(samples=_texts(folder, args))
     from tfdqt.games.trained import load_run
     from tfdqt.report.explained import play_explained, value_rows
@@ -92,6 +96,10 @@ def main(argv=None):
     check_at_least_one(args, "game_steps", "texts")
     check_fractions(args, "epsilon")
     check_not_negative(args, "seed")
+    if not args.game:
+        check_left_out(
+            args, "is of a game; leave one out", "game_steps", "epsilon", "texts", "seed"
+        )
     vega()  # first, for what follows takes long
     groups = gather([str(find_run(run)) for run in args.runs])
     tasks = sorted({task_of(settings) for group in groups for settings in group.settings})

@@ -4,11 +4,12 @@ python scripts/tune.py --name=LunarLander-v3 --trials=30 --jobs=2
 
 Each trial is a run of its own in OUT, trained by run_dqn.py (or another --algorithm) and then
 played with; its score is the mean return of those games. Trials that do worse than half of the
-others after as many steps, from three tenths on, are stopped. What was tried lies in OUT/study.db,
-and the same command goes on. The best trial is one of many: train it with seeds of its own before
-you believe its score.
+others after as many steps, from three tenths on, are stopped, and so is what diverges. What was
+tried lies in OUT/study.db, and the same command goes on. The best trial is one of many: train it
+with seeds of its own before you believe its score.
 """
 
+import contextlib
 import dataclasses
 import shlex
 import signal
@@ -22,7 +23,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
-from tfdqt.errors import MissingPackage, UsageError
+from tfdqt.errors import DIVERGED, MissingPackage, UsageError, sentence_of
 from tfdqt.games.algorithms import ALGORITHMS, default_settings
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.runs.cli import run_main
@@ -30,12 +31,13 @@ from tfdqt.runs.evaluation import read_returns
 from tfdqt.runs.log import log_so_far
 from tfdqt.runs.plots import make_figure
 from tfdqt.runs.processes import last_line, run_script
-from tfdqt.settings import check_at_least_one, check_not_negative
+from tfdqt.settings import check_at_least_one, check_not_negative, flag_of
 
 HERE = Path(__file__).parent
 POLL = 2.0  # seconds between two looks at a log
 TENTHS = 10  # parts of a trial, after each of which it is compared with the others
 GAME_SEED = 5_000  # of the games that score a trial; evaluate.py's own are others
+RUNNING = set()  # processes that train
 # Settings, and what each may be: (low, high) of a number that is drawn over its logarithm, or all
 # values. Those of `both` are tuned for every algorithm.
 SPACES = {
@@ -102,8 +104,8 @@ def load_optuna():
 
 
 def names_of(also):
-    """The names of settings such as replay-size=100000."""
-    return {setting.partition("=")[0] for setting in also}
+    """The names of settings such as replay-size=100000, spelled with dashes."""
+    return {setting.partition("=")[0].replace("_", "-") for setting in also}
 
 
 def settings_of(trial, algorithm, also=()):
@@ -149,12 +151,13 @@ def at_tenths(folder, total):
 def train(command, folder, trial, total):
     """Train a trial's run: -> the tenth at which it was stopped, for others did better; or None.
 
-    Raises UsageError with the run's own sentence if it fails.
+    0: it diverged. Raises UsageError with the run's own sentence if it fails otherwise.
     """
     stopped = None
     told = 0
     with tempfile.TemporaryFile("w+", errors="replace") as said:  # a pipe would fill up, and wait
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        RUNNING.add(process)
         try:
             while process.poll() is None:
                 time.sleep(POLL)
@@ -170,10 +173,29 @@ def train(command, folder, trial, total):
             if process.poll() is None:
                 process.terminate()
             process.wait()
+            RUNNING.discard(process)
         said.seek(0)
+        if process.returncode == DIVERGED:
+            return 0
         if process.returncode and stopped is None:
             raise UsageError(f"A trial failed: {last_line(said.read()).removeprefix('error: ')}")
     return stopped
+
+
+@contextlib.contextmanager
+def ended_by_sigterm():
+    """Within the block SIGTERM ends the trials too, and then what Ctrl-C ends."""
+
+    def end(number, frame):
+        for process in list(RUNNING):
+            process.terminate()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def score(args, folder):
@@ -192,14 +214,51 @@ def make_objective(args, out, optuna):
         total = steps_of(args)
         stopped = train(command_of(args, settings, folder, args.seed), folder, trial, total)
         if stopped is not None:
-            steps = total * stopped // TENTHS
-            print(f"trial {trial.number}: stopped after {steps:,} steps", flush=True)
+            how = f"stopped after {total * stopped // TENTHS:,} steps" if stopped else "diverged"
+            print(f"trial {trial.number}: {how}", flush=True)
             raise optuna.TrialPruned()
         mean = score(args, folder) if checkpoints(folder) else float("nan")
         print(f"trial {trial.number}: {mean:.2f}", flush=True)
         return mean
 
     return objective
+
+
+def open_study(name, out, args, optuna):
+    """The study in a folder, new or gone on with.
+
+    Raises UsageError if its trials are not comparable with those that the arguments ask for.
+    """
+    storage = f"sqlite:///{out / 'study.db'}"
+    try:
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage,
+            direction="maximize",
+            pruner=make_pruner(optuna),
+            load_if_exists=True,
+        )
+    except Exception as error:  # of SQLAlchemy, and of the driver under it
+        raise UsageError(
+            f"{out / 'study.db'} can't be used ({sentence_of(error)}); choose another --out."
+        ) from None
+    asked = dict(
+        total_steps=steps_of(args), episodes=args.episodes, seed=args.seed, also=sorted(args.also)
+    )
+    for key, value in asked.items():
+        had = study.user_attrs.get(key, value)
+        if had != value:
+            raise UsageError(
+                f"The trials in {out} have {flag_of(key)} {shown(had)}, not {shown(value)}; give "
+                "the same, or choose another --out."
+            )
+        study.set_user_attr(key, value)
+    return study
+
+
+def shown(value):
+    """What a flag was given, as a sentence says it."""
+    return (" ".join(value) or "nothing") if isinstance(value, list) else value
 
 
 def make_pruner(optuna):
@@ -236,13 +295,7 @@ def main(argv=None):
         raise UsageError(
             f"--out={out} can't be written ({error.strerror}); name another folder."
         ) from None
-    study = optuna.create_study(
-        study_name=name,
-        storage=f"sqlite:///{out / 'study.db'}",
-        direction="maximize",
-        pruner=make_pruner(optuna),
-        load_if_exists=True,
-    )
+    study = open_study(name, out, args, optuna)
     states = optuna.trial.TrialState
     over = (states.COMPLETE, states.PRUNED)  # others were broken off
     # By the trials before too: what goes on must not draw what was drawn.
@@ -250,7 +303,8 @@ def main(argv=None):
     study.sampler = optuna.samplers.TPESampler(seed=int(drawn), constant_liar=True)
     left = args.trials - len(study.get_trials(states=over))
     if left > 0:
-        study.optimize(make_objective(args, out, optuna), n_trials=left, n_jobs=args.jobs)
+        with ended_by_sigterm():
+            study.optimize(make_objective(args, out, optuna), n_trials=left, n_jobs=args.jobs)
     done = study.get_trials(states=(states.COMPLETE,))
     if not done:
         raise UsageError(f"No trial in {out} was trained to its end; give more --trials.")

@@ -6,6 +6,7 @@ The page is that of report.py, without a game, made anew when a log has grown.
 import dataclasses
 import http.server
 import ipaddress
+import re
 import threading
 
 import tyro
@@ -20,12 +21,10 @@ from tfdqt.runs.folder import find_run
 POLL = """
 <script>
 (() => {
-  let known = null;
   setInterval(async () => {
     try {
       const stamp = await (await fetch("/stamp")).text();
-      if (known !== null && stamp !== known) location.reload();
-      known = stamp;
+      if (stamp !== "STAMP") location.reload();
     } catch { /* the server was stopped */ }
   }, 5000);
 })();
@@ -34,6 +33,7 @@ POLL = """
 
 
 OWN_NAMES = ("127.0.0.1", "localhost")
+PORT = re.compile(r":\d*$")  # which a browser leaves out if it is 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,14 +72,16 @@ def make_server(runs, host, port):
             if stamp != made["stamp"]:
                 text = make_page(gather([str(folder) for folder in folders]), title)
                 begin, end = text.rsplit("</body>", 1)
-                made.update(stamp=stamp, page=f"{begin}{POLL}</body>{end}")
+                poll = POLL.replace("STAMP", stamp)
+                made.update(stamp=stamp, page=f"{begin}{poll}</body>{end}")
             return made["page"]
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             path = self.path.partition("?")[0]
-            name = self.headers.get("Host", "").rpartition(":")[0]
-            if is_loopback(self.server.server_address[0]) and name not in OWN_NAMES:
+            name = PORT.sub("", self.headers.get("Host", "")).lower()
+            served = self.server.server_address[0]
+            if is_loopback(served) and name not in (*OWN_NAMES, served):
                 self.send_error(403)  # another site's name that was made to lead here
                 return
             if path not in ("/", "/stamp"):

@@ -1,8 +1,13 @@
-"""The ways in which something that a user gave fails."""
+"""The ways in which something that a user gave fails, and the exit codes of scripts that fail."""
+
+FAILED = 2  # what a user can mend
+DIVERGED = 3  # learning gave numbers that are not finite
 
 
 class UsageError(ValueError):
     """What a user asked for can't be done. The message is one sentence that says what to do."""
+
+    exit_code = FAILED
 
 
 class MissingPackage(UsageError, ImportError):
@@ -12,9 +17,13 @@ class MissingPackage(UsageError, ImportError):
 class EnvFailure(RuntimeError):
     """An environment raised, or returned something that is not a number."""
 
+    exit_code = FAILED
+
 
 class Diverged(UsageError):
     """Learning gave numbers that are not finite. The message says where, and what to change."""
+
+    exit_code = DIVERGED
 
 
 def sentence_of(error):

@@ -154,6 +154,13 @@ def check_not_negative(cfg, *fields):
             raise UsageError(f"{flag_of(field)} must be finite, not {value}.")
 
 
+def check_seed(cfg):
+    """Raise UsageError unless `cfg.seed` is one that every library takes."""
+    check_not_negative(cfg, "seed")
+    if cfg.seed >= 1 << 32:
+        raise UsageError(f"--seed must be less than {1 << 32}, not {cfg.seed}.")
+
+
 def check_fractions(cfg, *fields):
     """Raise UsageError unless each of these fields lies between 0 and 1."""
     for field in fields:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+AT_ONCE = 10_000_000  # numbers that are drawn at a time
+
 
 def decimals(values):
     """How many decimals a mean of returns is shown with: 1, or 3 where all of them are small.
@@ -59,10 +61,12 @@ def _bootstrap(samples, statistic, level, draws):
         if all(len(sample) < 2 for sample in samples):
             return value, value
         samples = [np.repeat(sample, 2) if len(sample) < 2 else sample for sample in samples]
+    most = max(len(sample) for sample in samples)
     interval = bootstrap(
         samples,
         statistic,
         n_resamples=draws,
+        batch=None if most * draws <= AT_ONCE else max(1, AT_ONCE // most),
         confidence_level=level,
         method="percentile",
         vectorized=True,

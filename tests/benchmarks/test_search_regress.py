@@ -9,7 +9,7 @@ from measure import load_arm, load_player, make_puzzle
 
 from tests.benchmarks import script
 from tests.games.toys import without_xla
-from tests.helpers import InFolder, succeeds
+from tests.helpers import InFolder, slow, succeeds
 from tfdqt.runs.log import read_rows
 
 
@@ -35,6 +35,7 @@ class Loss(unittest.TestCase):
 
 
 class Learning(InFolder):
+    @slow("8 s: two networks")
     def test_a_network_learns_and_can_be_played(self):
         flags = "--arms dense-32 --rates 1e-2 --seeds=2 --size=3 --workers=1 --batch=64".split()
         sizes = ("--states=20000", "--held-out=1000", "--updates=1000")
@@ -51,6 +52,7 @@ class Learning(InFolder):
         q = net.apply(weights, dict(obs=row, first=np.ones((1, 1), np.int32)))
         self.assertEqual(q.shape, (1, 1, info.num_actions, 1))
 
+    @slow("6 s: a training")
     def test_runs_that_learned_from_play_are_measured_alike(self):
         options = '{"size": 4, "boxes": 1, "curriculum": 2}'
         network = "--tokens=cells --context=1 --width=8 --heads=2 --layers=1 --loops=3".split()

@@ -41,22 +41,29 @@ class LocalPool:
         sequences = [np.random.SeedSequence([*seed, i, 0]) for i in range(len(shares))]
         self.collects = [make_collect(*each) for each in zip(shares, sequences)]
         self.broadcasts = []
+        self.steps = []
         self.asked = 0
         self.closed = False
 
-    def broadcast(self, weights, version, step):
-        self.broadcasts.append((weights, version, step))
+    def broadcast(self, weights, version):
+        self.broadcasts.append((weights, version))
 
-    def take(self):
+    def take(self, step):
+        self.steps.append(step)
         self.asked += 1
         if self.asked % 5 == 0:
             return None
-        weights, version, step = self.broadcasts[-1]
+        weights, version = self.broadcasts[-1]
         collect = self.collects[self.asked % len(self.collects)]
         return Chunk(collect(weights, step), version)
 
     def close(self):
         self.closed = True
+
+
+def local_pool(pool):
+    """A LocalPool as a Pool."""
+    return Pool(pool.broadcast, pool.take, lambda: (len(pool.collects), 0), pool.close)
 
 
 class TestApex(tf.test.TestCase):
@@ -67,8 +74,7 @@ class TestApex(tf.test.TestCase):
 
         def make_pool(*args):
             pools.append(LocalPool(*args))
-            pool = pools[0]
-            return Pool(pool.broadcast, pool.take, lambda: (actors, 0), pool.close)
+            return local_pool(pools[0])
 
         with without_xla():
             result = apex.apex(
@@ -99,9 +105,11 @@ class TestApex(tf.test.TestCase):
         self.assertEqual(progress.games, rows[-1].games)
         self.assertGreater(progress.games, 20)
         # The weights are broadcast after every 16 updates, and a chunk is as old as the last ones.
-        versions = [version for _, version, _ in pool.broadcasts]
+        versions = [version for _, version in pool.broadcasts]
         self.assertEqual(versions, list(range(0, versions[-1] + 1, 16)))
         self.assertLess(rows[-1].staleness, 16)
+        # Epsilon falls before learning begins too: actors are told of every step.
+        self.assertEqual(sorted({*pool.steps}), [16 * i for i in range(60)])
         self.assertAllEqual(net.model.get_weights()[0].shape, (8, 8))
 
     def test_each_environment_is_played_by_one_actor(self):
@@ -125,6 +133,25 @@ class TestApex(tf.test.TestCase):
         self.assertEqual(rows[0].updates, (496 - 112) // 2)
         self.assertEqual(int(state.updates), rows[-1].updates)
         self.assertGreaterEqual(progress.step, CFG.total_steps)
+
+    def test_actors_make_their_networks_by_a_function_of_their_own(self):
+        made = []
+
+        def learners(info):
+            made.append("learner")
+            return Q_FN(info)
+
+        short = dataclasses.replace(CFG, total_steps=32, learning_starts=16)
+        with without_xla():
+            apex.apex(
+                Corridor,
+                learners,
+                short,
+                make_pool=lambda *args: local_pool(LocalPool(*args)),
+                actors=2,
+                actor_q_fn=Q_FN,
+            )
+        self.assertEqual(made, ["learner"])
 
     def test_rewards_that_it_can_not_learn_from_end_it(self):
         class Huge(Corridor):

@@ -43,11 +43,12 @@ class TestTree(unittest.TestCase):
         self.assertEqual(tree.choose(), 0)
 
     def test_four_simulations_by_hand(self):
-        # 2: the scores are 1 + 0.5 and 0 + 0.5: left, of value 0.5, which backs up 0.5 * 0.5.
+        # 2: the scores are 1 + 0.5 sqrt(2) and 0 + 0.5 sqrt(2): left, of value 0.5, which backs up
+        # 0.5 * 0.5.
         tree = self.grown(2)
         self.assertEqual((tree.root.visits, tree.root.means), ([1, 0], [0.25, 0.2]))
-        # 3: values lie in 0.2 to 0.6; left (0.25 - 0.2) / 0.4 + 0.5 sqrt(2) / 2 = 0.479, right
-        # 0 + 0.5 sqrt(2) = 0.707: right, of value 0.8, which backs up 0.4.
+        # 3: values lie in 0.2 to 0.6; left (0.25 - 0.2) / 0.4 + 0.5 sqrt(3) / 2 = 0.558, right
+        # 0 + 0.5 sqrt(3) = 0.866: right, of value 0.8, which backs up 0.4.
         simulate(tree, SAID, 1)
         self.assertEqual((tree.root.visits, tree.root.means), ([1, 1], [0.25, 0.4]))
         # 4: 0.1 to 0.8 now; right is ahead by equal bonuses. In it 0.8 is the greatest: its first
@@ -59,6 +60,13 @@ class TestTree(unittest.TestCase):
         self.assertEqual((right.count, right.visits, right.means), (2, [1, 0], [4.0, 0.1]))
         self.assertEqual((tree.low, tree.high), (0.1, 4.0))
         self.assertEqual(tree.choose(), 1)
+
+    def test_the_simulation_that_chooses_counts(self):
+        # The best score is 1 + 0.1 sqrt(N) or 0 + 0.9 sqrt(N): the latter from N = 2 on.
+        said = {**SAID, "root": ([0, 1], [0.1, 0.9], [0.6, 0.2], 0.6)}
+        tree = Tree("root", walk, gamma=0.5, exploration=1.0)
+        simulate(tree, said, 2)
+        self.assertEqual(tree.root.visits, [0, 1])
 
     def test_ties_of_visits_go_by_value_and_then_by_prior(self):
         tree = self.grown(3)

@@ -1,15 +1,20 @@
 """Tuning: every setting that is tried is one, trials go on where they were, the best is printed."""
 
+import dataclasses
 import importlib.util
 import json
+import os
 import re
 import runpy
 import shlex
+import signal
+import subprocess
 import sys
+import time
 import unittest
 
 from tests.helpers import ROOT, InFolder, refused, slow, succeeds
-from tfdqt.errors import UsageError
+from tfdqt.errors import DIVERGED, UsageError
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.run import parse
 from tfdqt.runs.log import write_rows
@@ -39,7 +44,7 @@ class TestTune(InFolder):
 
         module = runpy.run_path(str(SCRIPT))
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-        tried = module["settings_of"](trial, "dqn", ("width=8", "learning-rate=0.1"))
+        tried = module["settings_of"](trial, "dqn", ("width=8", "learning_rate=0.1"))
         self.assertEqual({"width", "learning-rate", "final-learning-rate"} & set(tried), set())
         self.assertIn("context", tried)
         refused(self, "--also can't set total-steps", "tune", "--name=CartPole-v1", "--also",
@@ -73,7 +78,7 @@ class TestTune(InFolder):
     def test_a_trial_that_says_much_ends(self):
         # A pipe that nobody reads holds 64 KiB.
         train = runpy.run_path(str(SCRIPT))["train"]
-        for code, words in ((0, None), (3, "A trial failed: the last")):
+        for code, words in ((0, None), (2, "A trial failed: the last")):
             said = (
                 f"sys.stderr.write('x' * 100_000 + chr(10) + 'error: the last'); sys.exit({code})"
             )
@@ -83,6 +88,39 @@ class TestTune(InFolder):
             else:
                 with self.assertRaisesRegex(UsageError, words):
                     train(command, self.tmp, None, 1000)
+
+    def test_what_diverges_is_a_trial_that_is_over(self):
+        train = runpy.run_path(str(SCRIPT))["train"]
+        command = [sys.executable, "-c", f"import sys; sys.exit({DIVERGED})"]
+        self.assertEqual(train(command, self.tmp, None, 1000), 0)
+
+    def test_a_study_goes_on_as_it_was(self):
+        import optuna
+
+        module = runpy.run_path(str(SCRIPT))
+        args = module["Args"]("CartPole-v1", also=("gamma=0.9",))
+        for _ in range(2):
+            module["open_study"]("tune", self.tmp, args, optuna)
+        for change, words in (
+            (dict(also=()), "--also gamma=0.9, not nothing"),
+            (dict(episodes=3), "--episodes 20, not 3"),
+            (dict(total_steps=500), "--total-steps 30000, not 500"),
+        ):
+            with self.assertRaisesRegex(UsageError, words):
+                other = dataclasses.replace(args, **change)
+                module["open_study"]("tune", self.tmp, other, optuna)
+        (self.tmp / "study.db").write_text("no database")
+        with self.assertRaisesRegex(UsageError, "can't be used .*choose another --out"):
+            module["open_study"]("tune", self.tmp, args, optuna)
+
+    def test_sigterm_ends_what_trains(self):
+        module = runpy.run_path(str(SCRIPT))
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        module["RUNNING"].add(child)
+        with self.assertRaises(KeyboardInterrupt), module["ended_by_sigterm"]():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        self.assertEqual(child.wait(10), -signal.SIGTERM)
 
     @slow("60 s: trains three runs")
     def test_trials_go_on_and_the_best_is_printed(self):
@@ -101,8 +139,9 @@ class TestTune(InFolder):
         self.assertIn(f"Best of 3 trials, {max(scores):.2f}:", again)
         command = shlex.split(again.splitlines()[-1])
         parse(command[2:], "dqn", "")
-        bad = [*flags, "--also", "replay-size=-1", "--trials=4"]
-        refused(self, "A trial failed: .*replay-size", "tune", *bad)
+        refused(self, "--also nothing, not gamma=0", "tune", *flags, "--also", "gamma=0")
+        bad = ["--also", "replay-size=-1", f"--out={self.tmp / 'other'}"]
+        refused(self, "A trial failed: .*replay-size", "tune", *flags, *bad)
 
     def test_what_can_not_be_is_said(self):
         refused(self, "--trials must be at least 1", "tune", "--name=CartPole-v1", "--trials=0")

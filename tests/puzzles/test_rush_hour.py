@@ -128,6 +128,18 @@ class Environment(unittest.TestCase):
         self.assertFalse(seen["train"] & seen["tune"] or seen["train"] & seen["test"])
         self.assertFalse(seen["tune"] & seen["test"])
 
+    def test_what_is_the_same_upside_down_belongs_to_the_same_set(self):
+        rng = np.random.default_rng(0)
+        turned = np.array([0, 1, 2, 3, 6, 5, 4, 7, 8], np.uint8)
+        for size in (5, 7):  # whose exit is in the middle row
+            for _ in range(20):
+                grid = solver.draw_cars(rng, size, 4)
+                self.assertEqual(solver.form_of(grid), solver.form_of(turned[grid[::-1]]))
+        grid = solver.draw_cars(rng, 6, 4)
+        cars = solver.read_grid(grid)[0]
+        known = np.array([cars.column, cars.line, cars.length], np.uint8).tobytes()
+        self.assertEqual(solver.form_of(grid), known)
+
     def test_runs_go_on_exactly(self):
         env_fn = lambda **more: make_env("RushHour-v0", size=4, cars=4, **more)  # noqa: E731
         info = info_of(env_fn, "RushHour-v0")

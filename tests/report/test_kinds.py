@@ -23,6 +23,11 @@ class Names(InFolder):
         self.assertEqual(kinds.differences(short, [short, long]), ", total_steps=10")
         self.assertEqual(kinds.differences(long, [long]), "")
 
+    def test_what_is_equal_is_of_one_kind(self):
+        one = dict(algorithm="dqn", name="Pong", seed=0, network=dict(network="gpt"))
+        settings = dict(a=dict(one, dqn=dict(gamma=1)), b=dict(one, dqn=dict(gamma=1.0)))
+        self.assertEqual(list(kinds.group_runs(["a", "b"], settings).values()), [["a", "b"]])
+
     def test_settings_that_came_later_are_as_by_default(self):
         old = dict(algorithm="dqn", name="Pong", seed=0, network={}, dqn=dict(total_steps=10))
         new = dict(old, network=dict(width=8), scale=dict(actors=2), log_lines=7)

@@ -22,7 +22,17 @@ from tfdqt.games.flat import scores_at_last
 from tfdqt.games.trained import load_run
 from tfdqt.report import explained, film, page
 from tfdqt.report.explained import Explained, play_explained, what_followed
-from tfdqt.report.gather import distance_rows, evaluations, gather, shown_way
+from tfdqt.report.gather import (
+    curve_rows,
+    distance_rows,
+    evaluations,
+    finished_logs,
+    gather,
+    on_common_steps,
+    search_rows,
+    shown_way,
+    state_of,
+)
 from tfdqt.runs.log import read_log, read_rows, write_rows
 
 HAS_VEGA = importlib.util.find_spec("vl_convert") is not None
@@ -188,6 +198,10 @@ class TestPage(InFolder):
 
     def test_what_can_not_be_is_said(self):
         refused(self, "There is no run", "report", "nowhere")
+        refused(self, "--texts is for texts", "report", cartpole_run(), "--texts=3")
+        refused(
+            self, "--epsilon is of a game", "report", cartpole_run(), "--no-game", "--epsilon=1"
+        )
         refused(self, "Name one or more", "report")
         refused(
             self, "can't be written", "report", cartpole_run(), f"--out={self.tmp}", "--no-game"
@@ -269,6 +283,7 @@ class TestGather(unittest.TestCase):
     def test_puzzles_by_the_length_of_their_solutions(self):
         each = dict(
             run="a",
+            step=1,
             how=dict(simulations="4"),
             distances=[3.0, 4.0, 20.0, 19.0],
             returns=[1.0, 0.0, 1.0, 1.0],
@@ -285,6 +300,52 @@ class TestGather(unittest.TestCase):
         self.assertEqual(group.names, [str(cartpole_run()), str(second)])
         (group,) = gather([str(cartpole_run())])
         self.assertEqual(group.names, ["pole"])
+
+    def test_a_run_that_is_named_twice_counts_once(self):
+        run = cartpole_run()
+        (group,) = gather([str(run), f"{run}/", str(run / ".." / run.name)])
+        self.assertEqual(group.runs, [run])
+
+    def test_a_game_that_is_played_twice_counts_once(self):
+        with tempfile.TemporaryDirectory() as other:
+            run = another_seed(Path(other) / "run")
+            games = ["1200,0,False,7,0,10,10", "1200,0,False,7,1,20,20"]
+            cut = ["1200,0,False,7,0,5,5,5"]
+            lines = ["step,epsilon,sample,seed,episode,return,length,max_steps"]
+            lines += [f"{game}," for game in games + games] + cut
+            (run / "evaluation.csv").write_text("\n".join(lines) + "\n")
+            whole, cut = evaluations(gather([str(run)]))
+        self.assertEqual((whole["games"], whole["mean"]), (2, 15))
+        self.assertEqual((cut["games"], shown_way(cut["how"])), (1, "max_steps 5"))
+
+    def test_a_killed_run_does_not_stand_for_its_kind(self):
+        run = cartpole_run()
+        with tempfile.TemporaryDirectory() as other:
+            killed = another_seed(Path(other) / "killed")
+            lines = (killed / "log.csv").read_text().splitlines()
+            (killed / "log.csv").write_text("\n".join(lines[: len(lines) // 2]) + "\n")
+            both = gather([str(run), str(killed)])
+            rows = curve_rows(both)
+            alone = curve_rows(gather([str(run)]))
+            self.assertEqual(rows, alone)
+            self.assertEqual(len(finished_logs(both[0])), 1)
+            self.assertEqual(len(finished_logs(gather([str(killed)])[0])), 1)  # there is no other
+
+    def test_of_runs_that_have_nothing_in_common_the_longest_are_drawn(self):
+        late = dict(step=np.array([10.0, 20]), mean_return=np.array([np.nan, 3]))
+        short = dict(step=np.array([10.0]), mean_return=np.array([1.0]))
+        steps, values = on_common_steps([late, short], "step")
+        self.assertEqual((steps[0], values.shape), (20, (1, 200)))
+
+    def test_a_run_that_reached_its_score_is_finished(self):
+        log = dict(step=np.array([10.0]), evaluation=np.array([480.0]))
+        settings = dict(algorithm="dqn", dqn=dict(total_steps=99), stop_at_score=475.0)
+        self.assertEqual(state_of(None, settings, log), "finished at its score, 10 steps")
+
+    def test_searches_of_the_newest_checkpoint_are_drawn(self):
+        old = dict(run="a", step=1, how=dict(simulations="4"), mean=1.0, low=1.0, high=1.0)
+        rows = search_rows([old, dict(old, step=2, mean=2.0)])
+        self.assertEqual([row["mean"] for row in rows], [2.0])
 
     def test_evaluations_by_how_they_were_played(self):
         found = evaluations(gather([str(cartpole_run())]))

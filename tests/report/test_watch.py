@@ -61,6 +61,13 @@ class TestWatch(InFolder):
                     get(address + path)
                 self.assertEqual(caught.exception.code, 404)
 
+    def test_this_machines_names_are_taken_as_browsers_send_them(self):
+        with served(cartpole_run()) as address:
+            for host in ("localhost", "LOCALHOST:8000", "127.0.0.1"):
+                asked = urllib.request.Request(address + "/stamp", headers={"Host": host})
+                self.assertTrue(get(asked))
+            self.assertIn(f'stamp !== "{get(address + "/stamp")}"', get(address + "/"))
+
     def test_another_sites_name_is_refused(self):
         with served(cartpole_run()) as address:
             asked = urllib.request.Request(address + "/stamp", headers={"Host": "evil.example:80"})

@@ -173,6 +173,13 @@ class Checkpoints(InFolder):
         save_checkpoint(run, 150, dict(step=150))  # the run went on from 100
         self.assertEqual(load_checkpoint(run)[0]["step"], 150)
 
+    def test_the_abandoned_one_goes_before_the_new_one_comes(self):
+        run, _ = self.saved(100, 200)
+        with mock.patch("os.rename", side_effect=KeyboardInterrupt):
+            with self.assertRaises(KeyboardInterrupt):
+                save_checkpoint(run, 150, dict(step=150))
+        self.assertEqual(load_checkpoint(run)[0]["step"], 100)
+
     def test_new_one_is_never_the_one_that_goes(self):
         run, _ = self.saved(100, 200)
         path = save_checkpoint(

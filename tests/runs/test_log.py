@@ -5,13 +5,14 @@ import csv
 import io
 import unittest
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 
 from tests.helpers import InFolder
 from tfdqt.errors import UsageError
 from tfdqt.runs.folder import start_run
-from tfdqt.runs.log import make_logger, read_csv, read_log, write_rows
+from tfdqt.runs.log import add_row, make_logger, read_csv, read_log, read_rows, write_rows
 
 
 class Metrics(NamedTuple):
@@ -224,6 +225,18 @@ class Tables(InFolder):
     def test_what_can_not_be_read(self):
         with self.assertRaisesRegex(UsageError, "can't be read"):
             read_csv(self.tmp / "nothing.csv")
+        (self.tmp / "words.csv").write_text("step\n1\nx\n")
+        with self.assertRaisesRegex(UsageError, "a cell that is no number .*'x'"):
+            read_csv(self.tmp / "words.csv")
+
+    def test_rows_of_before_are_there_until_all_of_now_are(self):
+        path = self.tmp / "rows.csv"
+        add_row(path, dict(a=1))
+
+        with mock.patch("csv.DictWriter.writerows", side_effect=KeyboardInterrupt):
+            with self.assertRaises(KeyboardInterrupt):
+                add_row(path, dict(a=2))
+        self.assertEqual(read_rows(path), [dict(a="1")])
 
 
 if __name__ == "__main__":

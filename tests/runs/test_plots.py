@@ -32,6 +32,11 @@ class Band(unittest.TestCase):
         runs = [log([0, 10, 20, 30], [np.nan, 2, np.nan, 6])]
         np.testing.assert_allclose(band(runs, "mean_return", points=3)[1], [[2, 4, 6]])
 
+    def test_a_run_that_ends_before_another_begins(self):
+        runs = [log([0, 10], [1, 2]), log([0, 20, 30], [np.nan, 5, 6])]
+        with self.assertRaisesRegex(UsageError, "ends at step 10, before .* at 20; leave it out"):
+            band(runs, "mean_return")
+
     def test_one_seed(self):
         steps, values = band([log([10, 20], [1, 3])], "mean_return", points=3)
         np.testing.assert_allclose(steps, [10, 15, 20])

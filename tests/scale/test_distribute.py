@@ -229,12 +229,15 @@ class TestSettings(unittest.TestCase):
         addresses = ["127.0.0.1:1", "127.0.0.1:2"]
         self.assertEqual(cluster_member(dict(TF_CONFIG=cluster([1, 2], 1))), (1, addresses))
         outside = cluster([1, 2], 2)
+        first = dict(type="worker", index=0)
         for wrong in (
             {},
             dict(TF_CONFIG="{"),
             dict(TF_CONFIG="[]"),
             dict(TF_CONFIG=outside),
             dict(TF_CONFIG='{"cluster": {}}'),
+            dict(TF_CONFIG=cluster([1, 2], 1).replace('worker": [', 'worker": [1, ')),
+            dict(TF_CONFIG=json.dumps(dict(cluster=dict(worker=dict(a=1)), task=first))),
         ):
             with self.assertRaisesRegex(UsageError, "TF_CONFIG='"):
                 cluster_member(wrong)

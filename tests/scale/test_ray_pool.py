@@ -101,7 +101,7 @@ class TestPool(unittest.TestCase):
         """The chunks that come until enough(chunks) is true."""
         chunks = []
         while not enough(chunks):
-            chunk = pool.take()
+            chunk = pool.take(100)
             if chunk is not None:
                 chunks.append(chunk)
         return chunks
@@ -110,7 +110,7 @@ class TestPool(unittest.TestCase):
     def test_chunks_come_from_all_and_who_dies_is_replaced(self):
         pool = ray_pool.make_pool(make_echo, ["a", "b"], [0, 1])
         self.addCleanup(pool.close)
-        pool.broadcast(np.ones(3, np.float32), 7, 100)
+        pool.broadcast(np.ones(3, np.float32), 7)
         chunks = self.taken(pool, lambda chunks: pool.counts()[0] == 2 and len(chunks) > 7)
         self.assertEqual({chunk.experience[0] for chunk in chunks}, {"a", "b"})
         self.assertEqual({chunk.experience[2:4] for chunk in chunks}, {(3.0, 100)})
@@ -119,9 +119,9 @@ class TestPool(unittest.TestCase):
         self.assertEqual(pool.counts(), (2, 0))
 
         # New weights come with the chunks that are asked for from then on.
-        pool.broadcast(np.full(3, 2, np.float32), 8, 200)
+        pool.broadcast(np.full(3, 2, np.float32), 8)
         chunks = self.taken(pool, lambda chunks: len(chunks) == 12)
-        self.assertEqual(chunks[-1].experience[2:4], (6.0, 200))
+        self.assertEqual(chunks[-1].experience[2:4], (6.0, 100))
         self.assertEqual(chunks[-1].version, 8)
         old = [chunk.version for chunk in chunks].count(7)
         self.assertLessEqual(old, 2 * ray_pool.AHEAD)
@@ -133,7 +133,7 @@ class TestPool(unittest.TestCase):
         self.assertEqual({chunk.experience[0] for chunk in chunks}, {"a", "b"})
         self.assertNotIn(min(before), {chunk.experience[-1] for chunk in chunks})
 
-        pool.broadcast(np.full(3, -1, np.float32), 9, 300)
+        pool.broadcast(np.full(3, -1, np.float32), 9)
         with self.assertRaisesRegex(EnvFailure, "the robot fell over"):
             self.taken(pool, lambda chunks: len(chunks) == 20)
 

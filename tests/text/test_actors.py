@@ -75,7 +75,7 @@ class TestActedBatches(tf.test.TestCase):
         broadcasts = []
         asked = []
 
-        def take():
+        def take(step):
             asked.append(None)
             if len(asked) % 2:  # nothing came within a second
                 return None
@@ -117,7 +117,7 @@ class TestActedBatches(tf.test.TestCase):
         self.assertBetween(metrics.staleness, 0, 16)
 
     def test_a_run_that_is_to_stop_does_not_wait_for_actors(self):
-        pool = Pool(lambda *sent: None, lambda: None, lambda: (0, 0), lambda: None)
+        pool = Pool(lambda *sent: None, lambda step: None, lambda: (0, 0), lambda: None)
         batches = ActedBatches(
             Batches(numbered(0, 4), 4),
             pool,

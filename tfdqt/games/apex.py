@@ -109,6 +109,7 @@ def apex(
     make_pool,
     actors,
     broadcast_every=64,
+    actor_q_fn=None,
     seed=0,
     strategy=None,
     log=None,
@@ -124,6 +125,8 @@ def apex(
       actors: must divide cfg.num_envs; each plays its share of them, `steps_in_chunk` steps of each
         for a chunk.
       broadcast_every: updates between two broadcasts of the weights.
+      actor_q_fn: what actors make their network by, by default q_fn; it reaches them by
+        cloudpickle.
       The others as in `dqn`; log gets ApexMetrics.
 
     Raises UsageError for settings that can't work, and EnvFailure when an environment or the pool
@@ -159,10 +162,10 @@ def apex(
     started = time.monotonic()
     waited = 0.0
 
-    def take():
+    def take(step):
         nonlocal waited
         asked = time.monotonic()
-        delivered = pool.take()
+        delivered = pool.take(step)
         waited += time.monotonic() - asked
         return delivered
 
@@ -170,9 +173,9 @@ def apex(
         nonlocal began, sent, diagnostics, started, waited
         updates = int(state.updates)
         if sent is None or updates - sent >= broadcast_every:
-            pool.broadcast(state.acting.numpy(), updates, progress.step)
+            pool.broadcast(state.acting.numpy(), updates)
             sent = updates
-        delivered = take()
+        delivered = take(progress.step)
         if delivered is None:
             return state, progress, None
         rows, steps, games = delivered.experience
@@ -217,7 +220,9 @@ def apex(
         )
 
     actor_settings = dataclasses.replace(cfg, chunk=chunk)
-    make_actor = functools.partial(make_actor_collect, env_fn, q_fn, learner.info, actor_settings)
+    make_actor = functools.partial(
+        make_actor_collect, env_fn, actor_q_fn or q_fn, learner.info, actor_settings
+    )
     pool = make_pool(make_actor, actor_shares(cfg, actors), [seed, 4, life])
     try:
         state, progress = train_loop(

@@ -34,6 +34,8 @@ def evaluate_games(run_dir, args):
         "temperature",
         "best_of",
     )
+    if not args.video:
+        check_left_out(args, "is for a film; add --video=DIR, or leave it out", "video_steps")
     if args.simulations is None:
         check_left_out(
             args,
@@ -72,6 +74,8 @@ def evaluate_games(run_dir, args):
     columns = dict(epsilon=args.epsilon, sample=args.sample, **evaluated.columns)
     if args.loops is not None:
         columns["loops"] = args.loops
+    if args.max_steps is not None:
+        columns["max_steps"] = args.max_steps
     if args.env_options:
         columns["env_options"] = args.env_options
     append_evaluation(run_dir, trained.step, args.seed, columns, returns, lengths, evaluated.a_game)

@@ -45,7 +45,7 @@ from tfdqt.runs.folder import find_run
 from tfdqt.runs.log import EVALUATION
 from tfdqt.scale import ray_pool
 from tfdqt.scale.config import ScaleConfig, check_scale
-from tfdqt.settings import check_at_least_one, check_not_negative, save_config
+from tfdqt.settings import check_at_least_one, check_not_negative, check_seed, save_config
 from tfdqt.stats import decimals
 
 # What says how a run is evaluated while it trains.
@@ -118,7 +118,10 @@ def parse(argv, algorithm, description):
     flags = given_flags(argv)
     check_resume_flags(flags, RESUME_FLAGS)
     check_at_least_one(args, "log_lines", "checkpoint_every", "threads")
-    check_not_negative(args, "workers", "seed")
+    check_not_negative(args, "workers")
+    check_seed(args)
+    if "evaluate-episodes" in flags and not {"evaluate-every", "resume"} & {*flags}:
+        raise UsageError("--evaluate-episodes is of evaluations; give --evaluate-every too.")
     return args, flags
 
 
@@ -240,8 +243,11 @@ def given_evaluation(flags):
     return [field for field in EVALUATION_FIELDS if field in names]
 
 
-def trainer(args, algorithm, scale, strategy):
-    """How an algorithm trains as its arguments say: -> (train, metrics)."""
+def trainer(args, algorithm, scale, strategy, build):
+    """How an algorithm trains as its arguments say: -> (train, metrics).
+
+    build: what actors make their network by.
+    """
     chosen = ALGORITHMS[algorithm]
     if scale.actors:
         make_pool = functools.partial(ray_pool.make_pool, address=scale.ray_address)
@@ -250,6 +256,7 @@ def trainer(args, algorithm, scale, strategy):
             make_pool=make_pool,
             actors=scale.actors,
             broadcast_every=scale.broadcast_every,
+            actor_q_fn=build,
             strategy=strategy,
         )
         return train, chosen.actor_metrics
@@ -286,7 +293,7 @@ def main(algorithm, description, argv=None):
         show_settings(args.env)
     show_settings(args.network, cfg, run.scale)
     print(f"Run folder: {run.folder}", flush=True)
-    train, metrics = trainer(args, algorithm, run.scale, run.strategy)
+    train, metrics = trainer(args, algorithm, run.scale, run.strategy, build)
     step = run.saved["progress"]["step"] if run.saved else None
     fields = metrics._fields + ((EVALUATION,) if args.evaluate_every else ())
     log_settings = (fields, cfg.total_steps, args.log_lines, args.checkpoint_every)
@@ -298,7 +305,7 @@ def main(algorithm, description, argv=None):
         evaluation = evaluator(args, algorithm, run.folder, eval_fn, info, stop)
         state, net, progress = train(
             env_fn,
-            build if run.scale.actors else network_fn,
+            network_fn,
             cfg,
             seed=args.seed,
             log=log,
@@ -358,9 +365,9 @@ def saying_what_is_kept(folder):
     except Diverged as error:
         sentence = str(error).rstrip(".")
         if not checkpoints(folder):
-            raise UsageError(f"{sentence}; nothing was learned until then.") from None
+            raise Diverged(f"{sentence}; nothing was learned until then.") from None
         run = shlex.quote(str(folder))
-        raise UsageError(
+        raise Diverged(
             f"{sentence}; what was learned until then is saved: python "
             f"scripts/evaluate.py {run} plays with it, and --resume={run} goes on from it."
         ) from None

@@ -236,6 +236,20 @@ def draw_cars(rng, size, count):
     return grid
 
 
+def form_of(grid):
+    """What a grid has in common with all that its cars can come to, as bytes.
+
+    And, where the exit is in the middle of an odd number of rows, with all of that upside down.
+    """
+    grids = [grid]
+    if exit_row(len(grid)) == len(grid) - 1 - exit_row(len(grid)):
+        swapped = np.arange(1 + max(RED_CAR), dtype=np.uint8)
+        swapped[list(COLUMN_CAR)] = COLUMN_CAR[::-1]
+        grids.append(swapped[grid[::-1]])
+    cars = (read_grid(each)[0] for each in grids)
+    return min(np.array([c.column, c.line, c.length], np.uint8).tobytes() for c in cars)
+
+
 def draw_tables(rng, *, size, cars, split):
     """Draw cars until they belong to a set and can be solved: -> Tables.
 
@@ -246,9 +260,8 @@ def draw_tables(rng, *, size, cars, split):
         grid = draw_cars(rng, size, cars)
         if grid is None:
             continue
-        known, positions = read_grid(grid)
-        if belongs(np.array([known.column, known.line, known.length], np.uint8).tobytes(), split):
-            found = tables(known, positions)
+        if belongs(form_of(grid), split):
+            found = tables(*read_grid(grid))
             if found is not None and np.isfinite(found.distance[0]) and found.distance.any():
                 return found
     raise no_level(f"a level of {size} x {size} cells with {cars} cars", split, 1, None)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import ALGORITHMS, default_settings
 from tfdqt.report.kinds import group_runs, settings_of, task_of
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.runs.folder import find_run
-from tfdqt.runs.log import log_so_far, read_rows
+from tfdqt.runs.log import EVALUATION, log_so_far, read_rows
 from tfdqt.runs.plots import band
 from tfdqt.stats import confidence, improvement, interquartile_mean
 from tfdqt.text.tasks.table import default_text_config
@@ -41,7 +42,8 @@ class Group:
 
 
 def gather(run_dirs):
-    """The Groups of runs."""
+    """The Groups of runs, each of which counts once however often it is named."""
+    run_dirs = list({find_run(run).resolve(): run for run in reversed(run_dirs)}.values())[::-1]
     settings = {run: settings_of(run) for run in run_dirs}
     alone = collections.Counter(find_run(run).name for run in settings)
     groups = []
@@ -85,8 +87,42 @@ def state_of(folder, settings, log):
     step = int(log["step"][-1])
     if step >= total:
         return f"finished, {step:,} steps"
+    if reached_score(settings, log):
+        return f"finished at its score, {step:,} steps"
     kept = "" if checkpoints(folder) else "; it has no checkpoint"
     return f"unfinished: {step:,} of {total:,} steps{kept}"
+
+
+def reached_score(settings, log):
+    """Whether --stop-at-score ended a run."""
+    score = settings.get("stop_at_score")
+    if score is None or EVALUATION not in log:
+        return False
+    known = log[EVALUATION][np.isfinite(log[EVALUATION])]
+    return bool(len(known)) and known[-1] >= score
+
+
+def finished_logs(group):
+    """The logs of a group's runs that are over, or of all if none is.
+
+    One that was killed would cut the others' curves short, and count as a run that learned less.
+    """
+    logs = [
+        (log, state_of(folder, settings, log).startswith("finished"))
+        for folder, settings, log in zip(group.runs, group.settings, group.logs)
+        if log is not None and np.isfinite(log["mean_return"]).any()
+    ]
+    return [log for log, over in logs if over] or [log for log, _ in logs]
+
+
+def on_common_steps(logs, x):
+    """`band` of mean returns, without runs that end before another has any: (at, values)."""
+    logs = sorted(logs, key=lambda log: log[x][-1])
+    while True:
+        try:
+            return band(logs, "mean_return", POINTS, x=x)
+        except UsageError:
+            logs = logs[1:]
 
 
 # -------------------------------------------------------------------------------------------------
@@ -97,12 +133,11 @@ def curve_rows(groups):
     """Rows of every group's mean return, over steps and over seconds: mean, lowest and highest."""
     rows = []
     for group in groups:
-        logs = [log for log in group.logs if log is not None]
-        logs = [log for log in logs if np.isfinite(log["mean_return"]).any()]
+        logs = finished_logs(group)
         if not logs:
             continue
         for x in ("step", "seconds"):
-            at, values = band(logs, "mean_return", POINTS, x=x)
+            at, values = on_common_steps(logs, x)
             for i, place in enumerate(at):
                 column = values[:, i]
                 rows.append(
@@ -113,7 +148,7 @@ def curve_rows(groups):
                         mean=column.mean(),
                         low=column.min(),
                         high=column.max(),
-                        seeds=len(logs),
+                        seeds=len(values),
                     )
                 )
     return rows
@@ -146,11 +181,13 @@ def evaluations(groups):
     found = []
     for group in groups:
         for folder, name in zip(group.runs, group.names):
-            ways = collections.defaultdict(list)
+            ways = collections.defaultdict(dict)
             for row in read_rows(Path(folder, "evaluation.csv")):
                 way = {key: value for key, value in row.items() if key not in OF_A_GAME and value}
-                ways[json.dumps(way)].append(row)
-            for way, rows in ways.items():
+                # Played again with the same seed it is the same game.
+                ways[json.dumps(way)][row["seed"], row["episode"]] = row
+            for way, games in ways.items():
+                rows = list(games.values())
                 returns = np.array([float(row["return"]) for row in rows])
                 lengths = np.array([float(row["length"] or "nan") for row in rows])
                 distances = [float(row.get("distance") or "nan") for row in rows]
@@ -185,20 +222,28 @@ def shown_way(how):
 def search_rows(found):
     """Rows of evaluations with a search: label, run, how else, simulations, mean, low, high."""
     rows = []
-    for each in found:
-        if each["how"].get("simulations"):
-            rest = {key: value for key, value in each["how"].items() if key != "simulations"}
-            rows.append(
-                dict(
-                    run=each["run"],
-                    how=shown_way(rest),
-                    simulations=int(each["how"]["simulations"]),
-                    mean=each["mean"],
-                    low=each["low"],
-                    high=each["high"],
-                )
+    for each in searched_of(found):
+        rest = {key: value for key, value in each["how"].items() if key != "simulations"}
+        rows.append(
+            dict(
+                run=each["run"],
+                how=shown_way(rest),
+                simulations=int(each["how"]["simulations"]),
+                mean=each["mean"],
+                low=each["low"],
+                high=each["high"],
             )
+        )
     return rows
+
+
+def searched_of(found):
+    """The evaluations with a search, of the newest checkpoint of a run that has some."""
+    searched = [each for each in found if each["how"].get("simulations")]
+    newest = collections.defaultdict(int)
+    for each in searched:
+        newest[each["run"]] = max(newest[each["run"]], each["step"])
+    return [each for each in searched if each["step"] == newest[each["run"]]]
 
 
 def distance_rows(found):
@@ -206,7 +251,7 @@ def distance_rows(found):
 
     Of each band the mean return, what it is from and up to, and the number of games.
     """
-    searched = [each for each in found if each["how"].get("simulations")]
+    searched = searched_of(found)
     known = np.array([distance for each in searched for distance in each["distances"]])
     known = known[np.isfinite(known)]
     if not len(known):
@@ -278,8 +323,7 @@ def _common_scores(rivals, found):
                 scores[runs[run]].append(mean)
             return f"mean return of evaluated games, {way}", scores
     for group in rivals:
-        for log in group.logs:
-            known = [] if log is None else log["mean_return"][np.isfinite(log["mean_return"])]
-            if len(known):
-                scores[group.label].append(float(known[-1]))
+        for log in finished_logs(group):
+            known = log["mean_return"][np.isfinite(log["mean_return"])]
+            scores[group.label].append(float(known[-1]))
     return "last mean return while training", scores

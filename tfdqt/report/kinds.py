@@ -77,5 +77,5 @@ def group_runs(runs, settings):
     groups = {}
     for kind, first in zip(kinds.values(), firsts):
         rivals = [other for other in firsts if name_of(other) == name_of(first)]
-        groups[name_of(first) + differences(first, rivals)] = kind
+        groups.setdefault(name_of(first) + differences(first, rivals), []).extend(kind)
     return groups

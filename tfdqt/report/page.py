@@ -203,7 +203,10 @@ def _shown(value):
 
 
 def _note_of_curves(rows):
-    said = "The mean of the seeds, over a band from the lowest to the highest."
+    said = (
+        "The mean of the seeds, over a band from the lowest to the highest; beside finished runs "
+        "others are left out."
+    )
     if max(row["seeds"] for row in rows) == 1:
         said = "One seed each."
     return f'<p class="soft">{said} Drag and scroll to zoom, double-click to go back.</p>'
@@ -253,6 +256,7 @@ def _comparison(rows):
             _with_interval(row["beats"], row["beats_low"], row["beats_high"], 2)
             if "beats" in row
             else "",
+            row["by"],
         )
         for row in rows
     ]
@@ -262,8 +266,9 @@ def _comparison(rows):
         "runs",
         "interquartile mean [95%]",
         "beats the first, probability [95%]",
+        "by",
     )
-    note = f'<p class="soft">By the {_e(rows[0]["by"])}. After Agarwal et al. (2021).</p>'
+    note = '<p class="soft">After Agarwal et al. (2021).</p>'
     return _section("Comparison", _table(head, cells, {2}), note)
 
 

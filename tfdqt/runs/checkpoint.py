@@ -126,7 +126,11 @@ def save_checkpoint(run_dir, step, tree, *, folder="checkpoints", kept=KEPT):
         )
         for file in (*temporary.iterdir(), temporary):
             _sync(file)
-        shutil.rmtree(target, ignore_errors=True)
+        # Those of the future that was left by going on from an older checkpoint: the newest is
+        # what is gone on from.
+        for path in reversed(checkpoints(run_dir, where)):
+            if path.name >= target.name:
+                shutil.rmtree(path, ignore_errors=True)
         os.rename(temporary, target)
         _sync(folder)
     except OSError as error:
@@ -140,10 +144,7 @@ def save_checkpoint(run_dir, step, tree, *, folder="checkpoints", kept=KEPT):
         raise UsageError(
             f"The checkpoint at step {step} can't be written ({error.strerror or error}); {kept}."
         ) from None
-    existing = checkpoints(run_dir, where)
-    # Later ones are of the future that was left by going on from an older checkpoint.
-    later = [path for path in existing if path.name > target.name]
-    for old in (*existing[: -kept - len(later)], *later):
+    for old in checkpoints(run_dir, where)[:-kept]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 

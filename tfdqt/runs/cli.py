@@ -17,6 +17,7 @@ from tfdqt.runs.checkpoint import (
     newest_common,
     quoted,
 )
+from tfdqt.runs.evaluation import check_left_out
 from tfdqt.runs.folder import (
     clear,
     find_run,
@@ -35,14 +36,17 @@ from tfdqt.version import __version__
 
 
 def run_main(main):
-    """Call `main()` as a script: what a user can mend becomes one sentence and exit code 2."""
+    """Call `main()` as a script: what a user can mend becomes one sentence and an exit code.
+
+    That of `errors`.
+    """
     code = 1  # of a traceback
     try:
         with a_script():
             code = main() or 0
     except (UsageError, EnvFailure) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
-        code = 2
+        code = error.exit_code
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         code = 128 + signal.SIGINT
@@ -111,6 +115,8 @@ class Run(NamedTuple):
 
 def new_run(run_dir, scale, threads, **settings):
     """Make the folder of a new run, and what its ScaleConfig needs: -> Run."""
+    if not scale.actors:
+        check_left_out(scale, "is for actors; add --actors=N, or leave it out", "broadcast_every")
     folder = learner_folder(run_dir, scale)
     connect_actors(scale)
     settings = dict(version=__version__, **settings, scale=scale)

@@ -63,6 +63,4 @@ def _add_rows(path, columns, new):
             old = csv.DictReader(file)
             columns += [name for name in old.fieldnames or () if name not in columns]
             rows = [{name: row.get(name, "") for name in columns} for row in old]
-    temporary = path.with_suffix(".writing")
-    write_rows(temporary, rows + new)
-    temporary.replace(path)
+    write_rows(path, rows + new)

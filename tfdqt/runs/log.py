@@ -127,12 +127,18 @@ def _short(row):
 
 
 def write_rows(path, rows):
-    """Write dicts as a CSV with a column for every key, numbers to six digits."""
+    """Write dicts as a CSV with a column for every key, numbers to six digits.
+
+    To a file beside it that is then renamed, so whoever reads it finds all rows of before or now.
+    """
     rows = list(rows)
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    path = Path(path)
+    temporary = path.with_suffix(".writing")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(_short(row) for row in rows)
+    temporary.replace(path)
 
 
 def read_rows(path):
@@ -168,7 +174,10 @@ def log_so_far(run_dir):
 
 
 def read_csv(path):
-    """A CSV of numbers as a dict of float arrays by column. Raises UsageError if it is empty."""
+    """A CSV of numbers as a dict of float arrays by column.
+
+    Raises UsageError if it is empty, or has something else in it.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]
@@ -176,8 +185,11 @@ def read_csv(path):
         raise UsageError(f"{path} can't be read ({error.strerror}).") from None
     if not rows:
         raise UsageError(f"{path} has no rows yet; let the run train for longer.")
-    return {
-        # An empty cell is of a column that came later.
-        key: np.array([float(row[key]) if row[key] else np.nan for row in rows])
-        for key in rows[0]
-    }
+    try:
+        return {
+            # An empty cell is of a column that came later.
+            key: np.array([float(row[key]) if row[key] else np.nan for row in rows])
+            for key in rows[0]
+        }
+    except ValueError as error:
+        raise UsageError(f"{path} has a cell that is no number ({error}); mend it.") from None

@@ -16,10 +16,18 @@ def make_figure(*grid, size, **options):
 
 
 def band(runs, column, points=400, *, x="step"):
-    """Runs of one kind on common steps: (steps [T], values [runs, T]), until one ends."""
+    """Runs of one kind on common steps: (steps [T], values [runs, T]), until one ends.
+
+    Raises UsageError if one ends before another begins.
+    """
     end = min(run[x][-1] for run in runs)
     finite = [np.isfinite(run[column]) for run in runs]
     begin = max(run[x][rows][0] if rows.any() else end for run, rows in zip(runs, finite))
+    if begin > end:
+        raise UsageError(
+            f"A run ends at {x} {end:g}, before another of its kind has a {column}, at {begin:g}; "
+            "leave it out."
+        )
     steps = np.linspace(begin, end, points)
     values = [np.interp(steps, run[x][rows], run[column][rows]) for run, rows in zip(runs, finite)]
     return steps, np.stack(values)

@@ -75,6 +75,8 @@ def cluster_member(environ=os.environ):
         index = cluster["task"]["index"]
         if (
             cluster["task"]["type"] == "worker"
+            and isinstance(addresses, list)
+            and all(isinstance(address, str) for address in addresses)
             and isinstance(index, int)
             and 0 <= index < len(addresses)
             and set(cluster["cluster"]) == {"worker"}

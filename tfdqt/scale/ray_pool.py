@@ -38,8 +38,8 @@ class Chunk(NamedTuple):
 class Pool(NamedTuple):
     """Actors, as functions."""
 
-    broadcast: Callable  # (weights, updates done, steps so far): act with these from now on
-    take: Callable  # () -> Chunk, or None if none came within a second
+    broadcast: Callable  # (weights, updates done): act with these from now on
+    take: Callable  # (steps so far) -> Chunk, or None if none came within a second
     counts: Callable  # () -> (actors alive, actors replaced so far)
     close: Callable
 
@@ -67,6 +67,7 @@ def connect(actors, address=None):
         settings = dict(address=address)
     else:
         settings = dict(
+            address="local",  # whatever Ray is or was on this machine
             num_cpus=max(actors, os.cpu_count() or 1),
             object_store_memory=STORE_BYTES,
             include_dashboard=False,
@@ -117,7 +118,7 @@ class Actor:
 
 
 def make_pool(make_collect, shares, seed, *, address=None):
-    """A Pool of an actor for each of `shares`, which start with the first broadcast.
+    """A Pool of an actor for each of `shares`, which start when a chunk is first taken.
 
     Args:
       make_collect: see Actor; it reaches the actors by cloudpickle.
@@ -134,13 +135,14 @@ def make_pool(make_collect, shares, seed, *, address=None):
     deaths = [0] * actors
     turn = list(range(actors))  # who is served first
     delivered = set()
-    state = dict(replaced=0, heard=time.monotonic())
+    state = dict(replaced=0, step=0)
 
     def start(i):
         sequence = np.random.SeedSequence([*seed, i, state["replaced"]])
         handles[i] = remote_actor.remote(make_collect, shares[i], sequence)
         waiting[i].clear()
         delivered.discard(i)
+        state["heard"] = time.monotonic()
         ask(i)
 
     def ask(i):
@@ -148,14 +150,11 @@ def make_pool(make_collect, shares, seed, *, address=None):
             chunk = handles[i].collect.remote(state["weights"], state["version"], state["step"])
             waiting[i].append(chunk)
 
-    def broadcast(weights, version, step):
+    def broadcast(weights, version):
         try:
-            state.update(weights=ray.put(weights), version=version, step=step)
+            state.update(weights=ray.put(weights), version=version)
         except ray.exceptions.RayError as error:
             raise EnvFailure(f"Ray could not take the weights: {error}") from error
-        if handles[0] is None:
-            for i in range(actors):
-                start(i)
 
     def replace(i, error):
         state["replaced"] += 1
@@ -167,7 +166,11 @@ def make_pool(make_collect, shares, seed, *, address=None):
         ray.kill(handles[i])
         start(i)
 
-    def take():
+    def take(step):
+        state["step"] = step
+        if handles[0] is None:
+            for i in range(actors):
+                start(i)
         oldest = {waiting[i][0]: i for i in turn}
         try:
             ready, _ = ray.wait(list(oldest), timeout=1.0)

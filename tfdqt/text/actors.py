@@ -98,7 +98,7 @@ class ActedBatches:
                 continue
             age = None if self.broadcast_at is None else self.updates - self.broadcast_at
             if age is None or age >= self.broadcast_every:
-                self.pool.broadcast(self.weights(), self.updates, self.updates)
+                self.pool.broadcast(self.weights(), self.updates)
                 self.broadcast_at = self.updates
             yield concatenate([items, *self._take(len(items.action))])
             self.updates += self.cfg.updates_per_batch
@@ -108,7 +108,7 @@ class ActedBatches:
         while sum(len(items.action) for items in self.left) < count:
             if self.should_stop and self.should_stop():
                 break
-            chunk = self.pool.take()
+            chunk = self.pool.take(self.updates)
             if chunk is not None:
                 items, returns = chunk.experience
                 self.left.append(items)

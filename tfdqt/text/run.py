@@ -36,7 +36,7 @@ from tfdqt.runs.folder import freed_if_nothing_is_learned
 from tfdqt.runs.log import read_log
 from tfdqt.scale.config import ScaleConfig, check_scale
 from tfdqt.scale.ray_pool import make_pool
-from tfdqt.settings import check_at_least_one, check_not_negative, save_config
+from tfdqt.settings import check_at_least_one, check_not_negative, check_seed, save_config
 from tfdqt.text.config import (
     METHODS,
     TextConfig,
@@ -168,9 +168,8 @@ def check(args):
         raise UsageError(
             "Of a corpus --actors explore by drawing words; give --no-greedy, its default."
         )
-    check_not_negative(args, "seed", "episodes")
-    if args.seed >= 1 << 32:
-        raise UsageError(f"--seed must be less than {1 << 32}, not {args.seed}.")
+    check_not_negative(args, "episodes")
+    check_seed(args)
     if args.corpus is not None and not Path(args.corpus).exists():
         raise UsageError(f"--corpus={args.corpus} does not exist; give a folder of .txt files.")
 
