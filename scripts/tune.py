@@ -175,10 +175,11 @@ def train(command, folder, trial, total):
             process.wait()
             RUNNING.discard(process)
         said.seek(0)
-        if process.returncode == DIVERGED:
-            return 0
         if process.returncode and stopped is None:
-            raise UsageError(f"A trial failed: {last_line(said.read()).removeprefix('error: ')}")
+            why = last_line(said.read()).removeprefix("error: ")
+            if why.startswith(DIVERGED):
+                return 0
+            raise UsageError(f"A trial failed: {why}")
     return stopped
 
 

@@ -1,13 +1,8 @@
-"""The ways in which something that a user gave fails, and the exit codes of scripts that fail."""
-
-FAILED = 2  # what a user can mend
-DIVERGED = 3  # learning gave numbers that are not finite
+"""The ways in which something that a user gave fails."""
 
 
 class UsageError(ValueError):
     """What a user asked for can't be done. The message is one sentence that says what to do."""
-
-    exit_code = FAILED
 
 
 class MissingPackage(UsageError, ImportError):
@@ -17,13 +12,12 @@ class MissingPackage(UsageError, ImportError):
 class EnvFailure(RuntimeError):
     """An environment raised, or returned something that is not a number."""
 
-    exit_code = FAILED
+
+DIVERGED = "Learning diverged"  # with which the message of a Diverged begins
 
 
 class Diverged(UsageError):
     """Learning gave numbers that are not finite. The message says where, and what to change."""
-
-    exit_code = DIVERGED
 
 
 def sentence_of(error):

@@ -91,7 +91,7 @@ class TestTune(InFolder):
 
     def test_what_diverges_is_a_trial_that_is_over(self):
         train = runpy.run_path(str(SCRIPT))["train"]
-        command = [sys.executable, "-c", f"import sys; sys.exit({DIVERGED})"]
+        command = [sys.executable, "-c", f"import sys; sys.exit('error: {DIVERGED} behind step 9')"]
         self.assertEqual(train(command, self.tmp, None, 1000), 0)
 
     def test_a_study_goes_on_as_it_was(self):

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from tests.helpers import InFolder
-from tfdqt.errors import Diverged, EnvFailure, UsageError
+from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.runs import cli
 from tfdqt.runs.checkpoint import load_checkpoint, save_checkpoint
 from tfdqt.runs.cli import Run, given_flags, given_value, run_main, stop_on_signals
@@ -50,12 +50,6 @@ class Scripts(unittest.TestCase):
         self.assertEqual(
             self.ended(main), (2, "error: The width can't be divided; choose another.\n")
         )
-
-    def test_what_diverged_has_a_code_of_its_own(self):
-        def main():
-            raise Diverged("The loss is not finite; lower the rate.")
-
-        self.assertEqual(self.ended(main), (3, "error: The loss is not finite; lower the rate.\n"))
 
     def test_code_is_passed_on(self):
         self.assertEqual(self.ended(lambda: 130), (130, ""))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt.backend import tf
-from tfdqt.errors import Diverged, EnvFailure, UsageError
+from tfdqt.errors import DIVERGED, Diverged, EnvFailure, UsageError
 from tfdqt.games.vec_envs import VecEnv, make_vec_env
 from tfdqt.games.window import Window, forget_history, make_window, push
 from tfdqt.policy import Held, hold_nothing
@@ -158,7 +158,7 @@ def train_loop(
         if learned and not is_finite(metrics):
             keep(last=True, envs=False)
             raise Diverged(
-                f"Learning diverged behind step {progress.step} (loss {metrics.loss:g}, grad_norm "
+                f"{DIVERGED} behind step {progress.step} (loss {metrics.loss:g}, grad_norm "
                 f"{metrics.grad_norm:g}); start again with a lower --learning-rate, with "
                 "--reward-transform=sign, or with rewards that a wrapper scales."
             )

@@ -36,17 +36,14 @@ from tfdqt.version import __version__
 
 
 def run_main(main):
-    """Call `main()` as a script: what a user can mend becomes one sentence and an exit code.
-
-    That of `errors`.
-    """
+    """Call `main()` as a script: what a user can mend becomes one sentence and exit code 2."""
     code = 1  # of a traceback
     try:
         with a_script():
             code = main() or 0
     except (UsageError, EnvFailure) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
-        code = error.exit_code
+        code = 2
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         code = 128 + signal.SIGINT
