@@ -62,13 +62,13 @@ def read_prompts(args):
     if args.prompt:
         raise UsageError("--prompt and --prompts both say what to begin with; give one of them.")
     try:
-        text = Path(args.prompts).read_text(encoding="utf-8")
+        text = Path(args.prompts).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UsageError(
             f"--prompts={args.prompts} can't be read ({reason}); give a file with a prompt a line."
         ) from None
-    prompts = [line for line in text.splitlines() if line.strip()]
+    prompts = [line for line in text.split("\n") if line.strip()]
     if not prompts:
         raise UsageError(f"--prompts={args.prompts} holds no prompts; give one a line.")
     return prompts

@@ -1,6 +1,7 @@
 """Draw the learning curves of runs: python scripts/plot.py RUN... --out=curves.png"""
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -50,7 +51,9 @@ def main(argv=None):
         }
     except ValueError:
         raise UsageError("--level takes LABEL=HEIGHT, such as --level human=31.8.") from None
-    out = args.out or find_run(args.runs[0]) / "learning.png"
+    out = Path(args.out or find_run(args.runs[0]) / "learning.png")
+    if not out.suffix:
+        out = out.with_suffix(".png")
     title = args.title or ", ".join(sorted({task_of(each) for each in settings.values()}))
     games = all(each["algorithm"] in ALGORITHMS for each in settings.values())
     xlabel = "updates" if args.x == "step" and not games else None

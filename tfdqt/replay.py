@@ -205,28 +205,30 @@ def stored_obs(replay):
     `first` is True where an episode, or a stream, starts.
     """
     kept = Steps(*replay.table.variables())
-    obs = _by_row(replay, kept.obs.numpy())
-    first = _by_row(replay, kept.first.numpy())
-    first[:, 0] = True
+    filled = _filled(replay)
+    obs = _written(replay, kept.obs, filled.max())
+    first = _written(replay, kept.first, filled.max()).copy()
+    first[:, :1] = True
     return tuple(
-        np.concatenate([row[:filled] for row, filled in zip(field, _filled(replay))])
-        for field in (obs, first)
+        np.concatenate([row[:count] for row, count in zip(field, filled)]) for field in (obs, first)
     )
 
 
 def stored_rewards(replay):
     """All rewards in the buffer, as `stored_obs`: [M] of numpy."""
-    rewards = _by_row(replay, Steps(*replay.table.variables()).reward.numpy())
-    return np.concatenate([row[:filled] for row, filled in zip(rewards, _filled(replay))])
+    filled = _filled(replay)
+    rewards = _written(replay, Steps(*replay.table.variables()).reward, filled.max())
+    return np.concatenate([row[:count] for row, count in zip(rewards, filled)])
 
 
 def replay_arrays(replay):
     """Everything in the buffer as numpy arrays by name; the rows not yet written are left out."""
     filled = _filled(replay).max()
-    arrays = {_name(variable): _copied(variable) for variable in replay.buffer.variables()}
     arrays = {
-        name: _by_row(replay, value)[:, :filled] if value.ndim else value
-        for name, value in arrays.items()
+        _name(variable): _written(replay, variable, filled)
+        if variable.shape.rank
+        else variable.numpy()
+        for variable in replay.buffer.variables()
     }
     return arrays if replay.seen is None else dict(arrays, seen=replay.seen.numpy())
 
@@ -244,10 +246,10 @@ def restore_replay(replay, arrays):
     else:
         had = arrays["TFUniformReplayBuffer/last_id"] + 1
     for variable in replay.buffer.variables():
-        saved, value = arrays[_name(variable)], variable.numpy()
-        if value.ndim:
+        saved = arrays[_name(variable)]
+        if variable.shape.rank:
             if (
-                saved.shape[2:] != value.shape[1:]
+                saved.shape[2:] != tuple(variable.shape[1:])
                 or saved.shape[0] != replay.rows
                 or saved.shape[1] > replay.length
                 or saved.shape[1] < min(had, replay.length)
@@ -256,22 +258,28 @@ def restore_replay(replay, arrays):
                     f"the saved replay buffer holds {saved.shape}, not {replay.rows} rows of "
                     f"{replay.length}"
                 )
-            _by_row(replay, value)[:, : saved.shape[1]] = saved
+            for row, ids in zip(saved, _places(replay, saved.shape[1])):
+                variable.scatter_update(tf.IndexedSlices(tf.constant(row), ids))
         else:
-            value = saved
-        variable.assign(value)
+            variable.assign(saved)
 
 
-def _copied(variable):
-    """A variable's value, copied once: `numpy()` copies what reading has copied already."""
-    value = variable.read_value()
-    return np.asarray(memoryview(value)) if value.shape.rank else value.numpy()
+def _written(replay, variable, filled):
+    """The first `filled` steps of every stream: numpy [rows, filled, ...], which is not to change.
+
+    Nothing else is read: a buffer may be most of the memory that there is, and empty. It is copied
+    once, for `numpy()` would copy what reading has copied already.
+    """
+    return np.asarray(memoryview(variable.sparse_read(_places(replay, filled))))
+
+
+def _places(replay, filled):
+    """Where the first `filled` steps of every stream lie: [rows, filled] int64."""
+    return tf.range(replay.rows, dtype=tf.int64)[:, None] * replay.length + tf.range(
+        filled, dtype=tf.int64
+    )
 
 
 def _name(variable):
     """A name without the number that TensorFlow gives a second buffer in one process."""
     return re.sub(r"(_\d+)?:\d+$", "", variable.name)
-
-
-def _by_row(replay, value):
-    return value.reshape(replay.rows, replay.length, *value.shape[1:])

@@ -1,7 +1,9 @@
 """A trained network as a policy: of one environment and of many, and whole games played with it."""
 
 import random
+import tempfile
 import unittest
+from pathlib import Path
 from unittest import mock
 
 import gymnasium
@@ -39,6 +41,16 @@ class Shifted(Corridor):
     def step(self, action):
         obs, *rest = super().step(action - 2)
         return obs + 5, *rest
+
+
+class Blind(Corridor):
+    """A corridor that says it draws pictures, and draws none."""
+
+    metadata = dict(render_modes=["rgb_array"])
+    render_mode = "rgb_array"
+
+    def render(self):
+        return None
 
 
 class Noisy(Corridor):
@@ -331,6 +343,12 @@ class TestGames(tf.test.TestCase):
             vec.step(self.greedy(vec.out["obs"], first=vec.out["first"]))
             steps += 1
         self.assertEqual(steps, lengths[0])
+
+    def test_an_environment_that_draws_nothing_gives_no_film(self):
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "before.mp4").write_bytes(b"a film of before")
+            with self.assertRaisesRegex(UsageError, "No film was written: .* leave out --video"):
+                play.film(lambda: Blind(), self.policy, folder)
 
     def test_global_generators_are_put_back(self):
         random.seed(1)

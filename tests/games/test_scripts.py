@@ -79,6 +79,9 @@ class TestScripts(unittest.TestCase):
         self.assertEqual(len(list((self.tmp / "film").glob("*.mp4"))), 1)
         self.assertEqual(len(list((self.tmp / "film").glob("*.gif"))), 1)
         refused(self, "--beta is for text runs", "evaluate", self.run_dir, "--beta=0")
+        (self.tmp / "file").write_text("")
+        film = f"--video={self.tmp / 'file'}"
+        refused(self, "can't be a folder .*name another", "evaluate", self.run_dir, film)
 
     def test_evaluate_searches(self):
         flags = ["--episodes=1", "--max-steps=6", "--simulations=3", "--avoid-repeats"]
@@ -137,6 +140,9 @@ class TestScripts(unittest.TestCase):
         self.assertGreater(picture.stat().st_size, 5_000)
         refused(self, "no column 'los'", "plot", self.run_dir, "--column=los")
         refused(self, "LABEL=HEIGHT", "plot", self.run_dir, "--level", "human")
+        done = succeeds(self, "plot", self.run_dir, *flags[1:], f"--out={self.tmp / 'plain'}")
+        self.assertEqual(done.stdout.strip(), str(self.tmp / "plain.png"))
+        self.assertTrue((self.tmp / "plain.png").exists())
 
     def test_export(self):
         out = self.tmp / "saved_model"
@@ -174,6 +180,8 @@ class TestScripts(unittest.TestCase):
     def test_bad_input_gets_one_sentence(self):
         refused(self, "Breakout-ram-v0", "run_dqn", "--name=Brekout-ram-v0")
         refused(self, "images", "run_dqn", "--name=Breakout-v0")
+        refused(self, "the folder that holds mine.py", "run_dqn", "--name=mine:Own-v0")
+        refused(self, "give MODULE:NAME", "run_dqn", "--name=:Own-v0")
         refused(self, "DiscretizeAction", "run_dqn", "--name=Pendulum-v1")
         refused(self, "multiple of the heads", "run_dqn", "--width=30", "--heads=4")
         refused(self, "--context must be greater than 0", "run_dqn", "--context=0")

@@ -1,5 +1,6 @@
 """What a network is told of spaces, how observations are read, and what is held against them."""
 
+import enum
 import functools
 import io
 import json
@@ -14,6 +15,7 @@ from gymnasium import spaces
 from tests.games.scripted import Spaces, vec_of
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.envs import env_info, info_of, make_env, wrap
+from tfdqt.games.exact import state_fault
 from tfdqt.games.reader import make_reader
 from tfdqt.games.space_json import info_from_json, info_to_json
 from tfdqt.games.spaces import (
@@ -137,6 +139,14 @@ class Info(unittest.TestCase):
         own = type("Levels", (spaces.Discrete,), {})(3)
         again = info_from_json(info_to_json(told(own, TWO)), "x")
         self.assertEqual(again.observation_space, spaces.Discrete(3))
+
+        class Key(str, enum.Enum):  # noqa: UP042  (a StrEnum is called by its value)
+            A = "a"
+
+        again = info_from_json(info_to_json(told(spaces.Dict({Key.A: TWO}), TWO)), "x")
+        self.assertEqual(again.observation_space, spaces.Dict(a=TWO))
+        with self.assertRaisesRegex(UsageError, "a part called .*'hand', 0.*rename it"):
+            info_to_json(told(spaces.Dict({("hand", 0): TWO}), TWO))
         with self.assertRaisesRegex(UsageError, "config.json"):
             info_from_json(dict(observation=dict(kind="Box")), "x")
 
@@ -226,6 +236,20 @@ class Word(unittest.TestCase):
                 self.assertEqual(vec.out["obs"][:, 1].tolist(), [1.5, 1.5])
                 self.assertEqual(told.getvalue().count("note:"), 1)
                 self.assertRegex(told.getvalue(), r"entry \[1\] is 1\.\d+, beyond the -1 to 1")
+
+    def test_many_that_are_overstepped_are_told_in_one_sentence(self):
+        space = spaces.Box(0, 1, (4,), np.float32)
+        with redirect_stderr(io.StringIO()) as told:
+            self.first(space, np.array([0, 5, 6, 7], "f"))
+        self.assertEqual(told.getvalue().count("note:"), 1)
+        self.assertIn("[1] is 5, beyond the 0 to 1 of its space (and 2 others", told.getvalue())
+        with self.assertRaisesRegex(EnvFailure, r"\[3\] is nan"):
+            self.first(space, np.array([0, 5, 6, np.nan], "f"))
+
+    def test_trying_whether_states_are_whole_tells_nothing_of_bounds(self):
+        with redirect_stderr(io.StringIO()) as told:
+            state_fault(Overstepping, info_of(Overstepping, "Overstepping"))
+        self.assertEqual(told.getvalue(), "")
 
     def test_large_numbers_of_float64_are_told(self):
         space = spaces.Box(-np.inf, np.inf, (2,), np.float64)

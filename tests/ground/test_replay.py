@@ -162,6 +162,21 @@ class Restore(tf.test.TestCase):
             fresh.fill(fresh.seen + 3)
             tf.nest.map_structure(self.assertAllEqual, filled.windows(3, 5), fresh.windows(3, 5))
 
+    def test_what_is_not_written_is_not_read(self):
+        # A buffer may be most of the memory that there is.
+        filled, fresh = Filled().fill(6), Filled().fill(0)
+        kind = type(filled.replay.table.variables()[0])
+        read_value = kind.read_value
+
+        def read_number(variable):
+            self.assertEqual(variable.shape.rank, 0, "the whole buffer is read")
+            return read_value(variable)
+
+        with mock.patch.object(kind, "read_value", read_number):
+            restore_replay(fresh.replay, replay_arrays(filled.replay))
+            stored = stored_obs(filled.replay)
+        tf.nest.map_structure(self.assertAllEqual, stored, stored_obs(fresh.replay))
+
     def test_arrays_are_a_copy(self):
         filled = Filled().fill(6)
         arrays = replay_arrays(filled.replay)

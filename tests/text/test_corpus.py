@@ -9,6 +9,7 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.text import files
 from tfdqt.text.config import TextConfig
+from tfdqt.text.files import fingerprint
 from tfdqt.text.tasks import corpus
 from tfdqt.text.tokenizers import make_tokenizer
 
@@ -72,6 +73,20 @@ class TestTexts(tf.test.TestCase):
         self.assertEqual(found.windows, len(list(corpus.text_windows(self.tmp, 5))))
         tokenizer = make_tokenizer(["sun", "moon"])
         self.assertAlmostEqual(corpus.known_part(tokenizer, found.counts), 404 / 406)
+
+    def test_a_fingerprint_tells_texts_from_others(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "b.txt")
+            file.write_text("sun", encoding="utf-8")
+            seen = [fingerprint(folder), fingerprint(folder)]
+            self.assertEqual(seen[0], seen.pop())
+            file.write_text("moon", encoding="utf-8")
+            seen.append(fingerprint(folder))
+            Path(folder, "a.txt").write_text("", encoding="utf-8")
+            seen.append(fingerprint(folder))
+            file.rename(Path(folder, "c.txt"))
+            seen.append(fingerprint(folder))
+            self.assertEqual(len(set(seen)), 4)
 
     def test_what_is_no_text_is_said(self):
         faults = {
@@ -152,7 +167,7 @@ class TestCorpus(tf.test.TestCase):
         self.assertRegex(
             about,
             r"^1 file, 135 characters, 36 words \(.*UAX 29.*NFC.*Thai.*cluster\), 75.0% of them "
-            r"known \(vocabulary: 1\); about 12 texts of 4 words.$",
+            r"known \(vocabulary: 1\); 9 texts of 4 words.$",
         )
 
     def test_a_folder_where_nothing_was_learned_gives_no_words(self):
@@ -167,8 +182,15 @@ class TestCorpus(tf.test.TestCase):
                 task = corpus.make_run_corpus(None, run_dir, settings)
                 self.assertIn(word, task.actions)
             (run_dir / "checkpoints" / "step-1").mkdir(parents=True)
+            self.assertFalse(corpus.make_run_corpus(None, run_dir, settings).changed())
             file.write_text("mars", encoding="utf-8")
-            self.assertEqual(corpus.make_run_corpus(None, run_dir, settings).actions, task.actions)
+            changed = corpus.make_run_corpus(None, run_dir, settings)
+            self.assertEqual(changed.actions, task.actions)
+            with self.assertRaisesRegex(UsageError, "are not those that the run was started with"):
+                changed.load_data(settings)
+            cfg = TextConfig()
+            (line,) = changed.details(None, None, None, cfg, [], [])
+            self.assertRegex(line, "not those that the run learned from, so there is no held-out")
             del settings["words"]  # as runs of before have it
             self.assertEqual(corpus.make_run_corpus(None, run_dir, settings).rule, "plain")
 

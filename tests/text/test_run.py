@@ -309,7 +309,7 @@ class TestWriter(WithoutXLA):
         run_dir, _ = corpus_run()
         with tempfile.TemporaryDirectory() as folder:
             prompts = Path(folder, "prompts.txt")
-            prompts.write_text("The lord\n\nand\n", encoding="utf-8")
+            prompts.write_text("\ufeffThe lord\r\n\r\nand\n", encoding="utf-8")
             flags = [f"--prompts={prompts}", "--json", "--words=8", "--count=1", "--beta=2"]
             printed = succeeds(self, "generate", run_dir, *flags).stdout.splitlines()
             prompts.write_text("\n", encoding="utf-8")

@@ -202,6 +202,7 @@ def make_env(name, cfg=DEFAULT, **kwargs):
         except BaseException as error:  # whatever its constructor raises, sys.exit() among it
             raise UsageError(
                 f"The environment {name!r} can't be made: {sentence_of(error)}"
+                f"{_advice(name, error)}"
             ) from None
     if isinstance(env.unwrapped, ale_py.env.AtariEnv):
         StickyActions(env.unwrapped)
@@ -209,6 +210,19 @@ def make_env(name, cfg=DEFAULT, **kwargs):
         env = wrap(env, wrapper)
     check_learns_nothing(env)
     return ResetOptions(env, reset_options) if reset_options else env
+
+
+def _advice(name, error):
+    """What to do where the module of MODULE:NAME was not found, or nothing."""
+    module = name.partition(":")[0]
+    if ":" in name and not module:
+        return "; give MODULE:NAME."
+    if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+        return (
+            f"; run from the folder that holds {error.name}.py, and give the module without .py: "
+            "MODULE:NAME."
+        )
+    return ""
 
 
 def options_of(text, flag):
@@ -268,7 +282,8 @@ def check_learns_nothing(env):
                     f"{type(env).__name__} learns statistics that each copy of the environment has "
                     "to itself, so the network would be evaluated on other numbers than it learned "
                     "from; leave it out, and use --standardize for observations, and "
-                    "--reward-transform=sign or gymnasium.wrappers:TransformReward for rewards."
+                    "--reward-transform=sign or a wrapper of your own (--wrappers MODULE:FUNCTION) "
+                    "for rewards."
                 )
         env = env.env
 

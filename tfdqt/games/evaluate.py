@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from tfdqt import memory
 from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import lockstep_parallel
-from tfdqt.games.envs import env_fn_of, info_of, with_env_options, without_curriculum
+from tfdqt.games.envs import close_env, env_fn_of, info_of, with_env_options, without_curriculum
 from tfdqt.games.play import Games, film, games_that_fit, gif_of, longest_game, play_games
 from tfdqt.games.search import play_searched
 from tfdqt.games.space_json import info_to_json
@@ -93,6 +94,26 @@ def evaluate_games(run_dir, args):
     return trained
 
 
+def check_film(env_fn, folder):
+    """Raise UsageError if a game can't be filmed, before any is played."""
+    folder = Path(folder)
+    there = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not there:
+            folder.rmdir()  # gymnasium warns of a folder that it did not make
+    except OSError as error:
+        raise UsageError(
+            f"--video={folder} can't be a folder ({error.strerror}); name another."
+        ) from None
+    try:
+        close_env(env_fn(render_mode="rgb_array"))
+    except UsageError as error:
+        raise UsageError(
+            f"{str(error).rstrip('.')}; --video needs render_mode='rgb_array', so leave it out."
+        ) from None
+
+
 class _Evaluated(NamedTuple):
     """What came of an evaluation."""
 
@@ -110,6 +131,8 @@ def _prepared(trained, args):
     """What games are played with: (TrainedRun, env_fn, steps after which one is cut)."""
     trained = _on_options(trained, args)
     env_fn = env_fn_of(trained.settings)
+    if args.video:
+        check_film(env_fn, args.video)
     return trained, env_fn, longest_game(env_fn) if args.max_steps is None else args.max_steps
 
 

@@ -42,10 +42,10 @@ def _tried(env_fn, info, seed):
     finally:
         close_env(env, info.name)
     rng = np.random.default_rng(seed)
-    one = make_vec_env(env_fn, info, 1, seed, workers=0)
+    one = make_vec_env(env_fn, info, 1, seed, workers=0, tell=False)
     try:
         try:
-            other = make_vec_env(env_fn, info, 1, seed + 1, workers=0)
+            other = make_vec_env(env_fn, info, 1, seed + 1, workers=0, tell=False)
         except (EnvFailure, UsageError) as error:  # such as a simulator that there is one of
             return f"no copy to try it with can be made beside it ({first_line(error)})"
         try:

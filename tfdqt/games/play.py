@@ -147,14 +147,26 @@ def games_that_fit(env_fn, count, info, network):
 def film(env_fn, policy, folder, *, seed=0, max_steps=None):
     """Play one game with gymnasium's RecordVideo: -> (path of the MP4 in `folder`, its return).
 
-    `env_fn` must make an environment with render_mode="rgb_array".
+    `env_fn` must make an environment with render_mode="rgb_array". Raises UsageError if no film
+    comes of it.
     """
     env_fn = functools.partial(_recorded, env_fn, folder)
+    before = _films(folder)
     returns, _, _ = play_games(
         env_fn, policy, episodes=1, seed=seed, max_steps=max_steps, close_seconds=FILM_SECONDS
     )
-    newest = max(Path(folder).glob("*.mp4"), key=lambda path: path.stat().st_mtime)
-    return newest, float(returns[0])
+    new = dict(_films(folder) - before)
+    if not new:
+        raise UsageError(
+            "No film was written: the environment's render() must give pictures [height, width, 3] "
+            "of one size; mend that, or leave out --video."
+        )
+    return max(new, key=new.get), float(returns[0])
+
+
+def _films(folder):
+    """The films in a folder: a set of (path, when it was written)."""
+    return {(path, path.stat().st_mtime_ns) for path in Path(folder).glob("*.mp4")}
 
 
 def _recorded(env_fn, folder):

@@ -188,24 +188,27 @@ def _categories_reader(part):
 def out_of_range(reader, obs):
     """What is wrong with rows [N, F] of which some number lies beyond the reader's bounds.
 
-    Returns (index of the entry, sentence). Raises EnvFailure if the number is not finite.
+    Returns (indices of all such entries, sentence). Raises EnvFailure if a number is not finite.
     """
     bad = ~((obs >= reader.low) & (obs <= reader.high))
-    row, entry = (int(each[0]) for each in np.nonzero(bad))
+    worst = ~np.isfinite(obs) if not np.isfinite(obs).all() else bad
+    row, entry = (int(each[0]) for each in np.nonzero(worst))
     value = obs[row, entry]
     where = f"the observation's entry {reader.names[entry]}"
     if not np.isfinite(value):
         raise EnvFailure(
             f"it returned an observation that is no number in float32: {where} is {value}"
         )
+    entries = np.flatnonzero(bad.any(axis=0))
+    others = f" (and {len(entries) - 1:,} others are like it)" if len(entries) > 1 else ""
     low = reader.low[entry]
     high = reader.high[entry]
     if -low == high == WHOLE:
-        return entry, (
-            f"{where} is {value:g}; float32 keeps 7 digits of it, so scale it or take off what is "
-            "constant in a wrapper if small changes matter."
+        return entries, (
+            f"{where} is {value:g}{others}; float32 keeps 7 digits of it, so scale it or take off "
+            "what is constant in a wrapper if small changes matter."
         )
-    return entry, (
-        f"{where} is {value:.9g}, beyond the {low:.9g} to {high:.9g} of its space; it is learned "
-        "from as it is."
+    return entries, (
+        f"{where} is {value:.9g}, beyond the {low:.9g} to {high:.9g} of its space{others}; it is "
+        "learned from as it is."
     )

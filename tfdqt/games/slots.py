@@ -252,10 +252,10 @@ class Slots:
         low = self.reader.low
         high = self.reader.high
         while not ((self.obs >= low) & (self.obs <= high)).all():
-            entry, sentence = out_of_range(self.reader, self.obs)
-            self.notices[entry] = sentence
-            low[entry] = -GREATEST
-            high[entry] = GREATEST
+            entries, sentence = out_of_range(self.reader, self.obs)
+            self.notices[str(entries)] = sentence
+            low[entries] = -GREATEST
+            high[entries] = GREATEST
 
     def serve(self, message, payload=None):
         """Do what `message` says: -> (answer, notices since the last one)."""

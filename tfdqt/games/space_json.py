@@ -38,7 +38,14 @@ def space_to_json(space):
 
 
 def _key(key):
-    return int(key) if isinstance(key, (int, np.integer)) else str(key)
+    if isinstance(key, str):
+        return str.__str__(key)  # of an Enum its value, to which it is equal
+    if isinstance(key, (int, np.integer)):
+        return int(key)
+    raise UsageError(
+        f"The observation has a part called {key!r}, which is neither text nor a whole number; "
+        "rename it in a wrapper (--wrappers MODULE:FUNCTION)."
+    )
 
 
 def _bound_to_json(bound):

@@ -184,20 +184,23 @@ def make_slots(env_fn, info, seeds, *, life_loss_ends=False):
     return Slots(env_fn, info, seeds, life_loss_ends, arrays, np.arange(len(seeds))), arrays
 
 
-def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=False, first=0):
+def make_vec_env(
+    env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=False, first=0, tell=True
+):
     """Step `num_envs` environments in lockstep in `workers` processes (0: in this one).
 
     Results don't depend on `workers`.
 
     `env_fn()` makes one environment and reaches the workers by cloudpickle. Environment i is
     seeded with the child `first` + i of `seed`. Any call raises EnvFailure when an environment
-    raised or gave something that is not a number.
+    raised or gave something that is not a number. tell: whether to print what there is to tell of
+    them, such as that one oversteps its space.
     """
     seeds = env_seeds(seed, num_envs, first)
     layout, size = _layout(info, num_envs)
     if workers == 0:
         arrays = _arrays(layout, bytearray(size))
-        return _in_process(env_fn, info, seeds, life_loss_ends, arrays)
+        return _in_process(env_fn, info, seeds, life_loss_ends, arrays, tell)
 
     import cloudpickle
 
@@ -243,7 +246,8 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
                     f"{rows[-1]}): {answer}"
                 )
             answers.append(answer[0])
-            _tell(info, told, answer[1])
+            if tell:
+                _tell(info, told, answer[1])
         return answers
 
     def send(message, payloads=None):
@@ -297,7 +301,7 @@ def make_vec_env(env_fn, info, num_envs, seed, *, workers=1, life_loss_ends=Fals
     return VecEnv(arrays, step, states, restore, close)
 
 
-def _in_process(env_fn, info, seeds, life_loss_ends, arrays):
+def _in_process(env_fn, info, seeds, life_loss_ends, arrays, tell):
     rows = np.arange(len(seeds))
     envs = []
     told = set()
@@ -319,7 +323,8 @@ def _in_process(env_fn, info, seeds, life_loss_ends, arrays):
     def serve(message, payload=None):
         with failures():
             answer, notices = slots.serve(message, payload)
-        _tell(info, told, notices)
+        if tell:
+            _tell(info, told, notices)
         return answer
 
     try:

@@ -185,10 +185,13 @@ def load_checkpoint(run_dir, path=None, *, best_too=False):
     if path is None and best_too and not existing and checkpoints(run_dir, BEST):
         path = BEST
     if path is None and not existing:
-        raise UsageError(
-            f"{run_dir} has no checkpoint yet, so there is nothing to go on from; start the run "
-            "again without --resume, in the same folder if you like."
+        advice = (
+            "there is nothing to play with; let it train for longer"
+            if best_too
+            else "there is nothing to go on from; start the run again without --resume, in the "
+            "same folder if you like"
         )
+        raise UsageError(f"{run_dir} has no checkpoint yet, so {advice}.")
     if best_too and str(path) == BEST:
         existing = checkpoints(run_dir, BEST)
         if not existing:

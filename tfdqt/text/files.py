@@ -1,6 +1,8 @@
 """Folders of text files, read a block at a time, whatever they hold."""
 
 import codecs
+import itertools
+import zlib
 from pathlib import Path
 
 from tfdqt.errors import UsageError
@@ -18,6 +20,31 @@ def text_files(folder):
     return paths
 
 
+def fingerprint(folder):
+    """A number that changes when a text under a folder does, or when one comes, goes or is renamed.
+
+    Raises UsageError for a file that can't be read.
+    """
+    folder = Path(folder)
+    total = 0
+    for path in text_files(folder):
+        total = zlib.crc32(str(path.relative_to(folder)).encode(), total)
+        for block in _blocks(path):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _blocks(path):
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+    except OSError as error:
+        raise UsageError(
+            f"{path} can't be read ({error.strerror or error}); mend that, or take it out."
+        ) from None
+
+
 def read_blocks(path, *, nul=False):
     """Yields (text, whether it is the last) a block of a file in UTF-8.
 
@@ -26,24 +53,15 @@ def read_blocks(path, *, nul=False):
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
     offset = 0
-    try:
-        with open(path, "rb") as file:
-            while True:
-                block = file.read(BLOCK)
-                text = _decode(decoder, block, path, offset)
-                if "\0" in text and not nul:
-                    raise UsageError(
-                        f"{path} is not text: it has a NUL at byte {offset + block.find(0)}; "
-                        "convert it to UTF-8, or take it out."
-                    )
-                offset += len(block)
-                yield text, not block
-                if not block:
-                    break
-    except OSError as error:
-        raise UsageError(
-            f"{path} can't be read ({error.strerror or error}); mend that, or take it out."
-        ) from None
+    for block in itertools.chain(_blocks(path), [b""]):
+        text = _decode(decoder, block, path, offset)
+        if "\0" in text and not nul:
+            raise UsageError(
+                f"{path} is not text: it has a NUL at byte {offset + block.find(0)}; convert it to "
+                "UTF-8, or take it out."
+            )
+        offset += len(block)
+        yield text, not block
 
 
 def _decode(decoder, block, path, offset):

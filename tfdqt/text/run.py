@@ -285,7 +285,7 @@ def train(run, device):
         return task.evaluate(scores, cfg, games=games, seed=seed)[0].mean()
 
     step = run.saved["place"]["step"] if run.saved else None
-    finished = step is not None and step >= updates
+    finished = run.saved is not None and run.saved["place"]["epoch"] >= settings["epochs"]
     if finished:
         print(
             f"Nothing is left to learn, for all {settings['epochs']} epochs are done; give more by "

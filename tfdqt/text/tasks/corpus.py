@@ -17,7 +17,7 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.text.config import IMITATING
-from tfdqt.text.files import read_blocks, text_files
+from tfdqt.text.files import fingerprint, read_blocks, text_files
 from tfdqt.text.generation import diversity, write_rows
 from tfdqt.text.methods import prepared_episodes
 from tfdqt.text.replay import episodes_of
@@ -36,6 +36,7 @@ from tfdqt.text.words import RAW, describe_rule, take_words, words_of
 
 HELD_OUT = 20  # one window of so many is not learned from
 SHOWN = 10  # texts that an evaluation prints
+FINGERPRINT = "corpus.crc32"  # the file, beside the tokenizer, that tells texts from others
 
 # -------------------------------------------------------------------------------------------------
 # Folders of texts, streamed
@@ -180,6 +181,7 @@ class Corpus(NamedTuple):
     folder: str
     reward: Callable  # text -> float
     rule: str = "unicode"  # by which texts are taken apart, see `words`
+    learned: int | None = None  # the `fingerprint` of the texts that a run learned from, if known
 
     name = "corpus"
     causal = True
@@ -189,6 +191,11 @@ class Corpus(NamedTuple):
     chunk_texts = 16
 
     def load_data(self, settings):
+        if self.changed():
+            raise UsageError(
+                f"The texts in {self.folder} are not those that the run was started with, of which "
+                "some were held out; put them back, or start a new run."
+            )
         size = settings["new_items"]
         words = self.length - 1
         about, windows = self.look_over()
@@ -199,7 +206,12 @@ class Corpus(NamedTuple):
                 f"The texts in {self.folder} hold no {words} {unit} in a row; give longer ones, or "
                 "less --window."
             )
-        return batches, f"{about}; about {len(batches) * size:,} texts of {words} {unit}."
+        learned = windows - windows // HELD_OUT
+        return batches, f"{about}; {learned:,} texts of {words} {unit}."
+
+    def changed(self):
+        """Whether the texts are others than those that the run learned from, as far as is known."""
+        return self.learned is not None and self.learned != fingerprint(self.folder)
 
     def look_over(self):
         """What the folder holds: -> (a clause for people, windows)."""
@@ -298,12 +310,19 @@ class Corpus(NamedTuple):
             lines.append(
                 f"The corpus is not in {self.folder} any more, so there is no held-out perplexity."
             )
+        elif self.changed():
+            lines.append(
+                f"The texts in {self.folder} are not those that the run learned from, so there is "
+                "no held-out perplexity."
+            )
         elif cfg.cloning or cfg.method in IMITATING:
             value, bits = perplexity(self, transformer, head, cfg)
             unit = "token" if self.rule == RAW else "word that it knows"
             lines.append(
                 f"Held-out perplexity of the cloned policy: {value:.1f} a {unit}, {bits:.3f} bits "
                 "a character"
+                if math.isfinite(value)
+                else f"Of fewer than {HELD_OUT} texts none is held out, so there is no perplexity."
             )
         return lines + [f"{worth:8.3f}  {text}" for worth, text in zip(returns, texts)][:SHOWN]
 
@@ -359,8 +378,12 @@ def make_run_corpus(tokenizer, run_dir, settings):
         length=settings["window"] + 1,
         rule=settings.get("words", "plain"),
     )
+    known = kept / FINGERPRINT
     if not goes_on:
         corpus.tokenizer.save_pretrained(kept)
+        known.write_text(str(fingerprint(folder)), encoding="utf-8")
+    elif known.exists():  # it has been since 0.2
+        corpus = corpus._replace(learned=int(known.read_text(encoding="utf-8")))
     return corpus
 
 
