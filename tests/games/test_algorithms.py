@@ -224,7 +224,9 @@ class EachAlgorithm(unittest.TestCase):
         refused(self, "give --evaluate-every too", "run_dqn", "--stop-at-score=5")
         more = "--evaluate-every=9"
         refused(self, "must be a number", "run_dqn", more, "--stop-at-score=nan")
-        refused(self, "--evaluate-episodes must be at least 1", "run_ppo", "--evaluate-episodes=0")
+        refused(
+            self, "--evaluate-episodes must be at least 1", "run_ppo", more, "--evaluate-episodes=0"
+        )
         refused(self, "--evaluate-every must be 0 or more", "run_pqn", "--evaluate-every=-1")
 
     def test_a_run_without_evaluations_has_no_best(self):

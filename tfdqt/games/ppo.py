@@ -50,7 +50,7 @@ class PPOConfig:
     """Proximal policy optimisation (Schulman et al., 2017) on rollouts of many environments."""
 
     total_steps: int = 200_000
-    """Environment steps in the whole run, over all environments."""
+    """Environment steps in the whole run, over all environments, up to whole rollouts."""
     num_envs: int = 8
     """Environments stepped in lockstep."""
     rollout_steps: int = 128

@@ -53,7 +53,7 @@ class PQNConfig:
     """Parallel Q-learning (Gallici et al., 2024) on rollouts of many environments."""
 
     total_steps: int = 200_000
-    """Environment steps in the whole run, over all environments."""
+    """Environment steps in the whole run, over all environments, up to whole rollouts."""
     num_envs: int = 32
     """Environments stepped in lockstep."""
     rollout_steps: int = 32
