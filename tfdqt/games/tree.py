@@ -5,14 +5,13 @@ A simulation walks down from the root. At each node it takes the action of the g
     scaled(Q(s, a)) + c P(s, a) sqrt(N(s)) / (1 + N(s, a))
 
 (Silver et al., 2017, "Mastering the game of Go without human knowledge"), until it comes to a node
-that was not valued yet. That one is valued, and its value v is backed up: Q(s, a) is the mean of
-r + gamma discount v over the simulations that took a. N(s) counts the valuation of s itself and all
-simulations that went on from there, the one that chooses among them; N(s, a) counts those by a
-before it. Before its first visit an action has the
-Q(s, a) that it is given. `scaled` maps the least value in the tree to 0 and the greatest to 1, so
-that c says the same in every game (Schrittwieser et al., 2020, "Mastering Atari, Go, chess and
-shogi by planning with a learned model", equation 5; its c grows with N by less than a hundredth
-within 100 simulations and is constant here).
+that was not valued yet. That one is valued, and its value v is backed up: Q(s, a) is the mean of r
++ gamma discount v over the simulations that took a. N(s) counts the valuation of s itself and all
+simulations that went on from there, the present one included; N(s, a) counts those by a before it.
+Before its first visit an action has the Q(s, a) that it is given. `scaled` maps the least value in
+the tree to 0 and the greatest to 1, so that c says the same in every game (Schrittwieser et al.,
+2020, "Mastering Atari, Go, chess and shogi by planning with a learned model", equation 5; its c
+grows with N by less than a hundredth within 100 simulations and is constant here).
 
 Of actions that score the same the one is taken that the network values most, before its prior: a
 state that looks the same after either says nothing of them.
