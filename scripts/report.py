@@ -15,9 +15,8 @@ from tfdqt.report.kinds import task_of
 from tfdqt.report.page import LARGEST, make_page, vega
 from tfdqt.runs.checkpoint import BEST, checkpoints
 from tfdqt.runs.cli import run_main
-from tfdqt.runs.evaluation import check_left_out
 from tfdqt.runs.folder import find_run
-from tfdqt.settings import check_at_least_one, check_fractions, check_not_negative
+from tfdqt.settings import check_at_least_one, check_fractions, check_left_out, check_not_negative
 
 
 @dataclasses.dataclass(frozen=True)

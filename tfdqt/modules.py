@@ -5,6 +5,16 @@ import os
 import sys
 
 
+def advice_on(module, error):
+    """What to do where `import_here(module)` raised an error because there is no such module.
+
+    None if it is another error.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+        return f"run from the folder that holds {error.name}.py"
+    return None
+
+
 def import_here(name):
     """Import the module `name`, looked for in the current folder first. Raises what it raises."""
     # First, for a script's own folder, such as scripts/, holds modules of common names.

@@ -122,6 +122,16 @@ def flag_of(field):
     return f"--{field.replace('_', '-')}"
 
 
+def check_left_out(args, why, *fields):
+    """Raise UsageError for a flag that says nothing of such a run.
+
+    args: a dataclass; a flag is left out if its field has the class's default.
+    """
+    for field in fields:
+        if getattr(args, field) != getattr(type(args), field):
+            raise UsageError(f"{flag_of(field)} {why}.")
+
+
 def check_types(cfg):
     """Raise UsageError unless each field of a dataclass holds what its annotation says."""
     for key, hint in typing.get_type_hints(type(cfg)).items():

@@ -66,7 +66,7 @@ def _bootstrap(samples, statistic, level, draws):
         samples,
         statistic,
         n_resamples=draws,
-        batch=None if most * draws <= AT_ONCE else max(1, AT_ONCE // most),
+        batch=max(1, AT_ONCE // most),
         confidence_level=level,
         method="percentile",
         vectorized=True,

@@ -305,6 +305,10 @@ class TestGather(unittest.TestCase):
         run = cartpole_run()
         (group,) = gather([str(run), f"{run}/", str(run / ".." / run.name)])
         self.assertEqual(group.runs, [run])
+        with tempfile.TemporaryDirectory() as other:
+            second = another_seed(Path(other) / "second")
+            (group,) = gather([str(run), str(second), f"{run}/"])
+            self.assertEqual(group.runs, [run, second])  # in the order in which they came first
 
     def test_a_game_that_is_played_twice_counts_once(self):
         with tempfile.TemporaryDirectory() as other:

@@ -15,7 +15,7 @@ from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.config import PUZZLES, EnvConfig
 from tfdqt.games.space_json import info_from_json
 from tfdqt.games.spaces import MASK_KEY, describe
-from tfdqt.modules import import_here
+from tfdqt.modules import advice_on, import_here
 from tfdqt.runs.processes import close_all, tell_of_close
 
 with warnings.catch_warnings():
@@ -217,12 +217,8 @@ def _advice(name, error):
     module = name.partition(":")[0]
     if ":" in name and not module:
         return "; give MODULE:NAME."
-    if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-        return (
-            f"; run from the folder that holds {error.name}.py, and give the module without .py: "
-            "MODULE:NAME."
-        )
-    return ""
+    advice = advice_on(module, error)
+    return f"; {advice}, and give the module without .py: MODULE:NAME." if advice else ""
 
 
 def options_of(text, flag):

@@ -16,7 +16,8 @@ from tfdqt.games.play import Games, film, games_that_fit, gif_of, longest_game, 
 from tfdqt.games.search import play_searched
 from tfdqt.games.space_json import info_to_json
 from tfdqt.games.trained import Policy, TrainedRun, load_policy, load_run
-from tfdqt.runs.evaluation import append_evaluation, check_left_out
+from tfdqt.runs.evaluation import append_evaluation
+from tfdqt.settings import check_left_out
 from tfdqt.stats import confidence, decimals
 
 SEARCHED_AT_ONCE = 64  # games by a search, each of which holds a tree

@@ -43,7 +43,10 @@ class Group:
 
 def gather(run_dirs):
     """The Groups of runs, each of which counts once however often it is named."""
-    run_dirs = list({find_run(run).resolve(): run for run in reversed(run_dirs)}.values())[::-1]
+    named = {}
+    for run in run_dirs:
+        named.setdefault(find_run(run).resolve(), run)
+    run_dirs = list(named.values())
     settings = {run: settings_of(run) for run in run_dirs}
     alone = collections.Counter(find_run(run).name for run in settings)
     groups = []
@@ -81,20 +84,28 @@ def state_of(folder, settings, log):
     """How far a run has come, in a few words."""
     if log is None:
         return "has no log yet"
-    total = settings.get(settings["algorithm"], {}).get("total_steps")
-    if total is None:
-        return f"{int(log['step'][-1]):,} updates"
+    total = steps_asked(settings)
     step = int(log["step"][-1])
-    if step >= total:
-        return f"finished, {step:,} steps"
-    if reached_score(settings, log):
-        return f"finished at its score, {step:,} steps"
+    if total is None:
+        return f"{step:,} updates"
+    if is_over(settings, log):
+        return f"finished{' at its score' if step < total else ''}, {step:,} steps"
     kept = "" if checkpoints(folder) else "; it has no checkpoint"
     return f"unfinished: {step:,} of {total:,} steps{kept}"
 
 
-def reached_score(settings, log):
-    """Whether --stop-at-score ended a run."""
+def steps_asked(settings):
+    """How many environment steps a run was to make; None of texts."""
+    return settings.get(settings["algorithm"], {}).get("total_steps")
+
+
+def is_over(settings, log):
+    """Whether a run has made all of its steps, or --stop-at-score ended it; of texts it is not."""
+    total = steps_asked(settings)
+    if total is None:
+        return False
+    if log["step"][-1] >= total:
+        return True
     score = settings.get("stop_at_score")
     if score is None or EVALUATION not in log:
         return False
@@ -108,11 +119,12 @@ def finished_logs(group):
     One that was killed would cut the others' curves short, and count as a run that learned less.
     """
     logs = [
-        (log, state_of(folder, settings, log).startswith("finished"))
-        for folder, settings, log in zip(group.runs, group.settings, group.logs)
+        (settings, log)
+        for settings, log in zip(group.settings, group.logs)
         if log is not None and np.isfinite(log["mean_return"]).any()
     ]
-    return [log for log, over in logs if over] or [log for log, _ in logs]
+    over = [log for settings, log in logs if is_over(settings, log)]
+    return over or [log for _, log in logs]
 
 
 def on_common_steps(logs, x):

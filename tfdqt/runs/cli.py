@@ -17,7 +17,6 @@ from tfdqt.runs.checkpoint import (
     newest_common,
     quoted,
 )
-from tfdqt.runs.evaluation import check_left_out
 from tfdqt.runs.folder import (
     clear,
     find_run,
@@ -31,7 +30,7 @@ from tfdqt.runs.log import make_logger
 from tfdqt.runs.processes import a_script, end_in_time, take_signals
 from tfdqt.scale import distribute, ray_pool
 from tfdqt.scale.config import ScaleConfig, resumed_scale
-from tfdqt.settings import load_config
+from tfdqt.settings import check_left_out, load_config
 from tfdqt.version import __version__
 
 

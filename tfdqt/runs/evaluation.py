@@ -1,22 +1,10 @@
-"""What evaluating a run leaves behind: evaluation.csv, and flags that say nothing of such a run."""
+"""What evaluating a run leaves behind: evaluation.csv."""
 
 import csv
 import sys
 
-from tfdqt.errors import UsageError
 from tfdqt.runs.folder import locked
 from tfdqt.runs.log import read_rows, write_rows
-from tfdqt.settings import flag_of
-
-
-def check_left_out(args, why, *fields):
-    """Raise UsageError for a flag that says nothing of such a run.
-
-    args: a dataclass; a flag is left out if its field has the class's default.
-    """
-    for field in fields:
-        if getattr(args, field) != getattr(type(args), field):
-            raise UsageError(f"{flag_of(field)} {why}.")
 
 
 def read_returns(run_dir):

@@ -2,7 +2,6 @@
 
 import csv
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -38,12 +37,7 @@ def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=T
     if EVALUATION not in columns and any(EVALUATION in row for row in rows):
         columns += (EVALUATION,)  # it was evaluated before it was resumed
     before = float(rows[-1]["seconds"]) if rows else 0.0
-    temporary = path.with_suffix(".writing")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows({key: row.get(key, "") for key in columns} for row in rows)
-    os.replace(temporary, path)
+    write_rows(path, ({key: row.get(key, "") for key in columns} for row in rows), columns)
     file = open(path, "a", newline="", encoding="utf-8")
     writer = csv.DictWriter(file, columns)
     board = tf.summary.create_file_writer(str(Path(run_dir) / "tensorboard"))
@@ -126,16 +120,17 @@ def _short(row):
     }
 
 
-def write_rows(path, rows):
-    """Write dicts as a CSV with a column for every key, numbers to six digits.
+def write_rows(path, rows, columns=None):
+    """Write dicts as a CSV with these columns or one for every key, numbers to six digits.
 
     To a file beside it that is then renamed, so whoever reads it finds all rows of before or now.
     """
     rows = list(rows)
+    columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     path = Path(path)
     temporary = path.with_suffix(".writing")
     with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(_short(row) for row in rows)
     temporary.replace(path)

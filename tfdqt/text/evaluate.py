@@ -12,9 +12,9 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions
 from tfdqt.runs.checkpoint import load_checkpoint
-from tfdqt.runs.evaluation import append_evaluation, check_left_out
+from tfdqt.runs.evaluation import append_evaluation
 from tfdqt.runs.folder import find_run
-from tfdqt.settings import load_config
+from tfdqt.settings import check_left_out, load_config
 from tfdqt.stats import confidence
 from tfdqt.text.config import IMITATING, TextConfig, TextNetworkConfig
 from tfdqt.text.encoder import PrunedTransformerModel

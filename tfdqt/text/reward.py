@@ -12,7 +12,7 @@ from typing import get_origin
 import numpy as np
 
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
-from tfdqt.modules import import_here
+from tfdqt.modules import advice_on, import_here
 
 LARGEST = 1e7  # either way; float32, which learning is done in, has no halves beyond 1.6e7
 SHOWN = 40  # characters of a text that an error shows
@@ -183,10 +183,8 @@ def _import(module, name):
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a module may raise anything, sys.exit included
-        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-            advice = f"run from the folder that holds {error.name}.py, or give sentiment"
-        else:
-            advice = "mend the module"
+        advice = advice_on(module, error)
+        advice = f"{advice}, or give sentiment" if advice else "mend the module"
         raise UsageError(
             f"--reward={name} can't be found: importing {module} fails ({sentence_of(error)}); "
             f"{advice}; it takes module:function of a function text -> float."

@@ -31,12 +31,17 @@ from tfdqt.runs.cli import (
     show_settings,
     stopped,
 )
-from tfdqt.runs.evaluation import check_left_out
 from tfdqt.runs.folder import freed_if_nothing_is_learned
 from tfdqt.runs.log import read_log
 from tfdqt.scale.config import ScaleConfig, check_scale
 from tfdqt.scale.ray_pool import make_pool
-from tfdqt.settings import check_at_least_one, check_not_negative, check_seed, save_config
+from tfdqt.settings import (
+    check_at_least_one,
+    check_left_out,
+    check_not_negative,
+    check_seed,
+    save_config,
+)
 from tfdqt.text.config import (
     METHODS,
     TextConfig,
