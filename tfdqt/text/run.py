@@ -290,7 +290,7 @@ def train(run, device):
         return task.evaluate(scores, cfg, games=games, seed=seed)[0].mean()
 
     step = run.saved["place"]["step"] if run.saved else None
-    finished = run.saved is not None and run.saved["place"]["epoch"] >= settings["epochs"]
+    finished = step is not None and _is_over(run.saved["place"], settings["epochs"], len(batches))
     if finished:
         print(
             f"Nothing is left to learn, for all {settings['epochs']} epochs are done; give more by "
@@ -323,7 +323,7 @@ def train(run, device):
     unfinished = False
     if run.scale.strategy == "multiworker":  # a signal to one learner stops all
         saved, _ = load_text_checkpoint(run.folder)
-        unfinished = saved["place"]["epoch"] < settings["epochs"]
+        unfinished = not _is_over(saved["place"], settings["epochs"], len(batches))
     if stop() or unfinished:
         print("Stopped.", end=" ")
         return stopped("run_text", run.folder, stop)
@@ -354,6 +354,14 @@ def check_room(*networks):
         f"To learn with {weights:,} weights takes another",
         lambda room: "give a smaller --encoder.",
     )
+
+
+def _is_over(place, epochs, batches):
+    """Whether a run that is at `place` has learned from all of its batches.
+
+    A checkpoint that is due at the last update comes before that pass is counted.
+    """
+    return place["epoch"] + (place["batch"] >= batches) >= epochs
 
 
 def _evaluation_is_logged(run_dir, step):
