@@ -33,6 +33,8 @@ class Args:
     """Words, or sub-words, to write."""
     count: int = 3
     """Texts to write of each prompt (greedy and beam write the same one each time)."""
+    best_of: int = 1
+    """sample: of how many texts the one with the greatest reward is written."""
     method: Literal["greedy", "sample", "beam"] = "sample"
     """How the next word is chosen."""
     beta: float | None = None
@@ -74,7 +76,7 @@ def read_prompts(args):
     return prompts
 
 
-def show(writer, prompt, seed, **how):
+def show(writer, prompt, seed, best_of, **how):
     """Write one text, its words as they come, and what it is worth behind it: -> the text."""
     shown = ""
 
@@ -86,7 +88,8 @@ def show(writer, prompt, seed, **how):
             print(whole[len(shown) :], end="", flush=True)
             shown = whole
 
-    (text,) = writer([prompt], seed=seed, on_word=on_word, **how)
+    on_word = on_word if best_of == 1 else None  # which is the best is not known before the end
+    (text,) = writer([prompt], seed=seed, best_of=best_of, on_word=on_word, **how)
     rest = text[len(shown) :] if text.startswith(shown) else f"\n{text}"
     print(f"{rest}  [{writer.reward(text):.3f}]", flush=True)
     return text
@@ -114,9 +117,14 @@ def main(argv=None):
     find_run(args.run)
     if args.count < 1 or args.seed < 0:
         raise UsageError("--count must be at least 1 and --seed 0 or more.")
+    if args.best_of < 1 or (args.best_of > 1 and args.method != "sample"):
+        raise UsageError(
+            "--best-of must be at least 1, and more only with --method=sample; the others write "
+            "the same text each time."
+        )
     prompts = read_prompts(args)
     writer = load_writer(args.run, args.checkpoint, beta=args.beta)
-    names = ("words", "method", "temperature", "top_k", "top_p", "beams")
+    names = ("words", "best_of", "method", "temperature", "top_k", "top_p", "beams")
     how = {name: getattr(args, name) for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("once", UserWarning)

@@ -2,15 +2,17 @@
 
     python benchmarks/text/worth.py runs/corpus-* --judge=runs/judge --betas 1 2 4 8
     python benchmarks/text/worth.py --report
+    python benchmarks/text/worth.py --plot=worth.png
 
 The language model is the cloned policy of a run of run_text.py --task=corpus. Best of N takes of N
 of its texts the one with the greatest reward; it is worked out from a pool of --pool texts, in
---draws random divisions into groups. Steered texts are drawn with each beta. Of both are measured
-the mean reward, the perplexity under the judge (the cloned policy of another run, of other weights
-and another seed) and distinct-2, which is of --texts texts always, for it falls with their number.
+--draws random divisions into groups. Steered texts are drawn with each beta, and of them too the
+best of each number of --best-of is taken. Of all are measured the mean reward, the perplexity under
+the judge (the cloned policy of another run, of other weights and another seed) and distinct-2,
+which is of --texts texts always, for it falls with their number.
 
-Adds a row to OUT for every run and beta, and for every run and N. N of a beta is the smallest
-number for which best of N has its reward.
+Adds rows to OUT for every run: one for each N, and one for each beta and number of --best-of. What
+these are worth is the smallest N for which best of N has their reward.
 """
 
 import dataclasses
@@ -21,9 +23,12 @@ import tyro
 
 from tfdqt.backend import set_threads
 from tfdqt.runs.log import read_rows, write_rows
+from tfdqt.runs.plots import make_figure
+from tfdqt.text.config import IMITATING
 
 OUT = Path(__file__).parent / "worth.csv"
 AT_A_TIME = 400  # texts, whose keys and values are kept
+LEAST_GROUPS = 100  # of N texts, of whose best the mean is taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +36,15 @@ class Args:
     """Measure what steering is worth."""
 
     runs: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Folders of runs that write."""
+    """Folders of runs that write; of --plot those to draw, by default all."""
     judge: str | None = None
     """Folder of a run whose cloned policy judges the language."""
     out: Path = OUT
     """CSV of what came of it."""
     betas: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     """Strengths of the advantage."""
-    temperatures: tuple[float, ...] = (1.0,)
-    """Temperatures that steered texts are drawn at."""
+    best_of: tuple[int, ...] = (1, 4)
+    """Of how many steered texts the best is taken."""
     texts: int = 400
     """Steered texts of each."""
     pool: int = 12_800
@@ -50,6 +55,8 @@ class Args:
     """Seeds the texts."""
     report: bool = False
     """Whether to print what OUT says instead."""
+    plot: Path | None = None
+    """PNG to draw of what OUT says instead."""
 
 
 def make_judge(run):
@@ -79,7 +86,7 @@ def make_judge(run):
 
 
 def measure(args):
-    """Rows of every run: its pool's best of N, and every beta and temperature."""
+    """Rows of every run: the best of N of its language model, and of each beta."""
     from tfdqt.text.evaluate import load_text_run
     from tfdqt.text.generation import make_run_scores
 
@@ -87,25 +94,22 @@ def measure(args):
     judge = make_judge(load_text_run(args.judge))
     for run_dir in map(Path, args.runs):
         run = load_text_run(run_dir)
-        cfg = run.settings["text"]
+        cfg = dataclasses.replace(run.settings["text"], greedy=False)
 
-        def write(beta, temperature, count):
+        def write(beta, count):
             scores = make_run_scores(run.transformer, run.head, cfg, beta=beta)
-            how = dataclasses.replace(cfg, greedy=False, temperature=temperature)
             parts = range(0, count, AT_A_TIME)
             each = [
-                run.task.write(scores, how, min(AT_A_TIME, count - i), args.seed + i) for i in parts
+                run.task.write(scores, cfg, min(AT_A_TIME, count - i), args.seed + i) for i in parts
             ]
             texts = [text for part in each for text in part]
             return texts, np.array(run.task.reward.many(texts)), judge(texts)
 
-        rows = best_of(*write(0.0, 1.0, args.pool), args)
-        for beta in args.betas:
-            for temperature in args.temperatures:
-                texts, rewards, nats = write(beta, temperature, args.texts)
-                error = rewards.std() / np.sqrt(len(rewards))
-                what = dict(beta=beta, temperature=temperature, error=error)
-                rows.append(row_of("steered", texts, rewards, nats, args, **what))
+        numbers = 2 ** np.arange(1 + int(np.log2(args.pool // LEAST_GROUPS)))
+        rows = best_of(*write(0.0, args.pool), numbers, args)
+        for beta in () if cfg.method in IMITATING else args.betas:
+            written = write(beta, args.texts * max(args.best_of))
+            rows += [row | dict(beta=beta) for row in best_of(*written, args.best_of, args)]
         seed = run.settings["seed"]
         own = [dict(run=run_dir.name, seed=seed, updates=run.step) | row for row in rows]
         kept = [row for row in read_rows(args.out) if row["run"] != run_dir.name]
@@ -113,43 +117,31 @@ def measure(args):
         print(f"{run_dir.name}: {len(own)} rows", flush=True)
 
 
-def best_of(texts, rewards, nats, args):
-    """Rows of the best of N, N = 1, 2, 4 ..., of a pool of texts."""
+def best_of(texts, rewards, nats, numbers, args):
+    """A row of the CSV for the best of each of `numbers`, of a pool of texts."""
+    from tfdqt.text.generation import diversity
+
     rng = np.random.default_rng(args.seed)
     rows = []
-    n = 1
-    while len(texts) // n >= 50:
+    for n in numbers:
         chosen = []
-        for _ in range(args.draws):
+        for _ in range(args.draws if n > 1 else 1):
             groups = rng.permutation(len(texts))[: len(texts) // n * n].reshape(-1, n)
             chosen.append(groups[np.arange(len(groups)), rewards[groups].argmax(1)])
         every = np.concatenate(chosen)
-        error = rewards[chosen[0]].std() / np.sqrt(len(chosen[0]))
-        some = rng.choice(chosen[0], min(args.texts, len(chosen[0])), replace=False)
-        row = row_of("best of N", [texts[i] for i in some], rewards[every], nats[every], args)
-        rows.append(row | dict(n=n, error=error))
-        n *= 2
-    return rows
-
-
-def row_of(kind, texts, rewards, nats, args, **what):
-    """A row of the CSV; distinct-2 only of as many texts as asked for."""
-    from tfdqt.text.generation import diversity
-
-    varied = diversity(texts)["distinct2"] if len(texts) == args.texts else float("nan")
-    return (
-        dict(
-            kind=kind,
-            n="",
-            beta="",
-            temperature="",
-            error="",
-            reward=rewards.mean(),
-            perplexity=np.exp(nats.mean()),
-            distinct2=varied,
+        some = chosen[0][: args.texts]
+        varied = diversity([texts[i] for i in some])["distinct2"]
+        rows.append(
+            dict(
+                beta=0.0,
+                n=int(n),
+                reward=rewards[every].mean(),
+                error=rewards[chosen[0]].std() / np.sqrt(len(chosen[0])),
+                perplexity=np.exp(nats[every].mean()),
+                distinct2=varied if len(some) == args.texts else float("nan"),
+            )
         )
-        | what
-    )
+    return rows
 
 
 # -------------------------------------------------------------------------------------------------
@@ -164,43 +156,107 @@ def equal_n(numbers, rewards, reward):
     return float(2 ** np.interp(reward, rewards, np.log2(numbers)))
 
 
+def curves_of(rows):
+    """Rows of a run as arrays: {kind: {column: [...]}}.
+
+    The kind is 0 for the language model, along N; else the number of steered texts that the best is
+    taken of, along beta.
+    """
+    columns = ("beta", "n", "reward", "error", "perplexity", "distinct2")
+    rows = [{key: float(row[key]) for key in columns} for row in rows]
+    kinds = {}
+    for row in rows:
+        kinds.setdefault(row["n"] if row["beta"] else 0, []).append(row)
+    return {
+        kind: {key: np.array([row[key] for row in each]) for key in columns}
+        for kind, each in kinds.items()
+    }
+
+
 def report(args):
-    """A Markdown table: a line for every run and beta."""
-    runs = {}
-    for row in read_rows(args.out):
-        runs.setdefault(row["run"], []).append(row)
-    print("| run | beta | temperature | reward | N [95%] | perplexity, of best of N | distinct-2 |")
-    print("|---" * 7 + "|")
-    for name, rows in runs.items():
-        pool = [row for row in rows if row["kind"] == "best of N"]
-        numbers, rewards, perplexities = (
-            np.array([float(row[key]) for row in pool]) for key in ("n", "reward", "perplexity")
-        )
-        first = pool[0]
+    """A Markdown table: a line for every run, beta and number of --best-of."""
+    header = ("run", "beta", "best of", "reward", "worth N [95%]")
+    header += ("perplexity, that of best of N", "distinct-2, that of best of N")
+    print(f"| {' | '.join(header)} |")
+    print("|---" * len(header) + "|")
+    for name, rows in runs_of(args.out).items():
+        kinds = curves_of(rows)
+        model = kinds.pop(0)
+
+        def of_model(column, n):
+            known = np.isfinite(model[column])  # distinct-2 is not, of fewer texts than asked for
+            return np.interp(np.log2(n), np.log2(model["n"][known]), model[column][known])
+
         print(
-            f"| {name} | 0 | 1 | {rewards[0]:.3f} | 1 | {perplexities[0]:.1f} | "
-            f"{float(first['distinct2']):.3f} |"
+            f"| {name} | 0 | 1 | {model['reward'][0]:.3f} | 1 | {model['perplexity'][0]:.1f} | "
+            f"{model['distinct2'][0]:.3f} |"
         )
-        for row in rows:
-            if row["kind"] != "steered":
-                continue
-            reward = float(row["reward"])
-            spread = 1.96 * float(row["error"])
-            n, low, high = (
-                equal_n(numbers, rewards, each)
-                for each in (reward, reward - spread, reward + spread)
+        for kind in kinds.values():
+            for beta, best, reward, error, perplexity, distinct2 in zip(*kind.values()):
+                n, low, high = (
+                    equal_n(model["n"], model["reward"], each)
+                    for each in (reward, reward - 1.96 * error, reward + 1.96 * error)
+                )
+                at = min(n, model["n"][-1])
+                print(
+                    f"| {name} | {beta:g} | {best:g} | {reward:.3f} | "
+                    f"{as_n(n, model)} [{as_n(low, model)}, {as_n(high, model)}] | "
+                    f"{perplexity:.1f}, {of_model('perplexity', at):.1f} | "
+                    f"{distinct2:.3f}, {of_model('distinct2', at):.3f} |"
+                )
+
+
+def as_n(n, model):
+    """An N in words, that may be more than was measured."""
+    return f"{n:.0f}" if np.isfinite(n) else f"> {model['n'][-1]:.0f}"
+
+
+def runs_of(out):
+    """The rows of each run."""
+    runs = {}
+    for row in read_rows(out):
+        runs.setdefault(row["run"], []).append(row)
+    return runs
+
+
+def plot(args):
+    """Reward over perplexity: a color for each name of runs, a line for each of its seeds."""
+    figure, axes = make_figure(size=(7, 4.5))
+    colors = {}
+    for name, rows in runs_of(args.out).items():
+        if args.runs and name not in [Path(run).name for run in args.runs]:
+            continue
+        group = name.rpartition("-")[0]  # leaves out the seed
+        first = group not in colors
+        color = colors.setdefault(group, f"C{len(colors)}")
+        kinds = curves_of(rows)
+        most = max(kinds)
+        looks = {0: (":", "best of N"), 1: ("-", "steered"), most: ("--", f"best of {most:g}")}
+        for kind, (style, what) in looks.items():
+            curve = kinds[kind]
+            label = f"{group}, steered, {what}" if kind == most > 1 else f"{group}, {what}"
+            axes.plot(
+                curve["perplexity"],
+                curve["reward"],
+                style,
+                marker="o",
+                markersize=3,
+                color=color,
+                linewidth=1,
+                label=label if first else None,
             )
-            theirs = np.interp(np.log2(min(n, numbers[-1])), np.log2(numbers), perplexities)
-            print(
-                f"| {name} | {float(row['beta']):g} | {float(row['temperature']):g} | "
-                f"{reward:.3f} | {n:.0f} [{low:.0f}, {high:.0f}] | "
-                f"{float(row['perplexity']):.1f}, {theirs:.1f} | {float(row['distinct2']):.3f} |"
-            )
+    axes.set(xlabel="perplexity under the judge", ylabel="mean reward of a text", xscale="log")
+    axes.set_xticks([50, 60, 80, 100, 150], labels=["50", "60", "80", "100", "150"])
+    axes.minorticks_off()
+    axes.legend(fontsize=8)
+    figure.savefig(args.plot, dpi=120)
 
 
 def main(args):
     if args.report:
         report(args)
+    elif args.plot:
+        plot(args)
     else:
         measure(args)
 

@@ -305,6 +305,24 @@ class TestWriter(WithoutXLA):
         refused(self, "There is no run", "generate", "nowhere")
         refused(self, "not to write", "generate", maze_run())
 
+    def test_of_several_texts_the_best_is_written(self):
+        run_dir, _ = corpus_run()
+        writer = tfdqt.load_writer(run_dir)
+        prompts = ["the", "and"]
+        texts = writer([prompt for prompt in prompts for _ in range(4)], words=6, seed=3)
+        best = [max(texts[:4], key=writer.reward), max(texts[4:], key=writer.reward)]
+        self.assertNotEqual(best, texts[::4])
+        self.assertEqual(writer(prompts, words=6, seed=3, best_of=4), best)
+        written = writer.write(prompts, words=6, seed=3, best_of=4)
+        self.assertEqual([each.text for each in written], best)
+        flags = ["--words=6", "--best-of=4", "--count=1", "--seed=3", "--prompt=the"]
+        (alone,) = writer(["the"], words=6, seed=3, best_of=4)
+        line = f"{alone}  [{writer.reward(alone):.3f}]"
+        self.assertEqual(succeeds(self, "generate", run_dir, *flags).stdout.splitlines()[0], line)
+        refused(self, "only with --method=sample", "generate", run_dir, *flags, "--method=beam")
+        with self.assertRaisesRegex(UsageError, "best_of must be at least 1"):
+            writer(prompts, best_of=0)
+
     def test_generate_as_json_from_a_file_of_prompts(self):
         run_dir, _ = corpus_run()
         with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,13 @@ from tfdqt.settings import check_left_out, load_config
 from tfdqt.stats import confidence
 from tfdqt.text.config import IMITATING, TextConfig, TextNetworkConfig
 from tfdqt.text.encoder import PrunedTransformerModel
-from tfdqt.text.generation import explain, generate, make_run_scores, write_rows
+from tfdqt.text.generation import (
+    best_of_each,
+    explain,
+    generate,
+    make_run_scores,
+    write_rows,
+)
 from tfdqt.text.head import DeepQLearningModel, build_task_networks
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
@@ -114,29 +120,35 @@ class Writer:
         self.name = name
         self._rng = np.random.default_rng(seed)
 
-    def __call__(self, prompts, *, words=30, **how):
+    def __call__(self, prompts, *, words=30, best_of=1, **how):
         """Go on with each prompt by `words` words: list of strings -> list of strings.
 
         A prompt is read as the run's texts were: in lower case, marks apart, or as it stands. how:
         method, temperature, top_k, top_p, beams, allowed, seed and on_word, as for
         `generation.generate`; equal calls give equal texts. Warns of words of a prompt that the run
         does not know. Raises UsageError for a run that learned a game.
+
+        best_of: of so many texts of each prompt the one with the greatest reward is given; on_word
+        is told of all of them.
         """
-        self._check_writes()
-        prompts = self._as_read(prompts)
+        prompts = self._as_read(prompts, best_of)
         length = self.task.length
-        return generate(
+        texts = generate(
             self.scores, self.task.tokenizer, prompts, words=words, length=length, **how
         )
+        return [texts[i] for i in self._best(texts, best_of)]
 
-    def write(self, prompts, *, words=30, **how):
+    def write(self, prompts, *, words=30, best_of=1, **how):
         """As a call, with what the networks held of each word: list of `generation.Written`."""
-        self._check_writes()
         task = self.task
-        prompts = self._as_read(prompts)
+        prompts = self._as_read(prompts, best_of)
         *_, rows = write_rows(
             self.scores, task.tokenizer, prompts, words=words, length=task.length, **how
         )
+        texts = [task.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+        best = self._best(texts, best_of)
+        rows = [rows[i] for i in best]
+        prompts = [prompts[i] for i in best]
         return explain(
             self.scores,
             self.run.head,
@@ -147,9 +159,19 @@ class Writer:
             valued=self.cfg.method not in IMITATING,
         )
 
-    def _as_read(self, prompts):
+    def _as_read(self, prompts, best_of):
+        """Each prompt `best_of` times, as the task reads it."""
+        self._check_writes()
         check_list(prompts)
-        return [self.task.as_read(prompt) for prompt in prompts]
+        if best_of < 1:
+            raise UsageError(f"best_of must be at least 1, not {best_of}.")
+        return [self.task.as_read(prompt) for prompt in prompts for _ in range(best_of)]
+
+    def _best(self, texts, best_of):
+        """Places of the texts that are given."""
+        if best_of == 1:  # then nobody asks for rewards, which may cost much
+            return range(len(texts))
+        return best_of_each(self.task.reward.many(texts), best_of)
 
     def reward(self, text):
         """What a text is worth to the run, a float."""

@@ -330,6 +330,12 @@ def _extend_beams(logits, log_p, beams):
 # How varied texts are
 
 
+def best_of_each(rewards, best_of):
+    """Which of every `best_of` texts, one behind the other, has the greatest reward: [N] places."""
+    rewards = np.reshape(rewards, (-1, best_of))
+    return np.arange(len(rewards)) * best_of + rewards.argmax(axis=1)
+
+
 def diversity(texts):
     """How varied texts are, to name a collapse: dict of distinct1, distinct2, repetition, entropy.
 

@@ -18,7 +18,7 @@ from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.text.config import IMITATING
 from tfdqt.text.files import fingerprint, read_blocks, text_files
-from tfdqt.text.generation import diversity, write_rows
+from tfdqt.text.generation import best_of_each, diversity, write_rows
 from tfdqt.text.methods import prepared_episodes
 from tfdqt.text.replay import episodes_of
 from tfdqt.text.reward import Reward, make_reward
@@ -263,9 +263,9 @@ class Corpus(NamedTuple):
 
     def evaluate(self, scores, cfg, *, games, seed, best_of=1):
         texts = self.write(scores, cfg, games * best_of, seed)
-        worth = np.array(self.reward.many(texts)).reshape(games, best_of)
-        best = worth.argmax(axis=1)
-        return worth.max(axis=1), [texts[i * best_of + j] for i, j in enumerate(best)]
+        worth = np.array(self.reward.many(texts))
+        best = best_of_each(worth, best_of)
+        return worth[best], [texts[i] for i in best]
 
     def collect(self, scores, cfg, rng, epsilon):
         # The very tokens: of their text the tokenizer could make others.
@@ -460,7 +460,8 @@ CORPUS = TaskRecipe(
         method="implicit",
         batch_size=64,
         cloning=1.0,
-        beta=4.0,
+        expectile=0.5,
+        beta=6.0,
         greedy=False,
         updates_per_batch=16,
     ),
