@@ -117,11 +117,6 @@ def main(argv=None):
     find_run(args.run)
     if args.count < 1 or args.seed < 0:
         raise UsageError("--count must be at least 1 and --seed 0 or more.")
-    if args.best_of < 1 or (args.best_of > 1 and args.method != "sample"):
-        raise UsageError(
-            "--best-of must be at least 1, and more only with --method=sample; the others write "
-            "the same text each time."
-        )
     prompts = read_prompts(args)
     writer = load_writer(args.run, args.checkpoint, beta=args.beta)
     names = ("words", "best_of", "method", "temperature", "top_k", "top_p", "beams")

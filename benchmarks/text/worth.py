@@ -119,15 +119,15 @@ def measure(args):
 
 def best_of(texts, rewards, nats, numbers, args):
     """A row of the CSV for the best of each of `numbers`, of a pool of texts."""
-    from tfdqt.text.generation import diversity
+    from tfdqt.text.generation import best_of_each, diversity
 
     rng = np.random.default_rng(args.seed)
     rows = []
     for n in numbers:
         chosen = []
         for _ in range(args.draws if n > 1 else 1):
-            groups = rng.permutation(len(texts))[: len(texts) // n * n].reshape(-1, n)
-            chosen.append(groups[np.arange(len(groups)), rewards[groups].argmax(1)])
+            order = rng.permutation(len(texts))[: len(texts) // n * n]
+            chosen.append(order[best_of_each(rewards[order], n)])
         every = np.concatenate(chosen)
         some = chosen[0][: args.texts]
         varied = diversity([texts[i] for i in some])["distinct2"]
@@ -223,18 +223,21 @@ def plot(args):
     """Reward over perplexity: a color for each name of runs, a line for each of its seeds."""
     figure, axes = make_figure(size=(7, 4.5))
     colors = {}
+    wanted = [Path(run).name for run in args.runs]
     for name, rows in runs_of(args.out).items():
-        if args.runs and name not in [Path(run).name for run in args.runs]:
+        if wanted and name not in wanted:
             continue
         group = name.rpartition("-")[0]  # leaves out the seed
         first = group not in colors
         color = colors.setdefault(group, f"C{len(colors)}")
         kinds = curves_of(rows)
         most = max(kinds)
-        looks = {0: (":", "best of N"), 1: ("-", "steered"), most: ("--", f"best of {most:g}")}
+        looks = {0: (":", "best of N"), 1: ("-", "steered")}
+        looks.setdefault(most, ("--", f"steered, best of {most:g}"))
         for kind, (style, what) in looks.items():
+            if kind not in kinds:  # a method that only imitates is not steered
+                continue
             curve = kinds[kind]
-            label = f"{group}, steered, {what}" if kind == most > 1 else f"{group}, {what}"
             axes.plot(
                 curve["perplexity"],
                 curve["reward"],
@@ -243,7 +246,7 @@ def plot(args):
                 markersize=3,
                 color=color,
                 linewidth=1,
-                label=label if first else None,
+                label=f"{group}, {what}" if first else None,
             )
     axes.set(xlabel="perplexity under the judge", ylabel="mean reward of a text", xscale="log")
     axes.set_xticks([50, 60, 80, 100, 150], labels=["50", "60", "80", "100", "150"])

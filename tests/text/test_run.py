@@ -322,6 +322,8 @@ class TestWriter(WithoutXLA):
         refused(self, "only with --method=sample", "generate", run_dir, *flags, "--method=beam")
         with self.assertRaisesRegex(UsageError, "best_of must be at least 1"):
             writer(prompts, best_of=0)
+        with self.assertRaisesRegex(UsageError, "only with --method=sample"):
+            writer.write(prompts, best_of=2, method="greedy")
 
     def test_generate_as_json_from_a_file_of_prompts(self):
         run_dir, _ = corpus_run()

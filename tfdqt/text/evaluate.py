@@ -131,7 +131,7 @@ class Writer:
         best_of: of so many texts of each prompt the one with the greatest reward is given; on_word
         is told of all of them.
         """
-        prompts = self._as_read(prompts, best_of)
+        prompts = self._as_read(prompts, best_of, **how)
         length = self.task.length
         texts = generate(
             self.scores, self.task.tokenizer, prompts, words=words, length=length, **how
@@ -141,7 +141,7 @@ class Writer:
     def write(self, prompts, *, words=30, best_of=1, **how):
         """As a call, with what the networks held of each word: list of `generation.Written`."""
         task = self.task
-        prompts = self._as_read(prompts, best_of)
+        prompts = self._as_read(prompts, best_of, **how)
         *_, rows = write_rows(
             self.scores, task.tokenizer, prompts, words=words, length=task.length, **how
         )
@@ -159,12 +159,15 @@ class Writer:
             valued=self.cfg.method not in IMITATING,
         )
 
-    def _as_read(self, prompts, best_of):
+    def _as_read(self, prompts, best_of, method="sample", **_):
         """Each prompt `best_of` times, as the task reads it."""
         self._check_writes()
         check_list(prompts)
-        if best_of < 1:
-            raise UsageError(f"best_of must be at least 1, not {best_of}.")
+        if best_of < 1 or (best_of > 1 and method != "sample"):
+            raise UsageError(
+                "best_of must be at least 1, and more only with --method=sample, for greedy and "
+                "beam write the same text each time."
+            )
         return [self.task.as_read(prompt) for prompt in prompts for _ in range(best_of)]
 
     def _best(self, texts, best_of):

@@ -327,7 +327,7 @@ def _extend_beams(logits, log_p, beams):
 
 
 # -------------------------------------------------------------------------------------------------
-# How varied texts are
+# What was written
 
 
 def best_of_each(rewards, best_of):
