@@ -338,6 +338,49 @@ class TestTrainModel(Eager):
         self.assertEqual(last.step, 6)
         self.assertSameNetworks(whole, again)
 
+    def trained_on(self, rewards, cfg=None):
+        pair = networks()
+        items = corridor()._replace(reward=rewards)
+        cfg = cfg or TextConfig(batch_size=16, updates_per_batch=1, method="implicit", cloning=1.0)
+        train(pair, 1, Batches(items, 100), cfg=cfg)
+        return pair
+
+    def test_the_size_of_a_reward_does_not_matter(self):
+        rewards = corridor().reward
+        state = tf.constant([[2, 3]])
+        values = []
+        steered = []
+        for factor in (1.0, 1024.0):  # a power of two, by which no number is rounded
+            pair = self.trained_on(factor * rewards)
+            self.assertEqual(float(pair[1].unit), factor)
+            x = pair[0](state)[:, 0]
+            values.append(np.concatenate([pair[1](x)[0], pair[1].value(x)]))
+            steered.append(make_word_scores(*pair, beta=2.0)(state))
+        self.assertAllEqual(1024 * values[0], values[1])
+        self.assertAllEqual(*steered)
+        cfg = TextConfig(batch_size=16, updates_per_batch=1, reward_units=False)
+        self.assertEqual(float(self.trained_on(1024 * rewards, cfg)[1].unit), 1.0)
+
+    def test_the_unit_waits_for_a_reward_and_stays(self):
+        rewards = np.zeros_like(corridor().reward)
+        rewards[150:152] = 3, 4  # of the second batch
+        rewards[250] = 100
+        pair = self.trained_on(rewards)
+        self.assertAllClose(pair[1].unit, np.sqrt((3**2 + 4**2) / 2))
+
+    def test_a_checkpoint_from_before_units_is_read(self):
+        pair = networks()
+        every = [*pair, *(network.copy() for network in pair)]
+        arrays = [[variable.numpy() for variable in network.variables] for network in every]
+        for head in arrays[1::2]:
+            self.assertEqual(head.pop(), 1.0)
+        old = dict(weights=sum(arrays, []), place=dict(step=4))
+        got = learn.saved_weights(old, every)
+        expected = [variable for network in every for variable in network.variables]
+        self.assertEqual([array.shape for array in got], [each.shape for each in expected])
+        for array, variable in zip(got, expected):
+            self.assertAllEqual(array, variable)
+
     def test_the_rates_of_the_settings_are_those_of_adam(self):
         loader = Batches(corridor(), 150)  # 2 batches
         cfg = TextConfig(

@@ -63,7 +63,7 @@ class TestStepwise(tf.test.TestCase):
                 stepwise = make_stepwise(model, identity)
                 whole = model(text)
                 at = np.array([2, 0], np.int32)  # of texts of two lengths
-                got, kept = stepwise.start(text, tf.constant(at))
+                got, kept = stepwise.start(text[:, :3], tf.constant(at), 6)
                 for i in range(1, 4):
                     known = tf.gather(whole, at + i - 1, batch_dims=1)
                     self.assertAllClose(got, known, atol=1e-4)

@@ -111,6 +111,25 @@ class TestMaze(tf.test.TestCase):
             self.assertEqual(items.reward[i], task.step(boards, np.array([move]))[0])
             self.assertAllEqual(items.next_state[i], task.show(boards)[0][0])
 
+    def test_confined_a_move_out_of_a_third_is_kept_as_it_is(self):
+        task = make_task("maze-po-confined")
+        self.assertEqual(task.length, 2 + 2 * maze.REMEMBERED_CONFINED)
+        items = task.data(np.random.default_rng(0), 40, 0.99).items
+        at = 0
+        crossed = 0
+        for cells, moves, behind, _ in maze._maze_walk(
+            np.random.default_rng(0), 40, confined=True
+        ):
+            for i in range(len(moves)):
+                past = list(zip(cells[:i], moves[:i]))
+                boards = dict(past=[past], cell=cells[i : i + 1])
+                self.assertAllEqual(items.state[at + i], task.show(boards)[0][0])
+                boards = dict(past=[[*past, (cells[i], moves[i])]], cell=behind[i : i + 1])
+                self.assertAllEqual(items.next_state[at + i], task.show(boards)[0][0])
+                crossed += maze.THIRD[behind[i]] != maze.THIRD[cells[i]]
+            at += len(moves)
+        self.assertGreater(crossed, 10)
+
 
 class TestWordle(tf.test.TestCase):
     def test_colours_by_hand(self):

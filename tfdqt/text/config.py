@@ -70,6 +70,9 @@ class TextConfig:
     reward_at: Literal["word", "end"] = "word"
     """corpus: whether a word's reward is what it adds to the worth of the text, whose every
     beginning is looked at, or all of it comes with the last word."""
+    reward_units: bool = True
+    """Whether values are learned in units of a typical reward, the root mean square of those of the
+    first batch of data that are not 0, so that the size of a reward does not matter."""
     learning_rate: float = 1e-3
     """Adam's step size at the start."""
     final_learning_rate: float = 1e-4
@@ -106,8 +109,8 @@ class TextConfig:
     """With --no-greedy: how evenly actions are drawn; the logarithms of what they are drawn in
     proportion to are divided by it."""
     beta: float | None = None
-    """How strongly the advantage steers the cloned policy when acting: policy x exp(beta x
-    advantage). None: by Q alone."""
+    """How strongly the advantage, in typical rewards (see reward_units), steers the cloned policy
+    when acting: policy x exp(beta x advantage). None: by Q alone."""
 
 
 METHODS = typing.get_args(TextConfig.__annotations__["method"])

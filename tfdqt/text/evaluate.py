@@ -26,6 +26,7 @@ from tfdqt.text.generation import (
     write_rows,
 )
 from tfdqt.text.head import DeepQLearningModel, build_task_networks
+from tfdqt.text.learn import saved_weights
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
 from tfdqt.text.tokenizers import check_list, load_tokenizer, pad_rows, token_rows
@@ -75,13 +76,14 @@ def load_text_run(run_dir, checkpoint=None):
     saved, _ = load_text_checkpoint(run_dir, checkpoint)
     task, transformer, head = make_networks(run_dir, settings)
     variables = [*transformer.variables, *head.variables]
-    shapes = [list(np.shape(array)) for array in saved["weights"][: len(variables)]]
+    arrays = saved_weights(saved, (transformer, head))[: len(variables)]
+    shapes = [list(np.shape(array)) for array in arrays]
     if [list(variable.shape) for variable in variables] != shapes:
         raise UsageError(
             f"The checkpoint of {run_dir} does not fit its config.json; put back the one that the "
             "run was started with."
         )
-    for variable, array in zip(variables, saved["weights"]):
+    for variable, array in zip(variables, arrays):
         variable.assign(array)
     return TextRun(task, transformer, head, settings, saved["place"]["step"])
 

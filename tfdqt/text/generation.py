@@ -18,6 +18,7 @@ from tfdqt.text.stepwise import choose_rows, make_stepwise
 from tfdqt.text.tokenizers import pad_rows, token_rows
 
 JIT = True  # compile scores by XLA, as `learn.JIT`
+ROUND = 16  # tokens of prompts are read in multiples of this
 
 
 class WordScores:
@@ -53,18 +54,18 @@ def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0
     Args:
       clone: the cloned policy alone.
       beta: that policy x exp(beta x advantage), as ILQL decodes (Snell et al., 2023), the advantage
-        being Q less its mean under the cloned policy.
-      plausible: without either, Q, and that only of actions whose probability under the cloned
+        being Q less its mean under the cloned policy, in the head's unit, a typical reward.
+      plausible: without either, Q in that unit, and that only of actions whose probability under the cloned
         policy is at least this part of the likeliest one's.
     """
 
     def values(x):
         if not clone and beta is None:
-            return losses.mask_implausible(head(x), head.prior(x), plausible)
+            return losses.mask_implausible(head(x) / head.unit, head.prior(x), plausible)
         policy = tf.nn.log_softmax(head.prior(x))
         if clone:
             return policy
-        q = head(x)
+        q = head(x) / head.unit
         return policy + beta * (q - tf.reduce_sum(tf.exp(policy) * q, axis=-1, keepdims=True))
 
     return WordScores(transformer, values)
@@ -283,8 +284,10 @@ class _Next:
             return self.scores(text, tf.constant([len(row) - 1 for row in seen]))
         at = tf.constant([len(row) - 1 for row in rows])
         if self.kept is None:
-            text = tf.constant(pad_rows(rows, self.longest, 0))
-            logits, self.kept = self.stepwise.start(text, at)
+            # Rounded up, so that prompts of many lengths are compiled for but a few times.
+            read = min(self.longest, -(-max(map(len, rows)) // ROUND) * ROUND)
+            text = tf.constant(pad_rows(rows, read, 0))
+            logits, self.kept = self.stepwise.start(text, at, self.longest)
         else:
             logits, self.kept = self.stepwise.step(
                 self.kept, tf.constant([row[-1] for row in rows]), at

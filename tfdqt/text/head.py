@@ -33,7 +33,9 @@ class DeepQLearningModel(tf_keras.Model):
 
     Besides Q it has `value(x)` -> V [...], for implicit Q-learning (Kostrikov et al., 2022), and
     `prior(x)` -> logits [..., action_dim] of the actions in the data (the cloned policy), each
-    behind hidden layers of its own. Raises UsageError for sizes that can't be.
+    behind hidden layers of its own. Values are learned in units of `unit`, a typical reward, which
+    is a weight that is set (`adapt_to_rewards`), not learned; what the head gives are values all
+    the same. Raises UsageError for sizes that can't be.
 
     >>> head = DeepQLearningModel(input_dim=768, action_dim=10)
     >>> head(encoder(ids)).shape  # [B, T, 10]
@@ -69,6 +71,7 @@ class DeepQLearningModel(tf_keras.Model):
         self.cloned = self._branch(outputs, "cloned", () if self.is_language_model else None)
         if self.is_language_model:
             self.cloned.layers[0].kernel.assign(language)
+        self.unit = tf.Variable(1.0, trainable=False, name="unit")
         self.built = True
 
     def _branch(self, units, name, hidden=None):
@@ -87,12 +90,24 @@ class DeepQLearningModel(tf_keras.Model):
         total = tf.tensordot(y[..., self.action_dim :], self.features.T, 1)
         return y[..., : self.action_dim] + (tf.nn.softplus(total) if self.saturating else total)
 
+    def adapt_to_rewards(self, rewards):
+        """Set the unit to the root mean square of the rewards that are not 0, if there are any.
+
+        Returns whether there were.
+        """
+        rewards = np.asarray(rewards, np.float64)
+        rewards = rewards[rewards != 0]
+        if len(rewards):
+            self.unit.assign(np.sqrt(np.mean(rewards**2)))
+        return bool(len(rewards))
+
     def call(self, x):
         y = self.q(x)
         if not self.dueling:
-            return self._actions(y)
+            return self.unit * self._actions(y)
         advantages = self._actions(y[..., 1:])
-        return y[..., :1] + advantages - tf.reduce_mean(advantages, axis=-1, keepdims=True)
+        q = y[..., :1] + advantages - tf.reduce_mean(advantages, axis=-1, keepdims=True)
+        return self.unit * q
 
     def chosen(self, x, actions):
         """Q of one action at each state: [..., input_dim], [...] -> [...].
@@ -110,13 +125,13 @@ class DeepQLearningModel(tf_keras.Model):
             return tf.reduce_sum(x * tf.gather(columns, at), axis=-1) + tf.gather(last.bias, at)
 
         if not self.dueling:
-            return outputs(actions)
+            return self.unit * outputs(actions)
         mean = tf.reduce_sum(x * tf.reduce_mean(columns[1:], axis=0), axis=-1)
         mean += tf.reduce_mean(last.bias[1:])
-        return outputs(tf.zeros_like(actions)) + outputs(actions + 1) - mean
+        return self.unit * (outputs(tf.zeros_like(actions)) + outputs(actions + 1) - mean)
 
     def value(self, x):
-        return self.v(x)[..., 0]
+        return self.unit * self.v(x)[..., 0]
 
     def prior(self, x):
         return self._actions(self.cloned(x))

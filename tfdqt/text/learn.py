@@ -181,23 +181,28 @@ def make_terms(transformer, head, target_transformer, target_head, cfg) -> Calla
     """`terms(batch) -> [Term]` of the loss that a TextConfig asks for."""
     imitates = cfg.method in IMITATING
 
+    def in_units(values):
+        """Values as they are learned, in the unit of both heads."""
+        return values / head.unit
+
     def bootstrap(batch, seen):
         """What `custom_loss` is given of the states behind, by the method: (next_q, options)."""
         if cfg.method == "implicit":
-            next_q = tf.stop_gradient(head.value(seen.behind))
+            next_q = tf.stop_gradient(in_units(head.value(seen.behind)))
             target = encode_batch(target_transformer, batch)
-            frozen_q = target_head.chosen(target.now, seen.action)
-            value = head.value(seen.now)
+            frozen_q = in_units(target_head.chosen(target.now, seen.action))
+            value = in_units(head.value(seen.now))
             return next_q, dict(value=value, frozen_q=frozen_q, expectile=cfg.expectile)
         target = encode_batch(target_transformer, batch)
         chosen_by = losses.mask_implausible(
             head(seen.behind), head.prior(seen.behind), cfg.plausible
         )
-        next_q = target_head(target.behind)
+        next_q = in_units(target_head(target.behind))
         options = dict(next_q_online=tf.stop_gradient(chosen_by))
         if cfg.advantage_learning:
             options.update(
-                frozen_q=target_head(target.now), advantage_learning=cfg.advantage_learning
+                frozen_q=in_units(target_head(target.now)),
+                advantage_learning=cfg.advantage_learning,
             )
         return next_q, options
 
@@ -212,9 +217,9 @@ def make_terms(transformer, head, target_transformer, target_head, cfg) -> Calla
         # The conservative term asks for all words.
         q = head(seen.now) if cfg.conservative else head.chosen(seen.now, seen.action)
         loss, diagnostics = custom_loss(
-            q,
+            in_units(q),
             seen.action,
-            seen.reward,
+            in_units(seen.reward),
             next_q,
             1.0 - discounts,
             gamma=cfg.gamma,
@@ -223,6 +228,7 @@ def make_terms(transformer, head, target_transformer, target_head, cfg) -> Calla
             conservative=cfg.conservative,
             **options,
         )
+        diagnostics = {name: head.unit * value for name, value in diagnostics.items()}
         return Term(loss, diagnostics, tf.reduce_sum(seen.mask)), options
 
     def cloning_term(seen, options):
@@ -452,7 +458,7 @@ def train_model(
         targets = (transformer.copy(), dq_learning_model.copy())
         networks = (transformer, dq_learning_model, *targets)
         update = make_text_update(*networks, optimizer, cfg, strategy)
-        progress = Progress()
+        progress = Progress(unit_known=not cfg.reward_units or cfg.method in IMITATING)
         if saved is not None:
             progress = _restore(saved, networks, optimizer, replay_buffer)
 
@@ -504,6 +510,8 @@ def train_model(
                 if len(items.action) == 0 and not len(replay_buffer):
                     progress.batch += 1
                     continue  # there is nothing to draw from yet
+                if not progress.unit_known:
+                    progress.unit_known = _adapt_units(items, *networks[1::2])
                 replay_buffer.extend(items)
                 for _ in range(cfg.updates_per_batch):
                     diagnostics = learn()
@@ -535,7 +543,9 @@ def train_model(
 class Progress:
     """How far training is."""
 
-    def __init__(self):
+    def __init__(self, unit_known=True):
+        """unit_known: whether the head's unit is what it is to be."""
+        self.unit_known = unit_known
         self.epoch = 0
         self.batch = 0  # of this epoch
         self.step = 0
@@ -577,6 +587,7 @@ class Progress:
             step=self.step,
             games=self.samples,
             mean_return=self.mean_return,
+            unit_known=self.unit_known,
             diagnostics=self.diagnostics,
         )
 
@@ -587,6 +598,7 @@ class Progress:
         self.step = tree["step"]
         self.samples = tree["games"]
         self.mean_return = tree["mean_return"]
+        self.unit_known = tree.get("unit_known", True)
         self.diagnostics = tree.get("diagnostics", self.diagnostics)
 
 
@@ -674,6 +686,16 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
     return prepared_episodes(tokenizer, token_rows(tokenizer, texts), length, reward_fn, cfg)
 
 
+def _adapt_units(items, head, target_head):
+    """Set the unit of both heads by the rewards of a batch: whether any is not 0."""
+    rewards = np.asarray(items.reward)
+    if isinstance(items, Episode):
+        rewards = rewards[np.asarray(items.mask) > 0]
+    known = head.adapt_to_rewards(rewards)
+    target_head.unit.assign(head.unit)
+    return known
+
+
 def _variables(optimizer):
     return optimizer.variables() if callable(optimizer.variables) else optimizer.variables
 
@@ -682,15 +704,27 @@ def _arrays(network):
     return [np.asarray(variable) for variable in network.variables]
 
 
+def saved_weights(saved, networks):
+    """The arrays of a checkpoint, of which those of before 0.2 lack the unit of each head."""
+    weights = list(saved["weights"])
+    if "unit_known" not in saved["place"]:
+        ends = np.cumsum([len(network.variables) for network in networks])
+        for network, end in zip(networks, ends):
+            if hasattr(network, "unit"):
+                weights.insert(end - 1, np.ones((), np.float32))
+    return weights
+
+
 def _restore(saved, networks, optimizer, replay_buffer):
     """Put back what a checkpoint holds: -> Progress."""
     variables = [variable for network in networks for variable in network.variables]
-    if [variable.shape for variable in variables] != [array.shape for array in saved["weights"]]:
+    weights = saved_weights(saved, networks)
+    if [variable.shape for variable in variables] != [array.shape for array in weights]:
         raise UsageError(
             "The checkpoint holds networks of other sizes; resume with the settings that the run "
             "was started with."
         )
-    for variable, array in zip(variables, saved["weights"]):
+    for variable, array in zip(variables, weights):
         variable.assign(array)
     for variable, array in zip(_variables(optimizer), saved["optimizer"]):
         variable.assign(array)

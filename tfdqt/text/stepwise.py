@@ -13,8 +13,9 @@ CLOSE = 1e-3  # part by which values from what was kept may differ from those of
 class Stepwise(NamedTuple):
     """How a decoder goes on with texts.
 
-    start(text [B, T], at [B]) -> (values [B, A] behind the tokens at `at`, kept);
-    step(kept, word [B], at [B]) -> the same behind one more word, which is put at `at`, < T.
+    start(text [B, P], at [B], room) -> (values [B, A] behind the tokens at `at`, kept), with room
+    for texts of so many tokens, P or more;
+    step(kept, word [B], at [B]) -> the same behind one more word, which is put at `at`, < room.
     """
 
     start: Callable
@@ -39,11 +40,16 @@ def make_stepwise(transformer, values):
         return out.last_hidden_state, out.past_key_values
 
     @tf.function(jit_compile=JIT)
-    def start(text, at):
+    def start(text, at, room):
         places = tf.range(text.shape[1])[None]
         # What lies behind the last token is seen by none before it, and is written over.
         hidden, kept = states(text, tf.ones_like(text), tf.broadcast_to(places, tf.shape(text)))
-        return values(tf.gather(hidden, at, batch_dims=1)), kept
+        more = [[0, 0], [0, room - text.shape[1]], [0, 0]]
+
+        def widen(field):
+            return tf.pad(field, [[0, 0]] * (field.shape.rank - 3) + more)
+
+        return values(tf.gather(hidden, at, batch_dims=1)), tf.nest.map_structure(widen, kept)
 
     @tf.function(jit_compile=JIT)
     def step(kept, word, at):
@@ -70,7 +76,7 @@ def _agrees(transformer, values, stepwise):
     at = tf.constant([1, 0])  # the last tokens known at first
     known = values(tf.gather(transformer(texts), at + 1, batch_dims=1))
     try:
-        _, kept = stepwise.start(texts, at)
+        _, kept = stepwise.start(texts[:, :2], at, 3)
         got, _ = stepwise.step(kept, tf.gather(texts, at + 1, batch_dims=1), at + 1)
     except (TypeError, ValueError, tf.errors.OpError):  # it keeps them in another form
         return False

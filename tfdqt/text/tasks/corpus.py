@@ -461,7 +461,7 @@ CORPUS = TaskRecipe(
         batch_size=64,
         cloning=1.0,
         expectile=0.5,
-        beta=6.0,
+        beta=2.0,
         greedy=False,
         updates_per_batch=16,
     ),

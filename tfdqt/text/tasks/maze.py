@@ -20,6 +20,7 @@ CELLS = np.array(
 GOAL = (8, 6)
 LONGEST = 100  # moves in a game
 REMEMBERED = 3  # past steps told in the partially observed maze
+REMEMBERED_CONFINED = 5  # with data confined to thirds, of which fewer can't be stitched
 SOLVED = 0.15  # part of the data's moves that are the solver's
 GAMES = 1_200  # of data
 
@@ -203,14 +204,18 @@ def make_maze(tokenizer=None):
     return _make_game("maze", tokenizer, length, data, show, scores)
 
 
-def make_maze_po(tokenizer=None):
+def make_maze_po(tokenizer=None, *, confined=False):
     """The partially observed maze: only walls are seen.
 
-    Those beside this cell and the last REMEMBERED ones, and the moves between. Its trajectories are
-    not confined, for a history that jumps would be none; their mean return, -80, is near the
-    published -83. Raises UsageError for another tokenizer than its own.
+    Those beside this cell and the last ones, and the moves between. Raises UsageError for another
+    tokenizer than its own.
+
+    confined: to thirds, as the fully observed maze's data. Without, trajectories are whole walks;
+    their mean return, -80, is near the published -83.
     """
-    refuse_tokenizer("maze-po", tokenizer)
+    name = "maze-po-confined" if confined else "maze-po"
+    remembered = REMEMBERED_CONFINED if confined else REMEMBERED
+    refuse_tokenizer(name, tokenizer)
     sides = [
         "wall" + "".join(f"-{move}" for side, move in enumerate(MOVES) if walls >> side & 1)
         for walls in range(16)
@@ -218,14 +223,14 @@ def make_maze_po(tokenizer=None):
     tokenizer = make_tokenizer([*MOVES, *sides])
     move_ids = np.array(tokenizer.convert_tokens_to_ids(list(MOVES)))
     wall_ids = np.array(tokenizer.convert_tokens_to_ids(sides))
-    length = 2 + 2 * REMEMBERED
+    length = 2 + 2 * remembered
 
     def write(cells, moves, cell):
         """[CLS] walls move walls move ... walls: [length] ids.
 
-        Of the last REMEMBERED of cells [S] and moves [S], and of the cell that they led to.
+        Of the last `remembered` of cells [S] and moves [S], and of the cell that they led to.
         """
-        past = min(REMEMBERED, len(moves))
+        past = min(remembered, len(moves))
         ids = np.zeros(length, np.int32)
         ids[0] = tokenizer.cls_token_id
         ids[1 : 1 + 2 * past : 2] = wall_ids[WALLS[cells[len(moves) - past :]]]
@@ -234,15 +239,15 @@ def make_maze_po(tokenizer=None):
         return ids
 
     def tell(cells, moves, behind):
-        ends = [*cells, behind[-1]]
-        texts = np.array([write(cells[:i], moves[:i], cell) for i, cell in enumerate(ends)])
-        return texts[:-1], texts[1:]
+        before = [write(cells[:i], moves[:i], cell) for i, cell in enumerate(cells)]
+        after = [write(cells[:i], moves[:i], cell) for i, cell in enumerate(behind, 1)]
+        return np.array(before), np.array(after)
 
     def data(rng, size, gamma):
-        return _maze_data(_maze_walk(rng, size, confined=False), gamma, tell)
+        return _maze_data(_maze_walk(rng, size, confined=confined), gamma, tell)
 
     def show(boards):
-        pasts = [np.array(past[-REMEMBERED:], int).reshape(-1, 2) for past in boards["past"]]
+        pasts = [np.array(past[-remembered:], int).reshape(-1, 2) for past in boards["past"]]
         texts = np.array(
             [write(past[:, 0], past[:, 1], cell) for past, cell in zip(pasts, boards["cell"])]
         )
@@ -256,7 +261,7 @@ def make_maze_po(tokenizer=None):
         "GPT-4": -88.0,
         "PPO": -91.7,
     }
-    return _make_game("maze-po", tokenizer, length, data, show, scores)
+    return _make_game(name, tokenizer, length, data, show, scores)
 
 
 _NETWORK = dict(width=64, hidden=(128,))
@@ -282,4 +287,8 @@ MAZE_PO = TaskRecipe(
         greedy=False,
         temperature=0.3,
     ),
+)
+MAZE_PO_CONFINED = MAZE_PO._replace(
+    name="maze-po-confined",
+    make=lambda tokenizer, run_dir, settings: make_maze_po(tokenizer, confined=True),
 )

@@ -4,7 +4,14 @@ from tfdqt.errors import UsageError
 from tfdqt.text.config import TextConfig, TextNetworkConfig, with_method
 from tfdqt.text.tasks import chess, corpus, maze, wordle
 
-RECIPES = (maze.MAZE, maze.MAZE_PO, wordle.WORDLE, chess.CHESS, corpus.CORPUS)
+RECIPES = (
+    maze.MAZE,
+    maze.MAZE_PO,
+    maze.MAZE_PO_CONFINED,
+    wordle.WORDLE,
+    chess.CHESS,
+    corpus.CORPUS,
+)
 TASKS = {recipe.name: recipe for recipe in RECIPES}
 
 
