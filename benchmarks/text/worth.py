@@ -8,14 +8,16 @@ The language model is the cloned policy of a run of run_text.py --task=corpus. B
 of its texts the one with the greatest reward; it is worked out from a pool of --pool texts, in
 --draws random divisions into groups. Steered texts are drawn with each beta, and of them too the
 best of each number of --best-of is taken. Of all are measured the mean reward, the perplexity under
-the judge (the cloned policy of another run, of other weights and another seed) and distinct-2,
-which is of --texts texts always, for it falls with their number.
+the judge (the cloned policy of another run, of other weights and another seed), distinct-2, which
+is of --texts texts always, for it falls with their number, and the processor's seconds for a text
+that is kept: the writing and the reward of all that it is the best of.
 
 Adds rows to OUT for every run: one for each N, and one for each beta and number of --best-of. What
 these are worth is the smallest N for which best of N has their reward.
 """
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,12 +100,18 @@ def measure(args):
 
         def write(beta, count):
             scores = make_run_scores(run.transformer, run.head, cfg, beta=beta)
-            parts = range(0, count, AT_A_TIME)
-            each = [
-                run.task.write(scores, cfg, min(AT_A_TIME, count - i), args.seed + i) for i in parts
-            ]
-            texts = [text for part in each for text in part]
-            return texts, np.array(run.task.reward.many(texts)), judge(texts)
+            texts = []
+            rewards = []
+            seconds = []
+            for i in range(0, count, AT_A_TIME):
+                began = time.process_time()
+                part = run.task.write(scores, cfg, min(AT_A_TIME, count - i), args.seed + i)
+                rewards += run.task.reward.many(part)
+                seconds.append((time.process_time() - began) / len(part))
+                texts += part
+            # The first part is compiled for.
+            each = np.median(seconds[1:]) if len(seconds) > 1 else np.nan
+            return texts, np.array(rewards), judge(texts), each
 
         numbers = 2 ** np.arange(1 + int(np.log2(args.pool // LEAST_GROUPS)))
         rows = best_of(*write(0.0, args.pool), numbers, args)
@@ -117,8 +125,11 @@ def measure(args):
         print(f"{run_dir.name}: {len(own)} rows", flush=True)
 
 
-def best_of(texts, rewards, nats, numbers, args):
-    """A row of the CSV for the best of each of `numbers`, of a pool of texts."""
+def best_of(texts, rewards, nats, seconds, numbers, args):
+    """A row of the CSV for the best of each of `numbers`, of a pool of texts.
+
+    nats: those of a token. seconds: to write any text of the pool and ask for its reward.
+    """
     from tfdqt.text.generation import best_of_each, diversity
 
     rng = np.random.default_rng(args.seed)
@@ -139,6 +150,7 @@ def best_of(texts, rewards, nats, numbers, args):
                 error=rewards[chosen[0]].std() / np.sqrt(len(chosen[0])),
                 perplexity=np.exp(nats[every].mean()),
                 distinct2=varied if len(some) == args.texts else float("nan"),
+                seconds=n * seconds,
             )
         )
     return rows
@@ -162,8 +174,8 @@ def curves_of(rows):
     The kind is 0 for the language model, along N; else the number of steered texts that the best is
     taken of, along beta.
     """
-    columns = ("beta", "n", "reward", "error", "perplexity", "distinct2")
-    rows = [{key: float(row[key]) for key in columns} for row in rows]
+    columns = ("beta", "n", "reward", "error", "perplexity", "distinct2", "seconds")
+    rows = [{key: float(row[key] or "nan") for key in columns} for row in rows]
     kinds = {}
     for row in rows:
         kinds.setdefault(row["n"] if row["beta"] else 0, []).append(row)
@@ -177,6 +189,7 @@ def report(args):
     """A Markdown table: a line for every run, beta and number of --best-of."""
     header = ("run", "beta", "best of", "reward", "worth N [95%]")
     header += ("perplexity, that of best of N", "distinct-2, that of best of N")
+    header += ("seconds, those of best of N",)
     print(f"| {' | '.join(header)} |")
     print("|---" * len(header) + "|")
     for name, rows in runs_of(args.out).items():
@@ -189,10 +202,10 @@ def report(args):
 
         print(
             f"| {name} | 0 | 1 | {model['reward'][0]:.3f} | 1 | {model['perplexity'][0]:.1f} | "
-            f"{model['distinct2'][0]:.3f} |"
+            f"{model['distinct2'][0]:.3f} | {model['seconds'][0]:.3f} |"
         )
         for kind in kinds.values():
-            for beta, best, reward, error, perplexity, distinct2 in zip(*kind.values()):
+            for beta, best, reward, error, perplexity, distinct2, seconds in zip(*kind.values()):
                 n, low, high = (
                     equal_n(model["n"], model["reward"], each)
                     for each in (reward, reward - 1.96 * error, reward + 1.96 * error)
@@ -202,7 +215,8 @@ def report(args):
                     f"| {name} | {beta:g} | {best:g} | {reward:.3f} | "
                     f"{as_n(n, model)} [{as_n(low, model)}, {as_n(high, model)}] | "
                     f"{perplexity:.1f}, {of_model('perplexity', at):.1f} | "
-                    f"{distinct2:.3f}, {of_model('distinct2', at):.3f} |"
+                    f"{distinct2:.3f}, {of_model('distinct2', at):.3f} | "
+                    f"{seconds:.3f}, {at * model['seconds'][0]:.3f} |"
                 )
 
 

@@ -200,7 +200,6 @@ class TestCollect(tf.test.TestCase):
             Path(folder, "a.txt").write_text(text, encoding="utf-8")
             task = make_corpus(folder, "sentiment", vocabulary=10, length=6)
         cfg = default_text_config("corpus")[2]
-        cfg = dataclasses.replace(cfg, beta=4.0)  # the default nails random networks to few texts
         _, _, weights = self.networks_of(task)
         items, returns = self.collect(task, cfg, 0.4, weights)
         self.assertAllEqual(items.text.shape, [task.chunk_texts, 6])

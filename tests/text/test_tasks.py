@@ -117,9 +117,7 @@ class TestMaze(tf.test.TestCase):
         items = task.data(np.random.default_rng(0), 40, 0.99).items
         at = 0
         crossed = 0
-        for cells, moves, behind, _ in maze._maze_walk(
-            np.random.default_rng(0), 40, confined=True
-        ):
+        for cells, moves, behind, _ in maze._maze_walk(np.random.default_rng(0), 40, confined=True):
             for i in range(len(moves)):
                 past = list(zip(cells[:i], moves[:i]))
                 boards = dict(past=[past], cell=cells[i : i + 1])

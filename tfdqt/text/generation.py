@@ -55,8 +55,8 @@ def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0
       clone: the cloned policy alone.
       beta: that policy x exp(beta x advantage), as ILQL decodes (Snell et al., 2023), the advantage
         being Q less its mean under the cloned policy, in the head's unit, a typical reward.
-      plausible: without either, Q in that unit, and that only of actions whose probability under the cloned
-        policy is at least this part of the likeliest one's.
+      plausible: without either, Q in that unit, and that only of actions whose probability under
+        the cloned policy is at least this part of the likeliest one's.
     """
 
     def values(x):
