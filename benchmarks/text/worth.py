@@ -234,38 +234,33 @@ def runs_of(out):
 
 
 def plot(args):
-    """Reward over perplexity: a color for each name of runs, a line for each of its seeds."""
-    figure, axes = make_figure(size=(7, 4.5))
-    colors = {}
+    """Reward over perplexity: a panel for each name of runs, a line for each of its seeds."""
     wanted = [Path(run).name for run in args.runs]
+    groups = {}
     for name, rows in runs_of(args.out).items():
-        if wanted and name not in wanted:
-            continue
-        group = name.rpartition("-")[0]  # leaves out the seed
-        first = group not in colors
-        color = colors.setdefault(group, f"C{len(colors)}")
-        kinds = curves_of(rows)
-        most = max(kinds)
-        looks = {0: (":", "best of N"), 1: ("-", "steered")}
-        looks.setdefault(most, ("--", f"steered, best of {most:g}"))
-        for kind, (style, what) in looks.items():
-            if kind not in kinds:  # a method that only imitates is not steered
-                continue
-            curve = kinds[kind]
-            axes.plot(
-                curve["perplexity"],
-                curve["reward"],
-                style,
-                marker="o",
-                markersize=3,
-                color=color,
-                linewidth=1,
-                label=f"{group}, {what}" if first else None,
-            )
-    axes.set(xlabel="perplexity under the judge", ylabel="mean reward of a text", xscale="log")
-    axes.set_xticks([50, 60, 80, 100, 150], labels=["50", "60", "80", "100", "150"])
-    axes.minorticks_off()
-    axes.legend(fontsize=8)
+        if not wanted or name in wanted:
+            groups.setdefault(name.rpartition("-")[0], []).append(curves_of(rows))
+    figure, panels = make_figure(1, len(groups), size=(4.5 * len(groups), 4))
+    for axes, (group, seeds) in zip(np.ravel(panels), groups.items()):
+        shared = set.intersection(*(set(kinds) for kinds in seeds))
+        looks = {0: "best of N", 1: "steered"}
+        looks.setdefault(max(shared), f"steered, best of {max(shared):g}")
+        for i, kinds in enumerate(seeds):
+            for color, (kind, what) in enumerate(looks.items()):
+                if kind not in shared:  # a method that only imitates is not steered
+                    continue
+                curve = kinds[kind]
+                axes.plot(
+                    curve["perplexity"],
+                    curve["reward"],
+                    marker="o",
+                    markersize=3,
+                    color=f"C{color}",
+                    linewidth=1,
+                    label=what if i == 0 else None,
+                )
+        axes.set(title=group, xlabel="perplexity under the judge", ylabel="mean reward of a text")
+        axes.legend(fontsize=8)
     figure.savefig(args.plot, dpi=120)
 
 

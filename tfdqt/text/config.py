@@ -69,7 +69,8 @@ class TextConfig:
     """Discount per decision."""
     reward_at: Literal["word", "end"] = "word"
     """corpus: whether a word's reward is what it adds to the worth of the text, whose every
-    beginning is looked at, or all of it comes with the last word."""
+    beginning is looked at, or all of it comes with the last word, which --method=montecarlo learns
+    from and one-step targets hardly do."""
     reward_units: bool = True
     """Whether values are learned in units of a typical reward, the root mean square of those of the
     first batch of data that are not 0, so that the size of a reward does not matter."""
