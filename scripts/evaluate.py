@@ -66,8 +66,8 @@ class Args:
     """With --simulations: states of one game that are valued at a time; more is quicker, and
     searches a little worse."""
     beta: float | None = None
-    """Text runs: strength of the advantage over the cloned policy (0: that policy alone, inf: Q
-    alone); by default as trained."""
+    """Text runs: strength of the advantage over the cloned policy, in typical rewards if the run
+    has --reward-units (0: that policy alone, inf: Q alone); by default as trained."""
     temperature: float | None = None
     """Text runs: how evenly actions are drawn (0: the best is taken); by default as trained."""
     best_of: int = 1

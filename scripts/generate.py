@@ -38,8 +38,8 @@ class Args:
     method: Literal["greedy", "sample", "beam"] = "sample"
     """How the next word is chosen."""
     beta: float | None = None
-    """Strength of the advantage over the cloned policy (0: that policy alone, inf: Q alone); by
-    default as trained."""
+    """Strength of the advantage over the cloned policy, in typical rewards if the run has
+    --reward-units (0: that policy alone, inf: Q alone); by default as trained."""
     temperature: float = 1.0
     """sample: above 1 flatter, below 1 sharper."""
     top_k: int = 0

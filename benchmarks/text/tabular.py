@@ -6,7 +6,8 @@
 A row of the table is a text that the game shows: walls of the last cells and the moves between. Its
 values are those of the best policy that takes moves of the data only, found by sweeps over all of
 it. Moves are drawn from exp(Q / temperature); of a text that the data do not have, any. Writes a
-row to OUT for every number of past moves that a text tells, temperature and seed.
+row to OUT for whole walks and confined ones, every number of past moves that a text tells,
+temperature and seed.
 """
 
 import dataclasses
@@ -16,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions
+from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import read_rows, write_rows
 from tfdqt.text.tasks.maze import STARTS, make_maze_po
 from tfdqt.text.tasks.play import record
@@ -102,6 +105,8 @@ def report(args):
         key = (data, row["remembered"])
         means = cells.setdefault(key, {}).setdefault(row["temperature"], [])
         means.append(f"{float(row['mean']):.1f}")
+    if not cells:
+        raise UsageError(f"{args.out} does not exist; leave out --report to measure.")
     temperatures = list(next(iter(cells.values())))
     print(f"| data | past moves | {' | '.join(temperatures)} |")
     print("|---" * (2 + len(temperatures)) + "|")
@@ -117,4 +122,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    run_main(lambda: main(tyro.cli(Args, description=__doc__)))

@@ -24,6 +24,8 @@ import numpy as np
 import tyro
 
 from tfdqt.backend import set_threads
+from tfdqt.errors import UsageError
+from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import read_rows, write_rows
 from tfdqt.runs.plots import make_figure
 from tfdqt.text.config import IMITATING
@@ -48,7 +50,7 @@ class Args:
     best_of: tuple[int, ...] = (1, 4)
     """Of how many steered texts the best is taken."""
     texts: int = 400
-    """Steered texts of each."""
+    """Steered texts that are kept of the largest number of --best-of; of smaller ones more are."""
     pool: int = 12_800
     """Texts of the language model."""
     draws: int = 20
@@ -237,9 +239,13 @@ def plot(args):
     """Reward over perplexity: a panel for each name of runs, a line for each of its seeds."""
     wanted = [Path(run).name for run in args.runs]
     groups = {}
+    if not args.out.exists():
+        raise UsageError(f"{args.out} does not exist; measure runs first.")
     for name, rows in runs_of(args.out).items():
         if not wanted or name in wanted:
             groups.setdefault(name.rpartition("-")[0], []).append(curves_of(rows))
+    if not groups:
+        raise UsageError(f"{args.out} has none of these runs; measure them first.")
     figure, panels = make_figure(1, len(groups), size=(4.5 * len(groups), 4))
     for axes, (group, seeds) in zip(np.ravel(panels), groups.items()):
         shared = set.intersection(*(set(kinds) for kinds in seeds))
@@ -274,4 +280,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    run_main(lambda: main(tyro.cli(Args, description=__doc__)))

@@ -338,10 +338,14 @@ class TestTrainModel(Eager):
         self.assertEqual(last.step, 6)
         self.assertSameNetworks(whole, again)
 
+    in_units = TextConfig(
+        batch_size=16, updates_per_batch=1, method="implicit", cloning=1.0, reward_units=True
+    )
+
     def trained_on(self, rewards, cfg=None):
         pair = networks()
         items = corridor()._replace(reward=rewards)
-        cfg = cfg or TextConfig(batch_size=16, updates_per_batch=1, method="implicit", cloning=1.0)
+        cfg = cfg or self.in_units
         train(pair, 1, Batches(items, 100), cfg=cfg)
         return pair
 
@@ -367,6 +371,14 @@ class TestTrainModel(Eager):
         rewards[250] = 100
         pair = self.trained_on(rewards)
         self.assertAllClose(pair[1].unit, np.sqrt((3**2 + 4**2) / 2))
+        items = corridor()._replace(reward=rewards + 100)
+        train(pair, 1, Batches(items, 100), cfg=self.in_units)  # gone on with
+        self.assertAllClose(pair[1].unit, np.sqrt((3**2 + 4**2) / 2))
+
+    def test_a_reward_that_is_hardly_one_is_learned_from(self):
+        rewards = np.full_like(corridor().reward, 1e-40)
+        pair = self.trained_on(rewards)
+        self.assertTrue(np.isfinite(pair[1](pair[0](tf.constant([[2, 3]])))).all())
 
     def test_a_checkpoint_from_before_units_is_read(self):
         pair = networks()

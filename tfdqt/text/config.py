@@ -71,9 +71,11 @@ class TextConfig:
     """corpus: whether a word's reward is what it adds to the worth of the text, whose every
     beginning is looked at, or all of it comes with the last word, which --method=montecarlo learns
     from and one-step targets hardly do."""
-    reward_units: bool = True
+    reward_units: bool = False
     """Whether values are learned in units of a typical reward, the root mean square of those of the
-    first batch of data that are not 0, so that the size of a reward does not matter."""
+    first batch that are not 0, so that the size of a reward does not matter (of montecarlo, whose
+    rewards are returns, a typical return); beta, temperature, advantage_weighting, huber_delta and
+    conservative count in it too."""
     learning_rate: float = 1e-3
     """Adam's step size at the start."""
     final_learning_rate: float = 1e-4
@@ -105,12 +107,12 @@ class TextConfig:
     """filtered: part of the episodes, those of the highest return, that is imitated."""
     greedy: bool = True
     """Whether the best action is taken when acting; otherwise one is drawn in proportion to the
-    policy, or to exp(Q)."""
+    policy, or to exp(Q), in typical rewards with reward_units."""
     temperature: float = 1.0
     """With --no-greedy: how evenly actions are drawn; the logarithms of what they are drawn in
     proportion to are divided by it."""
     beta: float | None = None
-    """How strongly the advantage, in typical rewards (see reward_units), steers the cloned policy
+    """How strongly the advantage, in typical rewards with reward_units, steers the cloned policy
     when acting: policy x exp(beta x advantage). None: by Q alone."""
 
 

@@ -85,6 +85,7 @@ def load_text_run(run_dir, checkpoint=None):
         )
     for variable, array in zip(variables, arrays):
         variable.assign(array)
+    head.unit_known = saved["place"].get("unit_known", True)
     return TextRun(task, transformer, head, settings, saved["place"]["step"])
 
 

@@ -18,7 +18,7 @@ from tfdqt.text.stepwise import choose_rows, make_stepwise
 from tfdqt.text.tokenizers import pad_rows, token_rows
 
 JIT = True  # compile scores by XLA, as `learn.JIT`
-ROUND = 16  # tokens of prompts are read in multiples of this
+ROUND = 16  # tokens of prompts and texts, which each number is compiled for, are rounded up to it
 
 
 class WordScores:
@@ -178,7 +178,8 @@ def write_rows(
     # All but the first beam of a prompt start out impossible, or all would stay equal.
     log_p = np.where(np.arange(len(rows)) % per_prompt == 0, 0.0, -np.inf)
     rng = np.random.default_rng(seed)
-    next_words = _Next(scores, length, min(length, max(map(len, rows)) + words - 1))
+    longest = min(length, _rounded(max(map(len, rows)) + words - 1))
+    next_words = _Next(scores, length, longest)
     for _ in range(words):
         logits = _allowed_words(next_words(rows), tokenizer, rows, allowed)
         if method == "beam":
@@ -260,6 +261,10 @@ def _unread(tokenizer, prompts, rows, length):
     return "; ".join(said)
 
 
+def _rounded(tokens):
+    return -(-tokens // ROUND) * ROUND
+
+
 class _Next:
     """Log-weights behind rows of ids that grow by a word a call, from what was kept of them.
 
@@ -284,8 +289,7 @@ class _Next:
             return self.scores(text, tf.constant([len(row) - 1 for row in seen]))
         at = tf.constant([len(row) - 1 for row in rows])
         if self.kept is None:
-            # Rounded up, so that prompts of many lengths are compiled for but a few times.
-            read = min(self.longest, -(-max(map(len, rows)) // ROUND) * ROUND)
+            read = min(self.longest, _rounded(max(map(len, rows))))
             text = tf.constant(pad_rows(rows, read, 0))
             logits, self.kept = self.stepwise.start(text, at, self.longest)
         else:

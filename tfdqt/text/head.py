@@ -16,6 +16,9 @@ with quiet():
     import transformers
 
 
+LEAST_UNIT = 1e-30  # by which float32 can still be divided
+
+
 class DeepQLearningModel(tf_keras.Model):
     """Values of the next words: [..., input_dim] -> Q [..., action_dim].
 
@@ -72,6 +75,7 @@ class DeepQLearningModel(tf_keras.Model):
         if self.is_language_model:
             self.cloned.layers[0].kernel.assign(language)
         self.unit = tf.Variable(1.0, trainable=False, name="unit")
+        self.unit_known = False  # another unit would be another scale of what was learned
         self.built = True
 
     def _branch(self, units, name, hidden=None):
@@ -91,15 +95,12 @@ class DeepQLearningModel(tf_keras.Model):
         return y[..., : self.action_dim] + (tf.nn.softplus(total) if self.saturating else total)
 
     def adapt_to_rewards(self, rewards):
-        """Set the unit to the root mean square of the rewards that are not 0, if there are any.
-
-        Returns whether there were.
-        """
-        rewards = np.asarray(rewards, np.float64)
-        rewards = rewards[rewards != 0]
-        if len(rewards):
-            self.unit.assign(np.sqrt(np.mean(rewards**2)))
-        return bool(len(rewards))
+        """Set the unit, once: to the root mean square of the rewards that are not 0, if any are."""
+        rewards = np.asarray(rewards, np.float32)  # as they are kept
+        rewards = rewards[rewards != 0].astype(np.float64)
+        if len(rewards) and not self.unit_known:
+            self.unit.assign(max(np.sqrt(np.mean(rewards**2)), LEAST_UNIT))
+            self.unit_known = True
 
     def call(self, x):
         y = self.q(x)
@@ -148,6 +149,7 @@ class DeepQLearningModel(tf_keras.Model):
             language=self.cloned.layers[0].kernel if self.is_language_model else None,
         )
         twin.set_weights(self.get_weights())
+        twin.unit_known = self.unit_known
         return twin
 
 

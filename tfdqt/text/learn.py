@@ -421,7 +421,7 @@ def train_model(
       replay_buffer: ExperienceReplay.
       device: "cpu", "gpu" or a name of TensorFlow's such as "/GPU:0"; not asked for with a
         strategy.
-      cfg: TextConfig.
+      cfg: TextConfig. With `reward_units` the unit of a head that was trained so stays as it is.
       reward_fn: text -> float, for strings.
       length: tokens a string is cut or padded to.
       seed: of what is drawn from the replay buffer.
@@ -458,7 +458,7 @@ def train_model(
         targets = (transformer.copy(), dq_learning_model.copy())
         networks = (transformer, dq_learning_model, *targets)
         update = make_text_update(*networks, optimizer, cfg, strategy)
-        progress = Progress(unit_known=not cfg.reward_units or cfg.method in IMITATING)
+        progress = Progress()
         if saved is not None:
             progress = _restore(saved, networks, optimizer, replay_buffer)
 
@@ -467,7 +467,7 @@ def train_model(
                 weights=[array for network in networks for array in _arrays(network)],
                 optimizer=[np.asarray(variable) for variable in _variables(optimizer)],
                 replay=replay_buffer.arrays(),
-                place=progress.tree(),
+                place=dict(progress.tree(), unit_known=dq_learning_model.unit_known),
             )
 
         @tf.function
@@ -510,9 +510,9 @@ def train_model(
                 if len(items.action) == 0 and not len(replay_buffer):
                     progress.batch += 1
                     continue  # there is nothing to draw from yet
-                if not progress.unit_known:
-                    progress.unit_known = _adapt_units(items, *networks[1::2])
                 replay_buffer.extend(items)
+                if cfg.reward_units:
+                    _adapt_units(items, *networks[1::2])
                 for _ in range(cfg.updates_per_batch):
                     diagnostics = learn()
                 progress.finish_batch(len(items.action), diagnostics)
@@ -543,9 +543,7 @@ def train_model(
 class Progress:
     """How far training is."""
 
-    def __init__(self, unit_known=True):
-        """unit_known: whether the head's unit is what it is to be."""
-        self.unit_known = unit_known
+    def __init__(self):
         self.epoch = 0
         self.batch = 0  # of this epoch
         self.step = 0
@@ -587,7 +585,6 @@ class Progress:
             step=self.step,
             games=self.samples,
             mean_return=self.mean_return,
-            unit_known=self.unit_known,
             diagnostics=self.diagnostics,
         )
 
@@ -598,7 +595,6 @@ class Progress:
         self.step = tree["step"]
         self.samples = tree["games"]
         self.mean_return = tree["mean_return"]
-        self.unit_known = tree.get("unit_known", True)
         self.diagnostics = tree.get("diagnostics", self.diagnostics)
 
 
@@ -687,13 +683,12 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
 
 
 def _adapt_units(items, head, target_head):
-    """Set the unit of both heads by the rewards of a batch: whether any is not 0."""
+    """Set the unit of both heads by the rewards of a batch, if it is not known."""
     rewards = np.asarray(items.reward)
     if isinstance(items, Episode):
         rewards = rewards[np.asarray(items.mask) > 0]
-    known = head.adapt_to_rewards(rewards)
+    head.adapt_to_rewards(rewards)
     target_head.unit.assign(head.unit)
-    return known
 
 
 def _variables(optimizer):
@@ -728,6 +723,8 @@ def _restore(saved, networks, optimizer, replay_buffer):
         variable.assign(array)
     for variable, array in zip(_variables(optimizer), saved["optimizer"]):
         variable.assign(array)
+    for head in networks[1::2]:
+        head.unit_known = saved["place"].get("unit_known", True)
     replay_buffer.restore(saved["replay"])
     progress = Progress()
     progress.restore(saved["place"])

@@ -459,6 +459,7 @@ CORPUS = TaskRecipe(
     text=dict(
         method="implicit",
         batch_size=64,
+        reward_units=True,
         cloning=1.0,
         expectile=0.5,
         beta=2.0,

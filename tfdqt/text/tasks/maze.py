@@ -214,7 +214,8 @@ def make_maze_po(tokenizer=None, *, confined=False, remembered=None):
     their mean return, -80, is near the published -83. remembered: past moves told.
     """
     name = "maze-po-confined" if confined else "maze-po"
-    remembered = remembered or (REMEMBERED_CONFINED if confined else REMEMBERED)
+    if remembered is None:
+        remembered = REMEMBERED_CONFINED if confined else REMEMBERED
     refuse_tokenizer(name, tokenizer)
     sides = [
         "wall" + "".join(f"-{move}" for side, move in enumerate(MOVES) if walls >> side & 1)
@@ -247,7 +248,8 @@ def make_maze_po(tokenizer=None, *, confined=False, remembered=None):
         return _maze_data(_maze_walk(rng, size, confined=confined), gamma, tell)
 
     def show(boards):
-        pasts = [np.array(past[-remembered:], int).reshape(-1, 2) for past in boards["past"]]
+        lasts = [past[max(0, len(past) - remembered) :] for past in boards["past"]]
+        pasts = [np.array(past, int).reshape(-1, 2) for past in lasts]
         texts = np.array(
             [write(past[:, 0], past[:, 1], cell) for past, cell in zip(pasts, boards["cell"])]
         )
