@@ -700,7 +700,7 @@ def _arrays(network):
 
 
 def saved_weights(saved, networks):
-    """The arrays of a checkpoint, of which those of before 0.2 lack the unit of each head."""
+    """The arrays of a checkpoint, of which older ones lack the unit of each head."""
     weights = list(saved["weights"])
     if "unit_known" not in saved["place"]:
         ends = np.cumsum([len(network.variables) for network in networks])

@@ -20,7 +20,7 @@ CELLS = np.array(
 GOAL = (8, 6)
 LONGEST = 100  # moves in a game
 REMEMBERED = 3  # past steps told in the partially observed maze
-REMEMBERED_CONFINED = 5  # with data confined to thirds, of which fewer can't be stitched
+REMEMBERED_CONFINED = 5  # the same with data confined to thirds, where fewer teach hardly anything
 SOLVED = 0.15  # part of the data's moves that are the solver's
 GAMES = 1_200  # of data
 
