@@ -73,3 +73,13 @@ def _bootstrap(samples, statistic, level, draws):
         rng=np.random.default_rng(0),
     ).confidence_interval
     return float(interval.low), float(interval.high)
+
+
+def typical_size(values):
+    """Root mean square of the values that are not 0; None if all are.
+
+    At least 1e-30, by which float32 can still be divided.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[values != 0]
+    return max(float(np.sqrt(np.mean(values**2))), 1e-30) if len(values) else None

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from worth import make_judge
+from worth import best_of, make_judge, write_texts
 
 from tfdqt.backend import set_threads
-from tfdqt.runs.log import read_rows, write_rows
+from tfdqt.runs.cli import run_main
+from tfdqt.runs.log import add_rows
 
 OUT = Path(__file__).parent / "loop.csv"
+COLUMNS = ("beta", "reward", "error", "perplexity", "distinct2")  # of `best_of`
 RATE = 3e-4  # Adam's at first; the run's own ended at its final one, which this one falls to
 
 
@@ -61,7 +63,7 @@ def go_on(run, data, args):
     """Train a TextRun for one more pass, on "data" alone or "data and own texts"."""
     from tfdqt.text.generation import make_run_scores
     from tfdqt.text.learn import train_model
-    from tfdqt.text.replay import ExperienceReplay, episodes_of
+    from tfdqt.text.replay import ExperienceReplay
 
     task = run.task
     cfg = dataclasses.replace(run.settings["text"], learning_rate=RATE)
@@ -69,8 +71,7 @@ def go_on(run, data, args):
     rng = np.random.default_rng(args.seed)
 
     def write(count):
-        rows = task.written(scores, cfg, count, int(rng.integers(1 << 31)))
-        return episodes_of(task.tokenizer, rows, task.length, task.reward, reward_at=cfg.reward_at)
+        return task.own_episodes(scores, cfg, rng, count)
 
     batches, _ = task.load_data(run.settings)
     train_model(
@@ -88,20 +89,11 @@ def go_on(run, data, args):
 
 def measure(run, judge, args):
     """A dict for each beta: what texts are worth, and how they read."""
-    from tfdqt.text.generation import diversity, make_run_scores
-
-    cfg = dataclasses.replace(run.settings["text"], greedy=False)
     for beta in args.betas:
-        scores = make_run_scores(run.transformer, run.head, cfg, beta=beta)
-        texts = run.task.write(scores, cfg, args.texts, args.seed)
-        rewards = np.array(run.task.reward.many(texts))
-        yield dict(
-            beta=beta,
-            reward=rewards.mean(),
-            error=rewards.std() / np.sqrt(len(rewards)),
-            perplexity=np.exp(judge(texts).mean()),
-            distinct2=diversity(texts)["distinct2"],
-        )
+        written = write_texts(run, judge, beta, args.texts, args.seed)
+        (row,) = best_of(*written, (1,), args)
+        row["beta"] = beta
+        yield {column: row[column] for column in COLUMNS}
 
 
 def main(args):
@@ -116,9 +108,9 @@ def main(args):
                 go_on(run, data, args)
             about = dict(run=Path(name).name, seed=run.settings["seed"], learned=data)
             rows = [about | row for row in measure(run, judge, args)]
-            write_rows(args.out, [*read_rows(args.out), *rows])
+            add_rows(args.out, rows)
             print(f"{name}, {data}: {len(rows)} rows", flush=True)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    run_main(lambda: main(tyro.cli(Args, description=__doc__)))

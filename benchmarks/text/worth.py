@@ -92,39 +92,46 @@ def make_judge(run):
 def measure(args):
     """Rows of every run: the best of N of its language model, and of each beta."""
     from tfdqt.text.evaluate import load_text_run
-    from tfdqt.text.generation import make_run_scores
 
     set_threads(1, 1)
     judge = make_judge(load_text_run(args.judge))
     for run_dir in map(Path, args.runs):
         run = load_text_run(run_dir)
-        cfg = dataclasses.replace(run.settings["text"], greedy=False)
-
-        def write(beta, count):
-            scores = make_run_scores(run.transformer, run.head, cfg, beta=beta)
-            texts = []
-            rewards = []
-            seconds = []
-            for i in range(0, count, AT_A_TIME):
-                began = time.process_time()
-                part = run.task.write(scores, cfg, min(AT_A_TIME, count - i), args.seed + i)
-                rewards += run.task.reward.many(part)
-                seconds.append((time.process_time() - began) / len(part))
-                texts += part
-            # The first part is compiled for.
-            each = np.median(seconds[1:]) if len(seconds) > 1 else np.nan
-            return texts, np.array(rewards), judge(texts), each
-
+        imitates = run.settings["text"].method in IMITATING
         numbers = 2 ** np.arange(1 + int(np.log2(args.pool // LEAST_GROUPS)))
-        rows = best_of(*write(0.0, args.pool), numbers, args)
-        for beta in () if cfg.method in IMITATING else args.betas:
-            written = write(beta, args.texts * max(args.best_of))
+        rows = best_of(*write_texts(run, judge, 0.0, args.pool, args.seed), numbers, args)
+        for beta in () if imitates else args.betas:
+            count = args.texts * max(args.best_of)
+            written = write_texts(run, judge, beta, count, args.seed)
             rows += [row | dict(beta=beta) for row in best_of(*written, args.best_of, args)]
         seed = run.settings["seed"]
         own = [dict(run=run_dir.name, seed=seed, updates=run.step) | row for row in rows]
         kept = [row for row in read_rows(args.out) if row["run"] != run_dir.name]
         write_rows(args.out, [*kept, *own])
         print(f"{run_dir.name}: {len(own)} rows", flush=True)
+
+
+def write_texts(run, judge, beta, count, seed):
+    """`count` texts of a TextRun, drawn with a beta: what `best_of` takes of them.
+
+    -> (texts, rewards [N], the judge's nats a token [N], seconds a text, NaN if all are one part).
+    """
+    from tfdqt.text.generation import make_run_scores
+
+    cfg = dataclasses.replace(run.settings["text"], greedy=False)
+    scores = make_run_scores(run.transformer, run.head, cfg, beta=beta)
+    texts = []
+    rewards = []
+    seconds = []
+    for i in range(0, count, AT_A_TIME):
+        began = time.process_time()
+        part = run.task.write(scores, cfg, min(AT_A_TIME, count - i), seed + i)
+        rewards += run.task.reward.many(part)
+        seconds.append((time.process_time() - began) / len(part))
+        texts += part
+    # The first part is compiled for.
+    each = np.median(seconds[1:]) if len(seconds) > 1 else np.nan
+    return texts, np.array(rewards), judge(texts), each
 
 
 def best_of(texts, rewards, nats, seconds, numbers, args):

@@ -30,6 +30,7 @@ from tfdqt.games.tokens import (
     same_episode,
     step_tokens,
 )
+from tfdqt.stats import typical_size
 from tfdqt.value_scale import SCALES
 
 layers = keras.layers
@@ -210,10 +211,9 @@ class ValueUnit(layers.Layer):
 
     def adapt_to_rewards(self, rewards):
         """Set the unit to the root mean square of the rewards that are not 0, if there are any."""
-        rewards = np.asarray(rewards, "float64")
-        rewards = rewards[rewards != 0]
-        if len(rewards):
-            self.value_unit.assign(np.sqrt(np.mean(rewards**2)))
+        unit = typical_size(rewards)
+        if unit:
+            self.value_unit.assign(unit)
 
     def call(self, x):
         return x * self.value_unit

@@ -26,7 +26,7 @@ from tfdqt.text.generation import (
     write_rows,
 )
 from tfdqt.text.head import DeepQLearningModel, build_task_networks
-from tfdqt.text.learn import saved_weights
+from tfdqt.text.learn import restore_networks
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
 from tfdqt.text.tokenizers import check_list, load_tokenizer, pad_rows, token_rows
@@ -75,17 +75,11 @@ def load_text_run(run_dir, checkpoint=None):
     settings = load_config(config, network=TextNetworkConfig, text=TextConfig)
     saved, _ = load_text_checkpoint(run_dir, checkpoint)
     task, transformer, head = make_networks(run_dir, settings)
-    variables = [*transformer.variables, *head.variables]
-    arrays = saved_weights(saved, (transformer, head))[: len(variables)]
-    shapes = [list(np.shape(array)) for array in arrays]
-    if [list(variable.shape) for variable in variables] != shapes:
+    if not restore_networks(saved, (transformer, head), others=True):
         raise UsageError(
             f"The checkpoint of {run_dir} does not fit its config.json; put back the one that the "
             "run was started with."
         )
-    for variable, array in zip(variables, arrays):
-        variable.assign(array)
-    head.unit_known = saved["place"].get("unit_known", True)
     return TextRun(task, transformer, head, settings, saved["place"]["step"])
 
 

@@ -60,12 +60,13 @@ def make_word_scores(transformer, head, *, beta=None, clone=False, plausible=0.0
     """
 
     def values(x):
-        if not clone and beta is None:
-            return losses.mask_implausible(head(x) / head.unit, head.prior(x), plausible)
-        policy = tf.nn.log_softmax(head.prior(x))
+        logits = head.prior(x)
+        policy = tf.nn.log_softmax(logits)
         if clone:
             return policy
         q = head(x) / head.unit
+        if beta is None:
+            return losses.mask_implausible(q, logits, plausible)
         return policy + beta * (q - tf.reduce_sum(tf.exp(policy) * q, axis=-1, keepdims=True))
 
     return WordScores(transformer, values)

@@ -8,15 +8,13 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
+from tfdqt.stats import typical_size
 from tfdqt.text.config import check_text_network
 from tfdqt.text.encoder import PrunedTransformerModel, language_head
 
 with quiet():
     import tf_keras
     import transformers
-
-
-LEAST_UNIT = 1e-30  # by which float32 can still be divided
 
 
 class DeepQLearningModel(tf_keras.Model):
@@ -96,10 +94,9 @@ class DeepQLearningModel(tf_keras.Model):
 
     def adapt_to_rewards(self, rewards):
         """Set the unit, once: to the root mean square of the rewards that are not 0, if any are."""
-        rewards = np.asarray(rewards, np.float32)  # as they are kept
-        rewards = rewards[rewards != 0].astype(np.float64)
-        if len(rewards) and not self.unit_known:
-            self.unit.assign(max(np.sqrt(np.mean(rewards**2)), LEAST_UNIT))
+        unit = typical_size(np.asarray(rewards, np.float32))  # as they are kept
+        if unit and not self.unit_known:
+            self.unit.assign(unit)
             self.unit_known = True
 
     def call(self, x):

@@ -511,7 +511,7 @@ def train_model(
                     progress.batch += 1
                     continue  # there is nothing to draw from yet
                 replay_buffer.extend(items)
-                if cfg.reward_units:
+                if cfg.reward_units and not dq_learning_model.unit_known:
                     _adapt_units(items, *networks[1::2])
                 for _ in range(cfg.updates_per_batch):
                     diagnostics = learn()
@@ -683,7 +683,7 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
 
 
 def _adapt_units(items, head, target_head):
-    """Set the unit of both heads by the rewards of a batch, if it is not known."""
+    """Set the unit of both heads by the rewards of a batch."""
     rewards = np.asarray(items.reward)
     if isinstance(items, Episode):
         rewards = rewards[np.asarray(items.mask) > 0]
@@ -710,21 +710,34 @@ def saved_weights(saved, networks):
     return weights
 
 
-def _restore(saved, networks, optimizer, replay_buffer):
-    """Put back what a checkpoint holds: -> Progress."""
+def restore_networks(saved, networks, *, others=False):
+    """Put a checkpoint's weights into its networks: whether they fit; if not, nothing is put back.
+
+    others: whether it may hold more networks, behind these.
+    """
     variables = [variable for network in networks for variable in network.variables]
     weights = saved_weights(saved, networks)
+    if others:
+        weights = weights[: len(variables)]
     if [variable.shape for variable in variables] != [array.shape for array in weights]:
+        return False
+    for variable, array in zip(variables, weights):
+        variable.assign(array)
+    for network in networks:
+        if hasattr(network, "unit"):
+            network.unit_known = saved["place"].get("unit_known", True)
+    return True
+
+
+def _restore(saved, networks, optimizer, replay_buffer):
+    """Put back what a checkpoint holds: -> Progress."""
+    if not restore_networks(saved, networks):
         raise UsageError(
             "The checkpoint holds networks of other sizes; resume with the settings that the run "
             "was started with."
         )
-    for variable, array in zip(variables, weights):
-        variable.assign(array)
     for variable, array in zip(_variables(optimizer), saved["optimizer"]):
         variable.assign(array)
-    for head in networks[1::2]:
-        head.unit_known = saved["place"].get("unit_known", True)
     replay_buffer.restore(saved["replay"])
     progress = Progress()
     progress.restore(saved["place"])

@@ -268,10 +268,14 @@ class Corpus(NamedTuple):
         return worth[best], [texts[i] for i in best]
 
     def collect(self, scores, cfg, rng, epsilon):
-        # The very tokens: of their text the tokenizer could make others.
-        rows = self.written(scores, cfg, self.chunk_texts, int(rng.integers(1 << 31)))
-        items = episodes_of(self.tokenizer, rows, self.length, self.reward, reward_at=cfg.reward_at)
+        items = self.own_episodes(scores, cfg, rng, self.chunk_texts)
         return items, items.reward.sum(axis=1)
+
+    def own_episodes(self, scores, cfg, rng, count):
+        """An Episode of `count` texts that are written now."""
+        # The very tokens: of their text the tokenizer could make others.
+        rows = self.written(scores, cfg, count, int(rng.integers(1 << 31)))
+        return episodes_of(self.tokenizer, rows, self.length, self.reward, reward_at=cfg.reward_at)
 
     def write(self, scores, cfg, count, seed):
         """`count` whole texts, written as a TextConfig says."""
