@@ -2,9 +2,10 @@
 
     python benchmarks/text/loop.py runs/sentiment-* --judge=runs/judge
 
-Each run of run_text.py --task=corpus is gone on with for one more pass over its data, once with the
-data alone and once with as many texts beside each batch as are in it, written by the networks as
-they are then. The run's own folder stays as it is. Then 400 texts are written with each beta; their
+Each run of run_text.py --task=corpus is gone on with for one more pass over its data: with the data
+alone, and with as many texts beside each batch as are in it, written by the networks as they are
+then. Values are learned from those texts, as with --actors, or they are cloned too. The run's own
+folder stays as it is. Then 400 texts are written with each beta; their
 mean reward, perplexity under the judge and distinct-2 go to OUT, a row for each.
 """
 
@@ -21,6 +22,7 @@ from tfdqt.runs.log import add_rows
 
 OUT = Path(__file__).parent / "loop.csv"
 COLUMNS = ("beta", "reward", "error", "perplexity", "distinct2")  # of `best_of`
+LEARNED = ("before", "data", "data and own texts", "data and own texts, cloned")
 RATE = 3e-4  # Adam's at first; the run's own ended at its final one, which this one falls to
 
 
@@ -36,6 +38,8 @@ class Args:
     """CSV of what came of it."""
     betas: tuple[float, ...] = (0.0, 1.0, 2.0)
     """Strengths of the advantage."""
+    learned: tuple[str, ...] = LEARNED
+    """Which of them to do."""
     texts: int = 400
     """Texts of each."""
     seed: int = 1_000
@@ -60,7 +64,7 @@ class WithOwnTexts:
 
 
 def go_on(run, data, args):
-    """Train a TextRun for one more pass, on "data" alone or "data and own texts"."""
+    """Train a TextRun for one more pass on `data`, one of LEARNED but the first."""
     from tfdqt.text.generation import make_run_scores
     from tfdqt.text.learn import train_model
     from tfdqt.text.replay import ExperienceReplay
@@ -71,7 +75,9 @@ def go_on(run, data, args):
     rng = np.random.default_rng(args.seed)
 
     def write(count):
-        return task.own_episodes(scores, cfg, rng, count)
+        items = task.own_episodes(scores, cfg, rng, count)
+        cloned = data.endswith("cloned")
+        return items._replace(imitated=np.full(count, cloned, np.float32))
 
     batches, _ = task.load_data(run.settings)
     train_model(
@@ -102,7 +108,7 @@ def main(args):
     set_threads(1, 1)
     judge = make_judge(load_text_run(args.judge))
     for name in args.runs:
-        for data in ("before", "data", "data and own texts"):
+        for data in args.learned:
             run = load_text_run(name)
             if data != "before":
                 go_on(run, data, args)

@@ -34,6 +34,7 @@ def episodes():
         rng.normal(size=(8, 3)),
         rng.integers(2, size=(8, 3)) * 1.0,
         decides,
+        rng.integers(2, size=8) * 1.0,
     )
     kinds = ["int32" if field.dtype.kind == "i" else "float32" for field in fields]
     return Episode(*(tf.constant(field.astype(kind)) for field, kind in zip(fields, kinds)))

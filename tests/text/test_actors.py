@@ -103,6 +103,7 @@ class TestActedBatches(tf.test.TestCase):
         self.assertLen(first.action, 4)
         for batch in (second, third):
             self.assertAllEqual(batch.action >= 100, [False] * 4 + [True] * 4)
+            self.assertAllEqual(batch.imitated, [1] * 4 + [0] * 4)
         read = np.concatenate([first.action, second.action[:4], third.action[:4]])
         self.assertAllEqual(np.sort(read), np.arange(12))
         played = np.concatenate([second.action[4:], third.action[4:]])

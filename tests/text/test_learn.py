@@ -17,7 +17,7 @@ from tfdqt.text.config import TextConfig
 from tfdqt.text.encoder import dense_kernels
 from tfdqt.text.generation import make_word_scores
 from tfdqt.text.head import build_text_networks
-from tfdqt.text.replay import Episode, ExperienceReplay, Transition
+from tfdqt.text.replay import Episode, ExperienceReplay, Transition, take_rows
 from tfdqt.text.tokenizers import make_tokenizer
 
 
@@ -120,7 +120,7 @@ class Batches:
 
     def __iter__(self):
         for i in range(0, len(self.items[0]), self.size):
-            yield type(self.items)(*(field[i : i + self.size] for field in self.items))
+            yield take_rows(self.items, slice(i, i + self.size))
 
 
 class Endless(Batches):
@@ -143,6 +143,12 @@ def train(pair, epochs, loader, *, cfg, optimizer="adam", tokenizer=None, **opti
     return learn.train_model(
         *pair, optimizer, epochs, tokenizer, loader, replay, "cpu", cfg=cfg, **options
     )
+
+
+def as_tensors(items):
+    fields = take_rows(items, slice(None))
+    dtypes = [np.int32 if field.dtype.kind == "i" else np.float32 for field in fields]
+    return type(items)(*map(tf.constant, fields, dtypes))
 
 
 class Eager(tf.test.TestCase):
@@ -206,12 +212,39 @@ class TestUpdate(Eager):
             update = learn.make_text_update(
                 *twin, *pair, tf.keras.optimizers.SGD(0.1), TextConfig(target_tau=0.0)
             )
-            dtypes = [np.int32 if field.dtype.kind == "i" else np.float32 for field in items]
-            diagnostics = update(type(items)(*map(tf.constant, items, dtypes)))
+            diagnostics = update(as_tensors(items))
             weights = [variable.numpy() for variable in twin[1].weights]
             seen.append([*weights, diagnostics["loss"], diagnostics["td_error"]])
         for one, other in zip(*seen):
             self.assertAllClose(one, other, atol=1e-6)
+
+    def test_only_what_is_imitated_is_cloned(self):
+        """Values are learned from all of a batch."""
+        pair = networks(length=4, actions=3, causal=True)
+        rng = np.random.default_rng(0)
+        text = rng.integers(2, 8, [3, 4])
+        at = np.broadcast_to(np.arange(4), [3, 4])
+        action = rng.integers(3, size=[3, 3])
+        reward = rng.random([3, 3])
+        episodes = Episode(text, at, action, reward, np.ones([3, 3]), np.ones([3, 3]))
+        steps = Transition(text[:, :2], action[:, 0], reward[:, 0], text[:, 1:3], np.ones(3))
+        for items in (episodes, steps):
+            marked = items._replace(imitated=np.array([1, 0, 1], np.float32))
+            seen = []
+            for learned in (marked, items, take_rows(items, [0, 2])):
+                update = learn.make_text_update(
+                    pair[0].copy(),
+                    pair[1].copy(),
+                    *pair,
+                    tf.keras.optimizers.SGD(0.0),
+                    TextConfig(cloning=1.0),
+                )
+                seen.append(update(as_tensors(learned)))
+            marked, whole, part = seen
+            self.assertAllClose(marked["td_error"], whole["td_error"], rtol=1e-6)
+            self.assertAllClose(marked["cloning"], part["cloning"], rtol=1e-6)
+            self.assertNotAllClose(marked["td_error"], part["td_error"], rtol=1e-3)
+            self.assertNotAllClose(marked["cloning"], whole["cloning"], rtol=1e-5)
 
     def test_the_norm_that_is_clipped_is_that_of_the_step(self):
         """Also where a token stands twice in a batch: its gradients are added up first."""
@@ -266,7 +299,7 @@ class TestTraining(tf.test.TestCase):
 
     def test_clones_what_it_should(self):
         items = corridor()
-        right = Transition(*(field[items.action == 1] for field in items))
+        right = take_rows(items, items.action == 1)
         pair = networks()
         cfg = TextConfig(method="clone", batch_size=32, updates_per_batch=4)
         last = train(pair, 4, Batches(right, 50), cfg=cfg)
@@ -374,6 +407,15 @@ class TestTrainModel(Eager):
         items = corridor()._replace(reward=rewards + 100)
         train(pair, 1, Batches(items, 100), cfg=self.in_units)  # gone on with
         self.assertAllClose(pair[1].unit, np.sqrt((3**2 + 4**2) / 2))
+
+    def test_what_is_not_imitated_does_not_set_the_unit(self):
+        rewards = np.full_like(corridor().reward, 100)
+        rewards[::2] = 3
+        pair = networks()
+        imitated = np.float32(rewards == 3)
+        items = corridor()._replace(reward=rewards, imitated=imitated)
+        train(pair, 1, Batches(items, 100), cfg=self.in_units)
+        self.assertAllClose(pair[1].unit, 3.0)
 
     def test_a_reward_that_is_hardly_one_is_learned_from(self):
         rewards = np.full_like(corridor().reward, 1e-40)
@@ -568,7 +610,7 @@ class TestTrainModel(Eager):
         ((step, saved),) = kept
         self.assertEqual(step, 3)
         self.assertEqual(saved["place"]["batch"], 3)
-        self.assertLen(saved["replay"]["buffer"], 4 + 3)
+        self.assertLen(saved["replay"]["buffer"], len(Transition._fields) + 2)
 
 
 if __name__ == "__main__":

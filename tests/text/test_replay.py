@@ -62,6 +62,33 @@ class TestExperienceReplay(tf.test.TestCase):
         for field, other in zip(replay.sample(20, seed=(0, 0)), again.sample(20, seed=(0, 0))):
             self.assertAllEqual(field, other)
 
+    def test_all_is_imitated_unless_it_says_otherwise(self):
+        replay = ExperienceReplay(capacity=4)
+        whole = Transition(*map(np.array, zip(*map(transition, range(2)))))
+        replay.extend(whole._replace(imitated=np.array([0.0, 1.0])))
+        replay.extend(whole)
+        sample = replay.sample(200)
+        of_second = sample.imitated.numpy()[sample.reward.numpy() == 1]
+        of_first = sample.imitated.numpy()[sample.reward.numpy() == 0]
+        self.assertAllEqual(np.unique(of_second), [1])
+        self.assertAllEqual(np.unique(of_first), [0, 1])
+        with self.assertRaisesRegex(UsageError, "do not belong together"):
+            replay.extend(whole._replace(imitated=np.ones(3)))
+
+    def test_checkpoints_without_what_is_imitated_are_put_back(self):
+        replay = ExperienceReplay(capacity=4)
+        for i in range(6):
+            replay.push(*transition(i))
+        saved = replay.arrays()
+        saved["shapes"] = saved["shapes"][:-1]
+        lacked = [name for name in saved["buffer"] if name.endswith("/imitated")]
+        self.assertLen(lacked, 1)
+        del saved["buffer"][lacked[0]]
+        again = ExperienceReplay(capacity=4)
+        again.restore(saved)
+        for field, other in zip(replay.sample(20, seed=(0, 0)), again.sample(20, seed=(0, 0))):
+            self.assertAllEqual(field, other)
+
     def test_fields_that_do_not_belong_together_are_refused(self):
         whole = Transition(*map(np.array, zip(*map(transition, range(3)))))
         for faulty, said in (

@@ -8,7 +8,7 @@ import numpy as np
 from tfdqt.text.generation import make_run_scores
 from tfdqt.text.head import build_task_networks
 from tfdqt.text.learn import TextMetrics
-from tfdqt.text.replay import concatenate
+from tfdqt.text.replay import concatenate, take_rows
 
 ActedMetrics = NamedTuple(
     "ActedMetrics",
@@ -48,6 +48,8 @@ def make_text_collect(task, network, cfg, epsilons, seed):
 
 class ActedBatches:
     """The batches of a run's data, each with as much beside it that actors played meanwhile.
+
+    Values are learned from both; the data alone are cloned.
 
     So there are as many updates for each thing played however many actors there are: a batch waits
     for them, and they wait while nothing is taken.
@@ -111,14 +113,16 @@ class ActedBatches:
             chunk = self.pool.take(self.updates)
             if chunk is not None:
                 items, returns = chunk.experience
-                self.left.append(items)
+                # The cloned policy stays the data's: what it calls plausible depends on that.
+                nothing = np.zeros(len(items.action), np.float32)
+                self.left.append(items._replace(imitated=nothing))
                 self.ages.append(self.updates - chunk.version)
                 self.returns.append(returns.mean())
         if not self.left:
             return []
         played = concatenate(self.left)
-        self.left = [type(played)(*(field[count:] for field in played))]
-        return [type(played)(*(field[:count] for field in played))]
+        self.left = [take_rows(played, slice(count, None))]
+        return [take_rows(played, slice(count))]
 
     def metrics(self, metrics):
         """TextMetrics with what there is to tell of the actors."""

@@ -26,7 +26,7 @@ from tfdqt.scale.distribute import (
 )
 from tfdqt.text.config import IMITATING, TextConfig, check_text
 from tfdqt.text.methods import prepared_episodes
-from tfdqt.text.replay import Episode, Transition
+from tfdqt.text.replay import Episode, Transition, with_imitated
 from tfdqt.text.tokenizers import check_list, token_rows
 
 JIT = True  # compile updates by XLA, which takes seconds and makes each faster
@@ -150,19 +150,20 @@ class Decisions(NamedTuple):
     reward: tf.Tensor  # [B, P]
     discount: tf.Tensor  # [B, P]
     mask: tf.Tensor  # [B, P]
+    cloned: tf.Tensor  # [B, P] 1 where the policy clones the action
 
 
 def encode_batch(transformer, batch):
     """A Transition or Episode of tensors [B, ...] as Decisions."""
+    imitated = tf.cast(with_imitated(batch).imitated, tf.float32)[:, None]
     if isinstance(batch, Episode):
         x = hidden_at(transformer, batch.text, batch.at)
-        return Decisions(
-            x[:, :-1], x[:, 1:], batch.action, batch.reward, batch.discount, batch.mask
-        )
+        fields = (batch.action, batch.reward, batch.discount, batch.mask)
+        return Decisions(x[:, :-1], x[:, 1:], *fields, batch.mask * imitated)
     now = hidden_at(transformer, batch.state, summary_token(transformer, batch.state))
     behind = hidden_at(transformer, batch.next_state, summary_token(transformer, batch.next_state))
     fields = (batch.action, batch.reward, batch.discount, tf.ones_like(batch.reward))
-    return Decisions(now, behind, *(field[:, None] for field in fields))
+    return Decisions(now, behind, *(field[:, None] for field in fields), imitated)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ def make_terms(transformer, head, target_transformer, target_head, cfg) -> Calla
         return Term(loss, diagnostics, tf.reduce_sum(seen.mask)), options
 
     def cloning_term(seen, options):
-        mask = seen.mask
+        mask = seen.cloned
         if cfg.advantage_weighting:
             advantages = options["frozen_q"] - options["value"]
             mask *= losses.advantage_weights(advantages, cfg.advantage_weighting)
@@ -353,7 +354,7 @@ def _make_shared_means(weights, terms, gradients_of, strategy):
         lambda batch, part, parts: vectors(slice_batch(batch, part, parts)),
         least=1e-6,
     )
-    return lambda batch: means(slice_batch(batch, group.rank, group.size))
+    return lambda batch: means(slice_batch(with_imitated(batch), group.rank, group.size))
 
 
 # -------------------------------------------------------------------------------------------------
@@ -683,10 +684,12 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
 
 
 def _adapt_units(items, head, target_head):
-    """Set the unit of both heads by the rewards of a batch."""
-    rewards = np.asarray(items.reward)
+    """Set the unit of both heads by the rewards of what is imitated in a batch."""
+    items = with_imitated(items)
+    decided = np.asarray(items.imitated) > 0
     if isinstance(items, Episode):
-        rewards = rewards[np.asarray(items.mask) > 0]
+        decided = (np.asarray(items.mask) > 0) & decided[:, None]
+    rewards = np.asarray(items.reward)[decided]
     head.adapt_to_rewards(rewards)
     target_head.unit.assign(head.unit)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.text.replay import Episode, Transition, episodes_of
+from tfdqt.text.replay import Episode, Transition, episodes_of, take_rows
 
 
 class Data(NamedTuple):
@@ -38,7 +38,7 @@ def prepare(data, method, *, keep_best=0.1):
         return items._replace(reward=data.to_go)
     if method == "filtered":
         rows = data.returns >= np.quantile(data.games, 1 - keep_best)  # of equal games all are kept
-        return type(items)(*(np.asarray(field)[rows] for field in items))
+        return take_rows(items, rows)
     return items
 
 

@@ -33,6 +33,7 @@ class Transition(NamedTuple):
     reward: tf.Tensor  # float32
     next_state: tf.Tensor  # [T] int32
     discount: tf.Tensor  # float32, 0 where the text ended, else 1
+    imitated: tf.Tensor | None = None  # float32, 1 (the default) if the action is cloned, else 0
 
 
 class Episode(NamedTuple):
@@ -44,6 +45,7 @@ class Episode(NamedTuple):
     reward: tf.Tensor  # [P] float32
     discount: tf.Tensor  # [P] float32, 0 where the text ended, else 1
     mask: tf.Tensor  # [P] float32, 1 where there is a decision, 0 in the padding
+    imitated: tf.Tensor | None = None  # float32, 1 (the default) if the actions are cloned, else 0
 
 
 KINDS = {"Transition": Transition, "Episode": Episode}
@@ -108,8 +110,16 @@ class ExperienceReplay:
 
     def restore(self, saved):
         """Put back what `arrays` gave."""
-        self._make(KINDS[saved["kind"]], saved["shapes"])
-        restore_replay(self.kept, saved["buffer"])
+        kind = KINDS[saved["kind"]]
+        shapes = saved["shapes"]
+        buffer = dict(saved["buffer"])
+        if len(shapes) < len(kind._fields):  # of before `imitated`: all was
+            shapes = [*shapes, []]
+            key = next(name for name in buffer if name.endswith("/reward"))
+            ones = np.ones(buffer[key].shape[:2], np.float32)
+            buffer[key.removesuffix("reward") + "imitated"] = ones
+        self._make(kind, shapes)
+        restore_replay(self.kept, buffer)
 
     def sample(self, batch_size, seed=None):
         """`batch_size` of what is kept, uniformly with replacement, as tensors [batch_size, ...].
@@ -133,6 +143,7 @@ def _checked(items):
     kind = type(items)
     if kind not in KINDS.values():
         raise UsageError(f"Transition or Episode can be kept, not a {kind.__name__}.")
+    items = with_imitated(items)
     fields = []
     for name, field, dtype in zip(kind._fields, map(np.asarray, items), _dtypes(kind)):
         with np.errstate(invalid="ignore"):  # of what is refused below
@@ -145,6 +156,7 @@ def _checked(items):
     behind = (decisions[0], decisions[-1] + 1)
     fits = all(len(field) == len(items.action) for field in items)
     fits &= items.reward.shape == items.discount.shape == decisions
+    fits &= items.imitated.shape == decisions[:1]
     if kind is Episode:
         fits &= len(decisions) == 2 and items.mask.shape == decisions and items.at.shape == behind
     else:
@@ -160,13 +172,25 @@ def _checked(items):
 
 def _dtypes(kind):
     """How the fields of Transition and Episode are kept."""
-    floats = ("reward", "discount", "mask")
+    floats = ("reward", "discount", "mask", "imitated")
     return [np.float32 if name in floats else np.int32 for name in kind._fields]
 
 
 def concatenate(parts):
     """Several Transition, or several Episode, as one."""
-    return type(parts[0])(*map(np.concatenate, zip(*parts)))
+    return type(parts[0])(*map(np.concatenate, zip(*map(with_imitated, parts))))
+
+
+def take_rows(items, rows):
+    """Some of the items, by a slice, numbers or a mask."""
+    return type(items)(*(np.asarray(field)[rows] for field in with_imitated(items)))
+
+
+def with_imitated(items):
+    """Items that say whether their actions are cloned: all are, where they did not say."""
+    if items.imitated is not None:
+        return items
+    return items._replace(imitated=np.ones(np.shape(items.action)[:1], np.float32))
 
 
 def episodes_of(tokenizer, rows, length, reward_fn, *, reward_at="word"):

@@ -15,7 +15,7 @@ import numpy as np
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions, epsilon_greedy
 from tfdqt.text.methods import Data, prepare, to_go
-from tfdqt.text.replay import Episode, Transition
+from tfdqt.text.replay import Episode, Transition, take_rows
 
 SIDE_BY_SIDE = 1_024  # games in an evaluation at a time
 
@@ -238,4 +238,4 @@ class Batches:
     def __iter__(self):
         for begin in range(0, len(self.order), self.size):
             rows = self.order[begin : begin + self.size]
-            yield type(self.items)(*(np.asarray(field)[rows] for field in self.items))
+            yield take_rows(self.items, rows)
