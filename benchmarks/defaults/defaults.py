@@ -2,6 +2,7 @@
 
     python benchmarks/defaults/defaults.py --out=runs/defaults --total-steps=200000
     python benchmarks/defaults/defaults.py --total-steps=200000 --report
+    python benchmarks/defaults/defaults.py --suite=small --total-steps=100000 --epsilon=0
     python benchmarks/defaults/defaults.py --total-steps=200000 --also min-change=0 --report
 
 The runs are those of run_dqn.py and its like, in folders under --out. A run that is done is not
@@ -14,6 +15,7 @@ all runs, which have rows of their own.
 
 import dataclasses
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Literal
@@ -47,6 +49,20 @@ ATARI = {
 }
 POINTS = 100  # of a learning curve
 GAMES = {f"{game}-ram-v0": scores for game, scores in ATARI.items()}
+# Small environments, each with the wrapper by which it can be read, or ends.
+SMALL = {
+    "Acrobot-v1": None,
+    "MountainCar-v0": None,
+    "LunarLander-v3": None,
+    "Blackjack-v1": None,
+    "FrozenLake-v1": None,
+    "CliffWalking-v1": "gymnasium.wrappers:TimeLimit(max_episode_steps=200)",
+    "Taxi-v4": None,
+    "minigrid:MiniGrid-Empty-5x5-v0": "minigrid.wrappers:ImgObsWrapper",
+    "minigrid:MiniGrid-DoorKey-5x5-v0": "minigrid.wrappers:ImgObsWrapper",
+    "minigrid:MiniGrid-MemoryS7-v0": "minigrid.wrappers:ImgObsWrapper",
+}
+SUITES = {"atari": tuple(GAMES), "small": tuple(SMALL)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +73,10 @@ class Args:
     """Folder of the runs."""
     csv: Path = HERE / "defaults.csv"
     """CSV of what came of them."""
-    names: tuple[str, ...] = tuple(GAMES)
-    """Environments, by default ten games of Atari from the console's memory."""
+    suite: Literal["atari", "small"] = "atari"
+    """Environments: ten games of Atari from the console's memory, or ten small ones."""
+    names: tuple[str, ...] = ()
+    """Environments in the place of the suite's."""
     algorithm: Literal["dqn", "ppo", "pqn"] = "dqn"
     """Algorithm."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -79,11 +97,12 @@ class Args:
 
 def train_and_play(args, name, seed):
     """Train one run, or go on with it, and play: -> (its row, its folder)."""
-    parts = (name.replace("/", "-"), args.algorithm, args.total_steps, seed, *args.also)
+    parts = (re.sub("[/:]", "-", name), args.algorithm, args.total_steps, seed, *args.also)
     folder = args.out / "-".join(map(str, parts))
     if not (folder / "evaluation.csv").exists():
         flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
         flags += [f"--{setting}" for setting in args.also]
+        flags += [f"--wrappers={SMALL[name]}"] if SMALL.get(name) else []
         flags = start_or_resume(folder, [*flags, "--workers=0", "--threads=1"])
         run_script([sys.executable, str(SCRIPTS / f"run_{args.algorithm}.py"), *flags])
         play = [str(folder), f"--episodes={args.episodes}", f"--epsilon={args.epsilon}"]
@@ -204,6 +223,7 @@ def plot(args):
 
 def main():
     args = tyro.cli(Args, description=__doc__)
+    args = dataclasses.replace(args, names=args.names or SUITES[args.suite])
     if args.plot:
         plot(args)
     elif args.report:

@@ -11,6 +11,7 @@ mean reward, perplexity under the judge and distinct-2 go to OUT, a row for each
 
 import dataclasses
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import tyro
@@ -22,7 +23,7 @@ from tfdqt.runs.log import add_rows
 
 OUT = Path(__file__).parent / "loop.csv"
 COLUMNS = ("beta", "reward", "error", "perplexity", "distinct2")  # of `best_of`
-LEARNED = ("before", "data", "data and own texts", "data and own texts, cloned")
+Learned = Literal["before", "data", "data and own texts", "data and cloned own texts"]
 RATE = 3e-4  # Adam's at first; the run's own ended at its final one, which this one falls to
 
 
@@ -38,7 +39,7 @@ class Args:
     """CSV of what came of it."""
     betas: tuple[float, ...] = (0.0, 1.0, 2.0)
     """Strengths of the advantage."""
-    learned: tuple[str, ...] = LEARNED
+    learned: tuple[Learned, ...] = get_args(Learned)
     """Which of them to do."""
     texts: int = 400
     """Texts of each."""
@@ -64,7 +65,7 @@ class WithOwnTexts:
 
 
 def go_on(run, data, args):
-    """Train a TextRun for one more pass on `data`, one of LEARNED but the first."""
+    """Train a TextRun for one more pass on `data`, a Learned but "before"."""
     from tfdqt.text.generation import make_run_scores
     from tfdqt.text.learn import train_model
     from tfdqt.text.replay import ExperienceReplay
@@ -76,7 +77,7 @@ def go_on(run, data, args):
 
     def write(count):
         items = task.own_episodes(scores, cfg, rng, count)
-        cloned = data.endswith("cloned")
+        cloned = float(data == "data and cloned own texts")
         return items._replace(imitated=np.full(count, cloned, np.float32))
 
     batches, _ = task.load_data(run.settings)
