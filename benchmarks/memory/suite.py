@@ -1,4 +1,4 @@
-r"""POPGym's environments with discrete actions, by one set of settings, three networks beside.
+r"""POPGym's environments by one set of settings, three networks beside.
 
     pip install --no-deps popgym mazelib cython
     python benchmarks/memory/suite.py --out=runs/suite
@@ -11,6 +11,7 @@ environments that it is told. Adds a row to CSV for every run. `--report` prints
 
 MMER, as the paper has it (Morad et al., 2023): the greatest mean return while training, here of the
 last 100 games, once 50 are done. A return lies between -1 and 1 in all of these environments.
+Torques of the pendulums, which are continuous, are chosen of five.
 
 `--domains` takes environments of domains.py instead, and plays 200 games afterwards; `success` is
 the share of them that end well.
@@ -49,9 +50,12 @@ GAMES = (
     "PositionOnlyCartPole",
     "NoisyPositionOnlyCartPole",
     "VelocityOnlyCartpole",
+    "PositionOnlyPendulum",
+    "NoisyPositionOnlyPendulum",
     "LabyrinthEscape",
     "LabyrinthExplore",
 )
+TORQUES = "gymnasium.wrappers:DiscretizeAction(bins=5)"
 LEVELS = ("Easy", "Medium", "Hard")
 # MMER of a GRU and of the best of 13 models after 15,000,000 steps of PPO, where it is at hand
 # (Morad et al., 2023, table 3).
@@ -119,6 +123,8 @@ def command_of(args, env, network, seed, folder):
         total_steps=args.total_steps,
         replay_size=args.total_steps,
     )
+    if "Pendulum" in env:
+        settings["wrappers"] = TORQUES
     return training(folder, SETTINGS | NETWORKS[network] | settings)
 
 

@@ -77,6 +77,7 @@ def make_side(args, batch):
     from tfdqt.backend import tf
     from tfdqt.text.head import build_text_networks
     from tfdqt.text.learn import make_text_update
+    from tfdqt.text.replay import with_imitated
 
     network = TextNetworkConfig(width=args.width, layers=args.layers, pruning_amount=0.0)
     transformer, head = build_text_networks(
@@ -94,7 +95,7 @@ def make_side(args, batch):
         tf.keras.optimizers.Adam(1e-4),
         TextConfig(),
     )
-    tensors = tf.nest.map_structure(tf.constant, batch)
+    tensors = tf.nest.map_structure(tf.constant, with_imitated(batch))
 
     def side():
         return float(update(tensors)["loss"])

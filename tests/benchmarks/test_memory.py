@@ -37,6 +37,10 @@ class TestSuite(unittest.TestCase):
 
         self.assertEqual(given("popgym-RepeatFirstEasy-v0"), given("popgym-BattleshipHard-v0"))
         self.assertIn("--network=gru", given("popgym-RepeatFirstEasy-v0"))
+        more = set(given("popgym-PositionOnlyPendulumEasy-v0")) - set(
+            given("popgym-RepeatFirstEasy-v0")
+        )
+        self.assertEqual(more, {f"--wrappers={suite.TORQUES}"})
 
     def test_domains_are_reported_by_their_success(self):
         rows = [

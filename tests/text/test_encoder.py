@@ -28,6 +28,12 @@ CONFIG = transformers.BertConfig(
     intermediate_size=64,
     max_position_embeddings=16,
 )
+
+
+def config_of(**changes):
+    return transformers.BertConfig.from_dict({**CONFIG.to_dict(), **changes})
+
+
 GPT2 = transformers.GPT2Config(
     vocab_size=40, n_embd=32, n_layer=1, n_head=2, n_positions=16, bos_token_id=0, eos_token_id=0
 )
@@ -163,6 +169,16 @@ class TestPrunedTransformerModel(tf.test.TestCase):
                 safetensors.numpy.save_file(kept, path, metadata=dict(format="pt"))
                 with self.assertRaisesRegex(UsageError, "does not hold .*there is no .* more"):
                     load_encoder(folder)
+            safetensors.numpy.save_file(names, path, metadata=dict(format="pt"))
+            layers = CONFIG.num_hidden_layers
+            config_of(num_hidden_layers=layers - 1).save_pretrained(folder)
+            with self.assertRaisesRegex(
+                UsageError, f"layer.{layers - 1}.*says {layers - 1} layers"
+            ):
+                load_encoder(folder)
+            config_of(intermediate_size=24).save_pretrained(folder)
+            with self.assertRaisesRegex(UsageError, "does not hold .*weights .(?!{)"):
+                load_encoder(folder)
         mask = tf.cast(TEXT != 0, tf.int32)
         self.assertAllClose(
             loaded(TEXT, attention_mask=mask)[0], source(TEXT, attention_mask=mask)[0], atol=1e-6
@@ -176,6 +192,11 @@ class TestPrunedTransformerModel(tf.test.TestCase):
             path = Path(folder, "model.safetensors")
             whole = safetensors.numpy.load_file(path)
             load_encoder(folder)
+            layers = CONFIG.num_hidden_layers
+            config_of(num_hidden_layers=layers - 1).save_pretrained(folder)
+            with self.assertRaisesRegex(UsageError, f"says {layers - 1} layers"):
+                load_encoder(folder)
+            CONFIG.save_pretrained(folder)
             part = {name: value for name, value in whole.items() if "0/output/" not in name}
             self.assertLess(len(part), len(whole))
             safetensors.numpy.save_file(part, path, metadata=dict(format="tf"))

@@ -69,7 +69,8 @@ class TestGenerate(tf.test.TestCase):
         )
         self.assertEqual(write(["moon"], words=9, length=4, method="greedy"), ["moon" + " red" * 9])
         for fault in (dict(temperature=math.nan), dict(temperature=math.inf), dict(top_p=math.nan)):
-            with self.assertRaisesRegex(UsageError, "generate needs"):
+            (name,) = fault
+            with self.assertRaisesRegex(UsageError, f"{name} must be above 0"):
                 write(["blue"], **fault)
         with self.assertRaisesRegex(UsageError, "forbids"):
             write(["blue"], allowed=lambda text: np.zeros(self.size, bool))
@@ -147,6 +148,15 @@ class TestDiversity(tf.test.TestCase):
         self.assertIn("'sun'", bad["collapsed"])
         self.assertAlmostEqual(bad["repetition"], 0.8)
         self.assertEqual(bad["entropy"], 0.0)
+
+    def test_words_of_scripts_without_spaces_are_counted_too(self):
+        bad = diversity([first + "的" * 15 for first in "天地玄黄"])
+        self.assertIn("'的'", bad["collapsed"])
+        self.assertGreater(bad["repetition"], 0.8)
+
+    def test_few_words_are_no_collapse(self):
+        self.assertIsNone(diversity(["red sun moon"])["collapsed"])
+        self.assertIn("few words: 1.0 bits", diversity(["red sun"] * 10)["collapsed"])
 
 
 if __name__ == "__main__":

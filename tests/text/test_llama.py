@@ -88,7 +88,7 @@ for name, (kind, more) in json.loads(models).items():
 
 def config_of(name, **more):
     kind, differs = MODELS[name]
-    return getattr(transformers, f"{kind}Config")(**SMALL, **differs, **more)
+    return getattr(transformers, f"{kind}Config")(**{**SMALL, **differs, **more})
 
 
 class TestDecoder(InFolder):
@@ -203,8 +203,14 @@ class TestDecoder(InFolder):
         with self.assertRaisesRegex(UsageError, "has no norm.weight"):
             load_encoder(str(folder))
         with mock.patch.object(memory, "available", lambda: 1_000):
-            with self.assertRaisesRegex(UsageError, "at most 250 weights"):
+            with self.assertRaisesRegex(UsageError, "five times as much.* at most 50 weights"):
                 load_encoder(str(folder))
+        load_encoder(config_of("llama2")).save_pretrained(folder)
+        layers = config_of("llama2").num_hidden_layers
+        config_of("llama2", num_hidden_layers=layers - 1).save_pretrained(folder)
+        said = f"They have .*layers.{layers - 1}.*says {layers - 1} layers"
+        with self.assertRaisesRegex(UsageError, said):
+            load_encoder(str(folder))
 
     def test_a_file_that_the_index_names_is_missing(self):
         config_of("llama2").save_pretrained(self.tmp)

@@ -2,6 +2,7 @@
 
 import math
 import unittest
+from collections.abc import Sequence
 from unittest import mock
 
 import numpy as np
@@ -187,6 +188,11 @@ class TestRewards(InFolder):
         reward = Reward(lengths)
         self.assertEqual((reward("sun"), reward.many(["a", "bc"])), (3.0, [1.0, 2.0]))
         self.assertEqual(asked, [1, 2])
+
+        def of_sequence(texts: Sequence[str]):
+            return lengths(texts)
+
+        self.assertEqual(Reward(of_sequence).many(["a", "bc"]), [1.0, 2.0])
 
         def too_few(texts: list):
             return [1.0]

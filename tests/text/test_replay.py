@@ -72,8 +72,13 @@ class TestExperienceReplay(tf.test.TestCase):
         of_first = sample.imitated.numpy()[sample.reward.numpy() == 0]
         self.assertAllEqual(np.unique(of_second), [1])
         self.assertAllEqual(np.unique(of_first), [0, 1])
-        with self.assertRaisesRegex(UsageError, "do not belong together"):
-            replay.extend(whole._replace(imitated=np.ones(3)))
+        for odd, said in (
+            (np.ones(3), "do not belong"),
+            (0.0, "do not belong"),
+            ([2, 0], "0 or 1"),
+        ):
+            with self.assertRaisesRegex(UsageError, said):
+                replay.extend(whole._replace(imitated=np.asarray(odd)))
 
     def test_checkpoints_without_what_is_imitated_are_put_back(self):
         replay = ExperienceReplay(capacity=4)

@@ -236,6 +236,8 @@ class TestWriter(WithoutXLA):
         for write in (writer, writer.write):
             with self.assertRaisesRegex(UsageError, "list of texts is asked for"):
                 write("The lord")
+            with self.assertRaisesRegex(UsageError, "must be a string, not 3"):
+                write([3])
         first, second = writer(["The lord", "and the"], words=5)
         self.assertEqual(first.split()[:2], ["the", "lord"])
         self.assertEqual([len(first.split()), len(second.split())], [2 + 5] * 2)
@@ -297,9 +299,10 @@ class TestWriter(WithoutXLA):
             "Note: of the prompt these words are not known, and left out: zyx, qqq.", said
         )
         self.assertEqual(said.count("Note"), 1)
-        refused(self, "temperature above 0", "generate", run_dir, "--temperature=0")
+        refused(self, "temperature must be above 0", "generate", run_dir, "--temperature=0")
+        refused(self, "words must be at least 1, not 0", "generate", run_dir, "--words=0")
         for flag in ("--temperature=nan", "--temperature=inf", "--top-p=nan"):
-            refused(self, "generate needs", "generate", run_dir, flag)
+            refused(self, "must be above 0 and .*, not (nan|inf)", "generate", run_dir, flag)
         for beta in ("nan", "-1", "-inf"):
             refused(self, "beta must be", "generate", run_dir, f"--beta={beta}")
         refused(self, "There is no run", "generate", "nowhere")
@@ -351,7 +354,8 @@ class TestWriter(WithoutXLA):
         ids = writer.task.tokenizer.convert_tokens_to_ids(line["words"])
         for i in (3, 9):  # within the seven tokens that are seen, and beyond them
             seen = ids[max(0, i - 7) : i]
-            logits = writer.scores(tf.constant([seen]), tf.constant([len(seen) - 1]))[0]
+            logits = writer.scores(tf.constant([seen]), tf.constant([len(seen) - 1]))[0].numpy()
+            logits[writer.task.tokenizer.all_special_ids] = -np.inf  # are never written
             log_p = tf.nn.log_softmax(logits)[ids[i]]
             self.assertAlmostEqual(line["log_probabilities"][i], float(log_p), places=4)
 
@@ -467,7 +471,14 @@ class TestBadInput(unittest.TestCase):
         few = ["--episodes=1", "--epochs=1", "--new-items=4096", *TINY]
         late = ["--pruning-schedule=polynomial", "--pruning-end=5000"]
         self.refused("zero no weight in the 8 updates", *few, *late, *where)
-        self.refused("tokenizer", "--encoder=nowhere/nothing", *where)
+        self.refused("can't be found here or on the", "--encoder=nowhere/nothing", *where)
+        self.refused("There is no folder ./nowhere", "--encoder=./nowhere", *where)
+        empty = folder() / "empty"
+        empty.mkdir()
+        self.refused("has no config.json", f"--encoder={empty}", *where)
+        for odd in ("[]", "{", '{"model_type": "nothing"}', '{"vocab_size": "many"}'):
+            (empty / "config.json").write_text(odd)
+            self.refused("config.json of .* is none of an encoder", f"--encoder={empty}", *where)
 
     def test_runs_that_can_not_be_gone_on_with(self):
         run_dir = maze_run()
@@ -482,6 +493,27 @@ class TestBadInput(unittest.TestCase):
         with self.assertRaisesRegex(UsageError, "run on games; load_policy opens it"):
             tfdqt.load_writer(game)
         refused(self, "exists already", "export", run_dir, folder())
+
+    def test_a_refused_resume_leaves_the_run_as_it_is(self):
+        run_dir, _ = corpus_run()
+        other = folder() / "other_texts"
+        shutil.copytree(run_dir, folder() / "refused_resume")
+        run_dir = folder() / "refused_resume"
+        shutil.copytree(texts(), other)
+        (other / "b.txt").write_text("and the sun", encoding="utf-8")
+        config = json.loads((run_dir / "config.json").read_text())
+        (run_dir / "config.json").write_text(json.dumps(dict(config, corpus=str(other))))
+        before = (run_dir / "config.json").read_text()
+        self.refused("are not those that the run", f"--resume={run_dir}", "--epochs=9")
+        self.assertEqual((run_dir / "config.json").read_text(), before)
+
+    def test_a_run_that_lost_its_words_is_refused(self):
+        run_dir = folder() / "no_words"
+        shutil.copytree(corpus_run()[0], run_dir)
+        shutil.rmtree(run_dir / "tokenizer")
+        self.refused("lost its folder tokenizer", f"--resume={run_dir}", "--epochs=9")
+        refused(self, "lost its folder tokenizer", "generate", run_dir)
+        self.assertFalse((run_dir / "tokenizer").exists())
 
 
 if __name__ == "__main__":

@@ -44,18 +44,7 @@ def load_encoder(source, *, causal=None):
     if isinstance(source, transformers.PretrainedConfig):
         _check_reads_texts(type(source).__name__, source)
         return _build(type(source).from_dict({**source.to_dict(), **overrides}))
-    folder = Path(source)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UsageError(
-            f"{source} has no config.json; give a folder that save_pretrained wrote, or a hub name."
-        )
-    with loading(
-        f"The encoder {source} can't be found here or on the Hugging Face hub (%s); give a local "
-        "folder with config.json and weights, or go online once.",
-        TypeError,  # of a config.json that holds no object
-    ):
-        config = transformers.AutoConfig.from_pretrained(source, **overrides)
-    _check_reads_texts(source, config)
+    config = read_config(source, **overrides)
     files = weight_files(source)
     if files:
         _check_room(source, count_numbers(files))
@@ -76,8 +65,34 @@ def load_encoder(source, *, causal=None):
         model, found = transformers.TFAutoModel.from_pretrained(
             source, config=config, output_loading_info=True
         )
-    _check_whole(source, found["missing_keys"])
+    _check_whole(source, found, config)
     return model
+
+
+def read_config(source, **overrides):
+    """The transformers config of a hub's name or a folder.
+
+    Raises UsageError, with what to do, if there is none of an encoder.
+    """
+    folder = Path(source)
+    here = folder.is_dir()
+    if here and not (folder / "config.json").is_file():
+        raise UsageError(
+            f"{source} has no config.json; give a folder that save_pretrained wrote, or a hub name."
+        )
+    if not here and (folder.is_absolute() or len(folder.parts) > 2 or source.startswith(".")):
+        raise UsageError(f"There is no folder {source}; give that of an encoder, or a hub name.")
+    sentence = (
+        f"The config.json of {source} is none of an encoder (%s); fetch it again."
+        if here
+        else f"The encoder {source} can't be found here or on the Hugging Face hub (%s); give a "
+        "local folder with config.json and weights, or go online once."
+    )
+    # A config.json may hold no object, or another kind of value than its key asks for.
+    with loading(sentence, TypeError, AttributeError):
+        config = transformers.AutoConfig.from_pretrained(source, **overrides)
+    _check_reads_texts(source, config)
+    return config
 
 
 def _check_reads_texts(source, config):
@@ -100,7 +115,10 @@ def _check_room(source, numbers):
     memory.check_fits(
         4 * numbers,
         f"The {numbers:,} weights of {source} take",
-        lambda room: f"give an encoder of at most {memory.round_down(room // 4):,} weights.",
+        lambda room: (
+            "and to learn takes five times as much; give an encoder of at most "
+            f"{memory.round_down(room // (5 * 4)):,} weights."
+        ),
     )
 
 
@@ -130,16 +148,17 @@ def _build(config, source=None, files=()):
         model, found = load_pytorch_state_dict_in_tf2_model(
             model, state, tf_inputs=False, allow_missing_keys=True, output_loading_info=True
         )
-    _check_whole(source, found["missing_keys"])
+    _check_whole(source, found, config)
     return model
 
 
-def _check_whole(source, missing):
-    """Raise UsageError if weights are missing, which would stay as they were drawn.
+def _check_whole(source, found, config):
+    """Raise UsageError if weights are missing, which would stay as they were drawn, or left over.
 
-    But for the pooler's, which few files have and nothing here asks.
+    But for the pooler's, which few files have and nothing here asks. found: transformers' report.
     """
-    missing = sorted(name for name in missing if "pooler" not in name)
+    llama.check_layers(source, found["unexpected_keys"], config)
+    missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UsageError(
@@ -155,7 +174,7 @@ def _read_weights(source, files):
 
 def _loading_weights(source):
     sentence = f"{source} does not hold this encoder's weights (%s); fetch it again."
-    return loading(sentence, SafetensorError)
+    return loading(sentence, SafetensorError, tf.errors.OpError)  # the latter of another shape
 
 
 def dense_kernels(model):

@@ -17,7 +17,7 @@ from tfdqt.runs.folder import find_run
 from tfdqt.settings import check_left_out, load_config
 from tfdqt.stats import confidence
 from tfdqt.text.config import IMITATING, TextConfig, TextNetworkConfig
-from tfdqt.text.encoder import PrunedTransformerModel
+from tfdqt.text.encoder import PrunedTransformerModel, read_config
 from tfdqt.text.generation import (
     best_of_each,
     explain,
@@ -30,6 +30,7 @@ from tfdqt.text.learn import restore_networks
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
 from tfdqt.text.tokenizers import check_list, load_tokenizer, pad_rows, token_rows
+from tfdqt.text.words import words_of
 
 
 class TextRun(NamedTuple):
@@ -48,7 +49,10 @@ def make_networks(run_dir, settings):
     settings: dict of config.json, its dataclasses made.
     """
     network = settings["network"]
-    tokenizer = load_tokenizer(network.encoder) if network.encoder else None
+    tokenizer = None
+    if network.encoder:
+        read_config(network.encoder)  # what is wrong with all of it is said before its tokenizer
+        tokenizer = load_tokenizer(network.encoder)
     task = make_task(settings["task"], tokenizer, run_dir, settings)
     return task, *build_task_networks(task, network, settings["seed"])
 
@@ -136,7 +140,10 @@ class Writer:
         return [texts[i] for i in self._best(texts, best_of)]
 
     def write(self, prompts, *, words=30, best_of=1, **how):
-        """As a call, with what the networks held of each word: list of `generation.Written`."""
+        """As a call, with what the networks held of each word: list of `generation.Written`.
+
+        how: as for a call, but for on_word.
+        """
         task = self.task
         prompts = self._as_read(prompts, best_of, **how)
         *_, rows = write_rows(
@@ -160,6 +167,9 @@ class Writer:
         """Each prompt `best_of` times, as the task reads it."""
         self._check_writes()
         check_list(prompts)
+        for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise UsageError(f"A prompt must be a string, not {prompt!r}.")
         if best_of < 1 or (best_of > 1 and method != "sample"):
             raise UsageError(
                 "best_of must be at least 1, and more only with --method=sample, for greedy and "
@@ -293,5 +303,5 @@ def evaluate_text(run_dir, args):
         temperature=0 if cfg.greedy else cfg.temperature,
         best_of=args.best_of,
     )
-    lengths = [len(text.split()) for text in texts] if texts else [""] * len(returns)
+    lengths = [len(words_of(text)) for text in texts] if texts else [""] * len(returns)
     append_evaluation(run_dir, writer.step, args.seed, how, returns, lengths)

@@ -16,9 +16,11 @@ from tfdqt.text.config import IMITATING
 from tfdqt.text.learn import hidden_at, summary_token
 from tfdqt.text.stepwise import choose_rows, make_stepwise
 from tfdqt.text.tokenizers import pad_rows, token_rows
+from tfdqt.text.words import words_of
 
 JIT = True  # compile scores by XLA, as `learn.JIT`
 ROUND = 16  # tokens of prompts and texts, which each number is compiled for, are rounded up to it
+FEW = 20  # words, of which the entropy says nothing
 
 
 class WordScores:
@@ -153,17 +155,16 @@ def write_rows(
       allowed: called as allowed(text) -> bool [A], which next words may be written.
       seed: of what is drawn.
     """
-    if (
-        method not in ("greedy", "sample", "beam")
-        or min(words, beams) < 1
-        or not 0 < temperature < math.inf
-        or not 0 < top_p <= 1
-        or top_k < 0
+    for name, value, fits, rule in (
+        ("method", method, method in ("greedy", "sample", "beam"), "greedy, sample or beam"),
+        ("words", words, words >= 1, "at least 1"),
+        ("beams", beams, beams >= 1, "at least 1"),
+        ("temperature", temperature, 0 < temperature < math.inf, "above 0 and finite"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+        ("top_k", top_k, top_k >= 0, "0 or more"),
     ):
-        raise UsageError(
-            "generate needs method greedy, sample or beam, words and beams of at least 1, a "
-            "finite temperature above 0, top_p in (0, 1] and top_k of at least 0."
-        )
+        if not fits:
+            raise UsageError(f"{name} must be {rule}, not {value}.")
     rows = token_rows(tokenizer, prompts)
     if not rows:
         yield rows
@@ -222,10 +223,12 @@ def explain(scores, head, tokenizer, rows, prompts, length, *, valued=True):
     def of_words(text, at, words):
         """Of words behind the tokens `at` of one text: log-probabilities and values, arrays."""
         x = hidden_at(scores.transformer, tf.constant([text]), tf.constant([at]))
-        log_p = tf.nn.log_softmax(scores.values(x))
+        log_p = tf.nn.log_softmax(scores.values(x) + unwritten)
         words = tf.constant([words])
         return tf.gather(log_p, words, batch_dims=2).numpy()[0], head.chosen(x, words).numpy()[0]
 
+    unwritten = np.zeros(head.action_dim, np.float32)
+    unwritten[tokenizer.all_special_ids] = -np.inf
     made = []
     for row, prompt in zip(rows, prompts):
         first = row[:length]
@@ -348,10 +351,10 @@ def diversity(texts):
     """How varied texts are, to name a collapse: dict of distinct1, distinct2, repetition, entropy.
 
     distinct-n is the part of n-grams that differ (Li et al., 2016); repetition the part of words
-    equal to one of the four before; entropy that of single words, in bits. `collapsed` says in a
-    sentence what is wrong, or is None.
+    equal to one of the four before; entropy that of single words, in bits. Words are Unicode's, so
+    scripts without spaces have some too. `collapsed` says in a sentence what is wrong, or is None.
     """
-    lines = [text.split() for text in texts]
+    lines = [words_of(text) for text in texts]
     words = [word for line in lines for word in line]
     pairs = [pair for line in lines for pair in zip(line, line[1:])]
     repeats = [word in line[max(0, i - 4) : i] for line in lines for i, word in enumerate(line)]
@@ -361,7 +364,7 @@ def diversity(texts):
         distinct1=len(set(words)) / max(1, len(words)),
         distinct2=len(set(pairs)) / max(1, len(pairs)),
         repetition=float(np.mean(repeats)) if repeats else 0.0,
-        entropy=float(-np.sum(frequencies * np.log2(frequencies))) if words else 0.0,
+        entropy=float(np.sum(frequencies * -np.log2(frequencies))),
     )
     collapsed = None
     if measured["repetition"] > 0.5:
@@ -370,6 +373,6 @@ def diversity(texts):
             f"The writer repeats itself: {measured['repetition']:.0%} of its words are among the "
             f"four before, mostly {most!r}."
         )
-    elif words and measured["entropy"] < 2:
+    elif len(words) >= FEW and measured["entropy"] < 2:
         collapsed = f"The writer knows few words: {measured['entropy']:.1f} bits of entropy."
     return dict(measured, collapsed=collapsed)

@@ -26,7 +26,7 @@ from tfdqt.scale.distribute import (
 )
 from tfdqt.text.config import IMITATING, TextConfig, check_text
 from tfdqt.text.methods import prepared_episodes
-from tfdqt.text.replay import Episode, Transition, with_imitated
+from tfdqt.text.replay import Episode, Transition, take_rows, with_imitated
 from tfdqt.text.tokenizers import check_list, token_rows
 
 JIT = True  # compile updates by XLA, which takes seconds and makes each faster
@@ -507,7 +507,7 @@ def train_model(
                 with _saved_first(save_now):
                     items = _as_items(items, tokenizer, length, reward_fn, cfg)
                     check_items(items, transformer, dq_learning_model)
-                decisions += np.sum(getattr(items, "mask", len(items.action)))
+                decisions += _count_learned(items, cfg)
                 if len(items.action) == 0 and not len(replay_buffer):
                     progress.batch += 1
                     continue  # there is nothing to draw from yet
@@ -530,8 +530,8 @@ def train_model(
             progress.finish_epoch()
             if not decisions:
                 raise UsageError(
-                    "Nothing was learned, for the tokenizer knows no word of the texts; give texts "
-                    "and a tokenizer of one language."
+                    "Nothing was learned, for the tokenizer knows no word of the texts, or none of "
+                    "them is to be imitated; give texts and a tokenizer of one language."
                 )
         save_now()  # before the last evaluation, which may fail
         if evaluate:
@@ -683,13 +683,21 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
     return prepared_episodes(tokenizer, token_rows(tokenizer, texts), length, reward_fn, cfg)
 
 
+def _count_learned(items, cfg):
+    """How many decisions of a batch something is learned from."""
+    if cfg.method in IMITATING:
+        items = take_rows(items, np.asarray(with_imitated(items).imitated) > 0)
+    return np.sum(getattr(items, "mask", len(items.action)))
+
+
 def _adapt_units(items, head, target_head):
-    """Set the unit of both heads by the rewards of what is imitated in a batch."""
-    items = with_imitated(items)
-    decided = np.asarray(items.imitated) > 0
+    """Set the unit of both heads by the rewards of a batch, of what is imitated if anything is."""
+    imitated = np.asarray(with_imitated(items).imitated) > 0
+    if imitated.any():
+        items = take_rows(items, imitated)
+    rewards = np.asarray(items.reward)
     if isinstance(items, Episode):
-        decided = (np.asarray(items.mask) > 0) & decided[:, None]
-    rewards = np.asarray(items.reward)[decided]
+        rewards = rewards[np.asarray(items.mask) > 0]
     head.adapt_to_rewards(rewards)
     target_head.unit.assign(head.unit)
 

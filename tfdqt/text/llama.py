@@ -1,4 +1,4 @@
-"""Decoders that are built as LLaMA is: LLaMA, Mistral's kin, Qwen 2 and 3, and Gemma.
+"""Decoders that are built as LLaMA is: LLaMA 2 and 3, Qwen 2 and 3, and Gemma.
 
 Root mean square norms before each part, rotary places, grouped queries and a gated feed-forward
 part (Touvron et al., 2023). transformers has them for PyTorch only. Here they are tf_keras
@@ -7,6 +7,7 @@ layers, and a folder of Hugging Face is read and written without PyTorch.
 """
 
 import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,18 @@ with quiet():
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma")  # `model_type` of a config
 HIDDEN = -1e9  # what is added to the score of a token that may not be seen
+
+
+def check_layers(source, names, config):
+    """Raise UsageError if weights by these names are of more layers than a config has."""
+    layers = config.num_hidden_layers
+    for name in names:
+        number = re.search(r"\b(?:h|layers?)(?:\.|_\._)(\d+)[./]", name)
+        if number and int(number[1]) >= layers:
+            raise UsageError(
+                f"The weights of {source} do not fit. They have {name}, the config says {layers} "
+                "layers; give the config and the weights of one model."
+            )
 
 
 class Traits(NamedTuple):
@@ -291,6 +304,7 @@ class Decoder(tf_keras.Model):
 
         Raises UsageError, which names the source, for one that is missing or of another shape.
         """
+        check_layers(source, arrays, self.config)
         advice = "give the config and the weights of one model."
         for name, variable in self.named_weights().items():
             array = arrays.get(f"model.{name}", arrays.get(name))

@@ -153,8 +153,8 @@ def _checked(items):
         fields.append(kept)
     items = kind(*fields)
     decisions = np.shape(items.action)
-    behind = (decisions[0], decisions[-1] + 1)
-    fits = all(len(field) == len(items.action) for field in items)
+    behind = decisions[:1] + tuple(size + 1 for size in decisions[-1:])
+    fits = all(np.shape(field)[:1] == decisions[:1] != () for field in items)
     fits &= items.reward.shape == items.discount.shape == decisions
     fits &= items.imitated.shape == decisions[:1]
     if kind is Episode:
@@ -167,6 +167,8 @@ def _checked(items):
             f"The fields of this {kind.__name__} do not belong together ({shapes}); see its "
             "annotations, each with one more axis [S, ...]."
         )
+    if not np.isin(items.imitated, (0, 1)).all():
+        raise UsageError("imitated must be 0 or 1 for each, whether what was done is cloned.")
     return items
 
 

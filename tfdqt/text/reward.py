@@ -1,5 +1,6 @@
 """What a text is worth: rewards found by their names, and held to give one finite number."""
 
+import collections.abc
 import inspect
 import math
 import numbers
@@ -16,6 +17,7 @@ from tfdqt.modules import advice_on, import_here
 
 LARGEST = 1e7  # either way; float32, which learning is done in, has no halves beyond 1.6e7
 SHOWN = 40  # characters of a text that an error shows
+LISTS = (list, collections.abc.Sequence)  # by which a function says that it takes many texts
 
 
 class RewardFailure(EnvFailure, UsageError):
@@ -28,8 +30,8 @@ class RewardFailure(EnvFailure, UsageError):
 class Reward:
     """A function text -> float that raises RewardFailure for whatever else `function` does.
 
-    A function whose first argument is annotated as a list is given many texts at a time and must
-    give as many numbers.
+    A function whose first argument is annotated as a list or Sequence is given many texts at a
+    time and must give as many numbers.
 
     >>> Reward(len)("the sun")  # 7.0
     """
@@ -97,13 +99,14 @@ class Reward:
 
 
 def _takes_a_list(function):
-    """Whether the first argument of a function is annotated as a list."""
+    """Whether the first argument of a function is annotated as a list, or a sequence."""
     try:
         first = next(iter(inspect.signature(function).parameters.values()), None)
     except (TypeError, ValueError):  # built in
         return False
     kind = getattr(first, "annotation", None)
-    return kind is list or get_origin(kind) is list or str(kind).startswith(("list", "List"))
+    named = str(kind).removeprefix("typing.").startswith(("list", "List", "Sequence"))
+    return named or kind in LISTS or get_origin(kind) in LISTS
 
 
 def _begin(text):

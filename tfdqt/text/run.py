@@ -223,7 +223,6 @@ def resume(args, flags):
         )
     if "epochs" in flags:
         check_goes_on(run.saved["place"]["epoch"], args.epochs, "--epochs")
-        save_config(run.folder / "config.json", **{**run.settings, "epochs": args.epochs})
     return run._replace(settings=changed(run.settings))
 
 
@@ -271,6 +270,8 @@ def train(run, device):
                 f"this run; give a smaller --pruning-end than {network.pruning_end}, more --epochs "
                 "or --pruning-amount=0."
             )
+        if run.saved:  # nothing is refused any more, so what is new holds
+            save_config(run.folder / "config.json", **settings)
     show_settings(settings["network"], cfg, run.scale)
     print(
         f"{task.name}: {about} Encoder {transformer.bert.count_params():,} weights, "

@@ -1,6 +1,7 @@
 """Texts as numbers: tokenizers, and rows of token ids."""
 
 import contextlib
+import re
 
 import numpy as np
 
@@ -90,6 +91,7 @@ def loading(sentence, *errors):
             yield
         except (OSError, ValueError, KeyError, ImportError, *errors) as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            line = re.sub(r"^\{\{.*?\}\} ", "", line)  # where in TensorFlow it came up
             raise UsageError(sentence % line) from None
 
 

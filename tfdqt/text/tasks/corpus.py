@@ -368,7 +368,12 @@ def make_run_corpus(tokenizer, run_dir, settings):
     Its tokenizer is kept in the run's folder, so that the run can write where the corpus is not.
     """
     kept = Path(run_dir, "tokenizer")
-    goes_on = kept.exists() and bool(checkpoints(run_dir))  # else it is of a run that failed
+    goes_on = bool(checkpoints(run_dir))  # else what is kept is of a run that failed
+    if goes_on and not kept.exists():
+        raise UsageError(
+            f"{run_dir} has lost its folder tokenizer, which says what its words are; put it back, "
+            "or train anew."
+        )
     folder = settings["corpus"] or Path(run_dir, "corpus")
     if settings["corpus"] is None and not folder.exists():
         write_king_james(folder)
