@@ -37,7 +37,7 @@ class Args:
     """Folder of a run whose cloned policy judges the language."""
     out: Path = OUT
     """CSV of what came of it."""
-    betas: tuple[float, ...] = (0.0, 1.0, 2.0)
+    betas: tuple[float, ...] = (0.0, 1.0, 2.0, 3.0)
     """Strengths of the advantage."""
     learned: tuple[Learned, ...] = get_args(Learned)
     """Which of them to do."""

@@ -476,7 +476,7 @@ class TestBadInput(unittest.TestCase):
         empty = folder() / "empty"
         empty.mkdir()
         self.refused("has no config.json", f"--encoder={empty}", *where)
-        for odd in ("[]", "{", '{"model_type": "nothing"}', '{"vocab_size": "many"}'):
+        for odd in ("[]", "{", '{"model_type": "nothing"}'):
             (empty / "config.json").write_text(odd)
             self.refused("config.json of .* is none of an encoder", f"--encoder={empty}", *where)
 

@@ -284,12 +284,6 @@ def train(run, device):
             f"Note: --pruning-end={network.pruning_end} lies behind the last of {updates} updates, "
             f"so less than {network.pruning_amount:.0%} will be pruned."
         )
-    if run.scale.actors and task.writes and network.encoder is None:
-        print(
-            "Note: what actors write is cloned as the data is, at first what a random network "
-            "writes; such a run lost the language (benchmarks/text/README.md#the-loop-closed). "
-            "Look at texts, not at rewards alone."
-        )
     scores = make_run_scores(transformer, head, cfg)
 
     def evaluate():
