@@ -4,10 +4,13 @@ import sys
 import unittest
 
 import benchmark
+import benchmark_text
 import measured_process
 import numpy as np
 import rows
 
+from tests.helpers import slow
+from tests.text.helpers import without_xla
 from tfdqt.errors import UsageError
 from tfdqt.games.spaces import EnvInfo
 
@@ -52,6 +55,16 @@ class TestRows(unittest.TestCase):
     def test_each_is_described(self):
         for row in rows.make_rows().values():
             self.assertIn(row.env, rows.describe(row))
+
+
+class TestTexts(unittest.TestCase):
+    @slow("20 s: two updates are traced")
+    def test_both_ways_to_learn_are_timed(self):
+        tiny = ("--width=16", "--layers=1", "--length=8", "--batch-size=4", "--vocabulary=50")
+        with without_xla():
+            said = call(benchmark_text, "--repeats=1", "--updates=1", *tiny)
+        self.assertRegex(said, r"whole texts: [\d,]+ transitions/s")
+        self.assertRegex(said, r"each beginning alone: [\d,]+ transitions/s")
 
 
 class TestConversation(unittest.TestCase):
