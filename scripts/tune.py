@@ -28,6 +28,7 @@ from tfdqt.games.algorithms import ALGORITHMS, default_settings
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.evaluation import read_returns
+from tfdqt.runs.folder import as_folder
 from tfdqt.runs.log import log_so_far
 from tfdqt.runs.plots import make_figure
 from tfdqt.runs.processes import last_line, run_script
@@ -288,7 +289,7 @@ def main(argv=None):
     if taken:
         raise UsageError(f"--also can't set {min(taken)}; tune.py sets it, or has a flag for it.")
     optuna = load_optuna()
-    name = f"tune-{args.name}-{args.algorithm}".replace("/", "-").replace(":", "-")
+    name = as_folder(f"tune-{args.name}-{args.algorithm}")
     out = Path(args.out or f"runs/{name}")
     try:
         out.mkdir(parents=True, exist_ok=True)

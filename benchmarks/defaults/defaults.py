@@ -15,7 +15,6 @@ all runs, which have rows of their own.
 
 import dataclasses
 import math
-import re
 import sys
 from pathlib import Path
 from typing import Literal
@@ -27,6 +26,7 @@ from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.evaluation import read_returns
+from tfdqt.runs.folder import as_folder
 from tfdqt.runs.log import add_row, add_rows, read_log, read_rows
 from tfdqt.runs.plots import band, make_figure
 from tfdqt.runs.processes import run_script
@@ -97,7 +97,7 @@ class Args:
 
 def train_and_play(args, name, seed):
     """Train one run, or go on with it, and play: -> (its row, its folder)."""
-    parts = (re.sub("[/:]", "-", name), args.algorithm, args.total_steps, seed, *args.also)
+    parts = (as_folder(name), args.algorithm, args.total_steps, seed, *args.also)
     folder = args.out / "-".join(map(str, parts))
     if not (folder / "evaluation.csv").exists():
         flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]

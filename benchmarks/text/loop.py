@@ -5,8 +5,8 @@
 Each run of run_text.py --task=corpus is gone on with for one more pass over its data: with the data
 alone, and with as many texts beside each batch as are in it, written by the networks as they are
 then. Values are learned from those texts, as with --actors, or they are cloned too. The run's own
-folder stays as it is. Then 400 texts are written with each beta; their
-mean reward, perplexity under the judge and distinct-2 go to OUT, a row for each.
+folder stays as it is. Then 400 texts are written with each beta; their mean reward, perplexity
+under the judge and distinct-2 go to OUT, a row for each.
 """
 
 import dataclasses

@@ -41,7 +41,7 @@ from tfdqt.runs.cli import (
     show_settings,
     stopped,
 )
-from tfdqt.runs.folder import find_run
+from tfdqt.runs.folder import as_folder, find_run
 from tfdqt.runs.log import EVALUATION
 from tfdqt.scale import ray_pool
 from tfdqt.scale.config import ScaleConfig, check_scale
@@ -148,8 +148,7 @@ def start(args, algorithm):
     check(algorithm, args.network, args.settings, scale)
     check_evaluation(args)
     info = info_of(functools.partial(make_env, args.name, args.env), args.name)
-    plain_name = args.name.replace("/", "-").replace(":", "-")
-    default = f"runs/{plain_name}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    default = f"runs/{as_folder(args.name)}-{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     return new_run(
         args.run_dir or default,
         scale,

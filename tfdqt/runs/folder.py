@@ -164,6 +164,11 @@ def clear(run_dir):
             path.unlink()
 
 
+def as_folder(name):
+    """A name as that of one folder: "ALE/Pong-v5" -> "ALE-Pong-v5"."""
+    return name.replace("/", "-").replace(":", "-")
+
+
 def find_run(run_dir):
     """The path of an existing run. Raises UsageError if there is none."""
     run_dir = Path(run_dir).absolute()

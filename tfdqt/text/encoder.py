@@ -14,7 +14,14 @@ from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
 from tfdqt.text import llama
 from tfdqt.text.tokenizers import loading
-from tfdqt.text.weights import count_numbers, is_of_pytorch, read_array, read_weights, weight_files
+from tfdqt.text.weights import (
+    check_layers,
+    count_numbers,
+    is_of_pytorch,
+    read_array,
+    read_weights,
+    weight_files,
+)
 
 with quiet():
     import tf_keras
@@ -157,7 +164,7 @@ def _check_whole(source, found, config):
 
     But for the pooler's, which few files have and nothing here asks. found: transformers' report.
     """
-    llama.check_layers(source, found["unexpected_keys"], config)
+    check_layers(source, found["unexpected_keys"], config)
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -220,6 +220,9 @@ def explain(scores, head, tokenizer, rows, prompts, length, *, valued=True):
         the head has learned values.
     """
 
+    unwritten = np.zeros(head.action_dim, np.float32)
+    unwritten[tokenizer.all_special_ids] = -np.inf
+
     def of_words(text, at, words):
         """Of words behind the tokens `at` of one text: log-probabilities and values, arrays."""
         x = hidden_at(scores.transformer, tf.constant([text]), tf.constant([at]))
@@ -227,8 +230,6 @@ def explain(scores, head, tokenizer, rows, prompts, length, *, valued=True):
         words = tf.constant([words])
         return tf.gather(log_p, words, batch_dims=2).numpy()[0], head.chosen(x, words).numpy()[0]
 
-    unwritten = np.zeros(head.action_dim, np.float32)
-    unwritten[tokenizer.all_special_ids] = -np.inf
     made = []
     for row, prompt in zip(rows, prompts):
         first = row[:length]

@@ -26,7 +26,7 @@ from tfdqt.scale.distribute import (
 )
 from tfdqt.text.config import IMITATING, TextConfig, check_text
 from tfdqt.text.methods import prepared_episodes
-from tfdqt.text.replay import Episode, Transition, take_rows, with_imitated
+from tfdqt.text.replay import Episode, Transition, take_imitated, with_imitated
 from tfdqt.text.tokenizers import check_list, token_rows
 
 JIT = True  # compile updates by XLA, which takes seconds and makes each faster
@@ -686,15 +686,15 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
 def _count_learned(items, cfg):
     """How many decisions of a batch something is learned from."""
     if cfg.method in IMITATING:
-        items = take_rows(items, np.asarray(with_imitated(items).imitated) > 0)
+        items = take_imitated(items)
     return np.sum(getattr(items, "mask", len(items.action)))
 
 
 def _adapt_units(items, head, target_head):
     """Set the unit of both heads by the rewards of a batch, of what is imitated if anything is."""
-    imitated = np.asarray(with_imitated(items).imitated) > 0
-    if imitated.any():
-        items = take_rows(items, imitated)
+    imitated = take_imitated(items)
+    if len(imitated.action):
+        items = imitated
     rewards = np.asarray(items.reward)
     if isinstance(items, Episode):
         rewards = rewards[np.asarray(items.mask) > 0]

@@ -7,7 +7,6 @@ layers, and a folder of Hugging Face is read and written without PyTorch.
 """
 
 import math
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
+from tfdqt.text.weights import check_layers
 
 with quiet():
     import tf_keras
@@ -22,18 +22,6 @@ with quiet():
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma")  # `model_type` of a config
 HIDDEN = -1e9  # what is added to the score of a token that may not be seen
-
-
-def check_layers(source, names, config):
-    """Raise UsageError if weights by these names are of more layers than a config has."""
-    layers = config.num_hidden_layers
-    for name in names:
-        number = re.search(r"\b(?:h|layers?)(?:\.|_\._)(\d+)[./]", name)
-        if number and int(number[1]) >= layers:
-            raise UsageError(
-                f"The weights of {source} do not fit. They have {name}, the config says {layers} "
-                "layers; give the config and the weights of one model."
-            )
 
 
 class Traits(NamedTuple):

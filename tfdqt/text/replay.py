@@ -154,7 +154,7 @@ def _checked(items):
     items = kind(*fields)
     decisions = np.shape(items.action)
     behind = decisions[:1] + tuple(size + 1 for size in decisions[-1:])
-    fits = all(np.shape(field)[:1] == decisions[:1] != () for field in items)
+    fits = decisions != () and all(field.shape[:1] == decisions[:1] for field in items)
     fits &= items.reward.shape == items.discount.shape == decisions
     fits &= items.imitated.shape == decisions[:1]
     if kind is Episode:
@@ -186,6 +186,11 @@ def concatenate(parts):
 def take_rows(items, rows):
     """Some of the items, by a slice, numbers or a mask."""
     return type(items)(*(np.asarray(field)[rows] for field in with_imitated(items)))
+
+
+def take_imitated(items):
+    """The items whose actions are cloned."""
+    return take_rows(items, np.asarray(with_imitated(items).imitated) > 0)
 
 
 def with_imitated(items):

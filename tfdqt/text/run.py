@@ -40,6 +40,7 @@ from tfdqt.settings import (
     check_left_out,
     check_not_negative,
     check_seed,
+    load_config,
     save_config,
 )
 from tfdqt.text.config import (
@@ -270,8 +271,9 @@ def train(run, device):
                 f"this run; give a smaller --pruning-end than {network.pruning_end}, more --epochs "
                 "or --pruning-amount=0."
             )
-        if run.saved:  # nothing is refused any more, so what is new holds
-            save_config(run.folder / "config.json", **settings)
+        if run.saved:  # nothing is refused any more, so --epochs holds
+            config = run.folder / "config.json"
+            save_config(config, **{**load_config(config), "epochs": settings["epochs"]})
     show_settings(settings["network"], cfg, run.scale)
     print(
         f"{task.name}: {about} Encoder {transformer.bert.count_params():,} weights, "

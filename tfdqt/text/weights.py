@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  (numpy knows bfloat16 by it)
@@ -114,3 +115,15 @@ def read_array(files, name):
             if name in opened.keys():
                 return opened.get_tensor(name).astype(np.float32)
     return None
+
+
+def check_layers(source, names, config):
+    """Raise UsageError if weights by these names are of more layers than a config has."""
+    layers = config.num_hidden_layers
+    for name in names:
+        number = re.search(r"\b(?:h|layers?)(?:\.|_\._)(\d+)[./]", name)
+        if number and int(number[1]) >= layers:
+            raise UsageError(
+                f"The weights of {source} do not fit. They have {name}, the config says {layers} "
+                "layers; give the config and the weights of one model."
+            )

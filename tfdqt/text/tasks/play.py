@@ -15,7 +15,7 @@ import numpy as np
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions, epsilon_greedy
 from tfdqt.text.methods import Data, prepare, to_go
-from tfdqt.text.replay import Episode, Transition, take_rows
+from tfdqt.text.replay import Episode, Transition, take_rows, with_imitated
 
 SIDE_BY_SIDE = 1_024  # games in an evaluation at a time
 
@@ -228,7 +228,7 @@ class Batches:
     """Items in batches, in one fixed shuffled order."""
 
     def __init__(self, items, size, seed=0):
-        self.items = items
+        self.items = with_imitated(items)  # once, not for each batch
         self.size = size
         self.order = np.random.default_rng([seed, 4]).permutation(len(items[0]))
 
