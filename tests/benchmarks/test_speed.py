@@ -2,6 +2,7 @@
 
 import sys
 import unittest
+from unittest import mock
 
 import benchmark
 import benchmark_text
@@ -61,7 +62,8 @@ class TestTexts(unittest.TestCase):
     @slow("20 s: two updates are traced")
     def test_both_ways_to_learn_are_timed(self):
         tiny = ("--width=16", "--layers=1", "--length=8", "--batch-size=4", "--vocabulary=50")
-        with without_xla():
+        # The process's threads are set once, by whichever test starts TensorFlow.
+        with without_xla(), mock.patch("tfdqt.backend.set_threads"):
             said = call(benchmark_text, "--repeats=1", "--updates=1", *tiny)
         self.assertRegex(said, r"whole texts: [\d,]+ transitions/s")
         self.assertRegex(said, r"each beginning alone: [\d,]+ transitions/s")
