@@ -62,7 +62,13 @@ SMALL = {
     "minigrid:MiniGrid-DoorKey-5x5-v0": "minigrid.wrappers:ImgObsWrapper",
     "minigrid:MiniGrid-MemoryS7-v0": "minigrid.wrappers:ImgObsWrapper",
 }
-SUITES = {"atari": tuple(GAMES), "small": tuple(SMALL)}
+# MinAtar's games (Young and Tian, 2019), with all six actions as they were published.
+MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+SUITES = {
+    "atari": tuple(GAMES),
+    "small": tuple(SMALL),
+    "minatar": tuple(f"MinAtar/{game}-v0" for game in MINATAR),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +79,9 @@ class Args:
     """Folder of the runs."""
     csv: Path = HERE / "defaults.csv"
     """CSV of what came of them."""
-    suite: Literal["atari", "small"] = "atari"
-    """Environments: ten games of Atari from the console's memory, or ten small ones."""
+    suite: Literal["atari", "small", "minatar"] = "atari"
+    """Environments: ten games of Atari from the console's memory, ten small ones, or MinAtar's five
+    (pip install --no-deps minatar)."""
     names: tuple[str, ...] = ()
     """Environments in the place of the suite's."""
     algorithm: Literal["dqn", "ppo", "pqn"] = "dqn"
