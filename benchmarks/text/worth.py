@@ -215,9 +215,12 @@ def report(args):
         )
         for kind in kinds.values():
             for beta, best, reward, error, perplexity, distinct2, seconds in zip(*kind.values()):
-                n, low, high = (
+                n = equal_n(model["n"], model["reward"], reward)
+                # Both are samples: these texts, and the best of N that they are laid beside.
+                error = np.hypot(error, of_model("error", min(n, model["n"][-1])))
+                low, high = (
                     equal_n(model["n"], model["reward"], each)
-                    for each in (reward, reward - 1.96 * error, reward + 1.96 * error)
+                    for each in (reward - 1.96 * error, reward + 1.96 * error)
                 )
                 at = min(n, model["n"][-1])
                 print(

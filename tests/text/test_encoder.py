@@ -307,9 +307,13 @@ class TestPrunedTransformerModel(tf.test.TestCase):
             CONFIG.save_pretrained(folder)
             with self.assertRaisesRegex(UsageError, "weights"):
                 load_encoder(folder)
-            Path(folder, "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not a json header")
-            with self.assertRaisesRegex(UsageError, "not a safetensors file"):
-                load_encoder(folder)
+            for header in (b"not a json head.", b'{"a": {"x": 1}} '):
+                start = len(header).to_bytes(8, "little")
+                Path(folder, "model.safetensors").write_bytes(start + header)
+                with self.assertRaisesRegex(UsageError, "not a safetensors file"):
+                    load_encoder(folder)
+        with self.assertRaisesRegex(UsageError, "makes no TensorFlow encoder of this GPT2Config"):
+            load_encoder(transformers.GPT2Config(n_embd=16, n_head=3, n_layer=1))
         for settings in (
             dict(pruning_amount=1.0),
             dict(pruning_amount=-0.1),
@@ -338,6 +342,10 @@ class TestPrunedTransformerModel(tf.test.TestCase):
                 config.save_pretrained(folder)
                 with self.assertRaisesRegex(UsageError, "no tokenizer"):
                     load_tokenizer(folder)
+                for damaged in ("{bad", "{}"):
+                    Path(folder, "tokenizer.json").write_text(damaged)
+                    with self.assertRaisesRegex(UsageError, "no tokenizer"):
+                        load_tokenizer(folder)
 
     def test_bugs_are_not_taken_for_bad_input(self):
         for error in (AttributeError, TypeError):

@@ -72,8 +72,17 @@ class TestGenerate(tf.test.TestCase):
             (name,) = fault
             with self.assertRaisesRegex(UsageError, f"{name} must be above 0"):
                 write(["blue"], **fault)
+        for fault in (dict(words=2.5), dict(seed=-1), dict(top_k=1.5), dict(beams=True)):
+            (name,) = fault
+            with self.assertRaisesRegex(UsageError, f"{name} must be a whole number"):
+                write(["blue"], **fault)
         with self.assertRaisesRegex(UsageError, "forbids"):
             write(["blue"], allowed=lambda text: np.zeros(self.size, bool))
+        only_special = np.isin(np.arange(self.size), self.tokenizer.all_special_ids)
+        with self.assertRaisesRegex(UsageError, "forbids"):
+            write(["blue"], allowed=lambda text: only_special)
+        with self.assertRaisesRegex(UsageError, rf"must give {self.size} bools"):
+            write(["blue"], allowed=lambda text: np.ones(2, bool))
         with self.assertRaises(UsageError):
             write(["blue"], temperature=0)
 

@@ -212,6 +212,41 @@ class TestDecoder(InFolder):
         with self.assertRaisesRegex(UsageError, said):
             load_encoder(str(folder))
 
+    def test_sizes_that_are_none_are_refused(self):
+        for name in ("num_hidden_layers", "intermediate_size", "rms_norm_eps", "rope_theta"):
+            for value in ("x", 0):
+                config = config_of("llama2")
+                setattr(config, name, value)
+                with self.subTest(name=name, value=value):
+                    with self.assertRaisesRegex(UsageError, f"has {name} {value!r}; give a number"):
+                        load_encoder(config)
+
+    def test_weights_that_would_be_taken_for_others_are_refused(self):
+        folder = str(self.tmp)
+        file = self.tmp / "model.safetensors"
+        load_encoder(config_of("llama2")).save_pretrained(folder)
+        arrays = safetensors.numpy.load_file(file)
+        name = "layers.0.self_attn.q_proj.weight"
+        size = arrays[name].shape
+
+        def said(sentence, **changed):
+            safetensors.numpy.save_file({**arrays, **changed}, file)
+            with self.assertRaisesRegex(UsageError, sentence):
+                load_encoder(folder)
+
+        for kind in ("int8", "uint8"):
+            said(f"holds {name} quantised, as {kind}; give", **{name: np.ones(size, kind)})
+        said(f"{name} with numbers that are not finite", **{name: np.full(size, np.nan, "f")})
+        bias = name.replace("weight", "bias")
+        said(f"They have {bias}, the config says of no", **{bias: np.ones(size[:1], "f")})
+        # What is worked out anew may stand there.
+        turns = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, "f")}
+        safetensors.numpy.save_file({**arrays, **turns}, file)
+        load_encoder(folder)
+        config_of("llama2", quantization_config=dict(quant_method="gptq")).save_pretrained(folder)
+        with self.assertRaisesRegex(UsageError, "are quantised; give the model in float32"):
+            load_encoder(folder)
+
     def test_a_file_that_the_index_names_is_missing(self):
         config_of("llama2").save_pretrained(self.tmp)
         index = self.tmp / "model.safetensors.index.json"

@@ -10,13 +10,19 @@ import numpy as np
 from tests.helpers import InFolder, refused
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
-from tfdqt.text import files
+from tfdqt.text import files, tokenizers
 from tfdqt.text.config import TextConfig, TextNetworkConfig
 from tfdqt.text.head import build_task_networks
 from tfdqt.text.replay import episodes_of
 from tfdqt.text.reward import Reward, RewardFailure
 from tfdqt.text.tasks import corpus, pieces
-from tfdqt.text.tokenizers import load_tokenizer, start_of, token_rows, train_tokenizer
+from tfdqt.text.tokenizers import (
+    load_tokenizer,
+    make_tokenizer,
+    start_of,
+    token_rows,
+    train_tokenizer,
+)
 from tfdqt.text.words import RAW
 
 from transformers import PreTrainedTokenizerFast  # isort: skip  (behind tfdqt)
@@ -56,7 +62,7 @@ class TestPieces(InFolder):
 
     def test_pieces_are_the_text_whatever_the_block(self):
         self.write(*SCRIPTS)
-        (self.tmp / "w.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo e\xcc\x81")
+        (self.tmp / "w.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\r\n\r\ne\xcc\x81")
         for block in (5, 64, files.BLOCK):
             with mock.patch.object(files, "BLOCK", block):
                 found = {}
@@ -64,7 +70,32 @@ class TestPieces(InFolder):
                     found[path.name] = found.get(path.name, "") + text
             for i, text in enumerate(SCRIPTS):
                 self.assertEqual(found[f"{i}.txt"], text)
-            self.assertEqual(found["w.txt"], "one\ntwo é")  # NFC, without marks of Windows
+            # NFC, with neither a mark of byte order nor ends of lines as other systems have them.
+            self.assertEqual(found["w.txt"], "one\ntwo\nthree\n\né")
+
+    def test_what_stands_for_no_text_is_read_as_it_stands_there(self):
+        text = "pad with [PAD] and mark [UNK] here"
+        tokenizer = train_tokenizer([text], 300)
+        (row,) = token_rows(tokenizer, [text])
+        self.assertEqual(tokenizer.decode(row, skip_special_tokens=True), text)
+        self.write(text)
+        (window,) = pieces.piece_windows(self.tmp, len(row) - 1, tokenizer)
+        self.assertEqual(window, row[1:])
+
+    def test_a_text_that_ends_like_its_padding_is_refused(self):
+        tokenizer = train_tokenizer(["the sun!"], 300)
+        first = tokenizer.convert_ids_to_tokens(0)
+        tokenizer.pad_token = None
+        with mock.patch.object(tokenizers, "read_ids", lambda _, texts: [[5, 0]] * len(texts)):
+            with self.assertRaisesRegex(UsageError, "'the sun!' ends in the token 0"):
+                tokenizers.encode(tokenizer, ["the sun!"], 4)
+            tokenizer.pad_token = first
+            tokenizers.encode(tokenizer, ["the sun!"], 4)
+
+    def test_a_text_that_is_no_unicode_is_refused(self):
+        tokenizer = train_tokenizer(["the sun"], 300)
+        with self.assertRaisesRegex(UsageError, "'caf.*' is not Unicode; give it in UTF-8"):
+            token_rows(tokenizer, ["caf\udce9"])
 
     def test_windows_tile_each_file(self):
         self.write("one two three " * 30, "four five " * 40)
@@ -84,7 +115,7 @@ class TestPieces(InFolder):
         settings = dict(new_items=16, text=cfg)
         batches, about = task.load_data(settings)
         self.assertRegex(
-            about, r"^1 file, 7,800 characters, .* as it stands.* texts of 32 tokens.$"
+            about, r"^1 file, 7,800 characters, .* 100.0% of them known .* texts of 32 tokens.$"
         )
         items = next(iter(batches))
         self.assertEqual(items.text.shape, (16, 33))
@@ -129,6 +160,18 @@ class TestPieces(InFolder):
         text = "the sun , is n't red ."
         self.assertEqual(tokenizer.decode(tokenizer(text)["input_ids"]), text)
         self.assertEqual(start_of(tokenizer), [tokenizer.eos_token_id])
+
+    def test_what_the_tokenizer_does_not_know_is_told(self):
+        self.write("sun xyz " * 400)
+        for words, said in ((["sun"], "50.0% of them known"), (["moon"], None)):
+            task = corpus.make_corpus(
+                self.tmp, f"{__name__}:nothing", tokenizer=make_tokenizer(words), rule=RAW
+            )
+            if said:
+                self.assertIn(said, task.look_over()[0])
+                continue
+            with self.assertRaisesRegex(UsageError, "knows none of the words"):
+                task.look_over()
 
     def test_characters_that_an_edge_cuts_count_once(self):
         text = "".join(chr(0x4E00 + i) for i in range(500)) * 4  # three bytes each, mostly apart
@@ -199,6 +242,12 @@ class TestRewards(InFolder):
 
         with self.assertRaisesRegex(RewardFailure, "not 1 for 2 texts"):
             Reward(too_few).many(["a", "b"])
+
+        def unordered(texts: list):
+            return {float(i) for i, _ in enumerate(texts)}
+
+        with self.assertRaisesRegex(RewardFailure, "not 1 for 2 texts"):
+            Reward(unordered).many(["a", "b"])
         with self.assertRaisesRegex(RewardFailure, "finite"):
             Reward(lambda text: math.nan).many(["a"])
 

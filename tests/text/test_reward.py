@@ -36,6 +36,7 @@ class TestReward(unittest.TestCase):
             (np.array([]), r"shape \(0,\)"),
             (1j, "complex"),
             ({"a": 1}, "dict"),
+            (np.ma.masked, "masked|Masked"),
             ([[1], [2, 3]], "list"),
             (float("nan"), "not finite"),
             (float("-inf"), "not finite"),

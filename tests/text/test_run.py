@@ -51,6 +51,7 @@ from tfdqt.runs.checkpoint import checkpoints, load_checkpoint
 from tfdqt.runs.cli import old_run
 from tfdqt.text.config import TextConfig, check_text
 from tfdqt.text.evaluate import load_text_run
+from tfdqt.text.export import export_text_model
 from tfdqt.text.generation import make_run_scores
 from tfdqt.text.tasks.table import make_task
 
@@ -300,7 +301,7 @@ class TestWriter(WithoutXLA):
         )
         self.assertEqual(said.count("Note"), 1)
         refused(self, "temperature must be above 0", "generate", run_dir, "--temperature=0")
-        refused(self, "words must be at least 1, not 0", "generate", run_dir, "--words=0")
+        refused(self, "words must be a whole number of at", "generate", run_dir, "--words=0")
         for flag in ("--temperature=nan", "--temperature=inf", "--top-p=nan"):
             refused(self, "must be above 0 and .*, not (nan|inf)", "generate", run_dir, flag)
         for beta in ("nan", "-1", "-inf"):
@@ -410,13 +411,19 @@ class TestEvaluate(WithoutXLA):
         ):
             refused(self, "for gymnasium", "evaluate", maze_run(), flag)
         refused(self, "for texts that are written", "evaluate", maze_run(), "--best-of=2")
+        run_dir, _ = corpus_run()
+        refused(self, "texts that are drawn", "evaluate", run_dir, "--temperature=0", "--best-of=2")
 
 
 class TestExport(WithoutXLA, InFolder):
     def test_export(self):
         from tfdqt.backend import tf
 
-        run_dir, _ = corpus_run()
+        run_dir = self.tmp / "run"
+        shutil.copytree(corpus_run()[0], run_dir)
+        config = run_dir / "config.json"
+        gone = dict(json.loads(config.read_text()), corpus=str(self.tmp / "gone"))
+        config.write_text(json.dumps(gone))  # for which no text of the corpus is needed
         out = self.tmp / "saved_model"
         lite = self.tmp / "encoder.tflite"
         done = succeeds(self, "export", run_dir, out, f"--tflite={lite}")
@@ -430,6 +437,17 @@ class TestExport(WithoutXLA, InFolder):
         scores = make_run_scores(run.transformer, run.head, run.settings["text"])
         best = np.argmax(scores(tf.constant(texts), tf.constant(at)), axis=-1)
         np.testing.assert_array_equal(saved["a"], best)
+        tokenizer = run.task.tokenizer
+        (pad, known) = tokenizer.pad_token_id, len(tokenizer) - 1
+
+        def padding_is_best(text, at):
+            worth = 2 * tf.one_hot(pad, len(tokenizer)) + tf.one_hot(known, len(tokenizer))
+            return worth + 0 * scores(text, at)
+
+        out = self.tmp / "of_words"
+        export_text_model(run.task, run.transformer, run.head, padding_is_best, out)
+        saved = call_alone(self, out, "q", text=texts, at=at)
+        np.testing.assert_array_equal(saved["a"], [known, known])
 
 
 class TestBadInput(unittest.TestCase):
@@ -514,6 +532,20 @@ class TestBadInput(unittest.TestCase):
         self.refused("lost its folder tokenizer", f"--resume={run_dir}", "--epochs=9")
         refused(self, "lost its folder tokenizer", "generate", run_dir)
         self.assertFalse((run_dir / "tokenizer").exists())
+
+    def test_a_run_whose_words_are_damaged_is_refused(self):
+        for name, content, said in (
+            ("tokenizer.json", "not json{", "put back what the run wrote there"),
+            ("tokenizer_config.json", None, "put back what the run wrote there"),
+            ("corpus.crc32", "", "corpus.crc32, which tells the run's texts from others"),
+        ):
+            with self.subTest(name), tempfile.TemporaryDirectory() as made:
+                run_dir = Path(made, "run")
+                shutil.copytree(corpus_run()[0], run_dir)
+                file = run_dir / "tokenizer" / name
+                file.unlink() if content is None else file.write_text(content)
+                self.refused(said, f"--resume={run_dir}", "--epochs=9")
+                refused(self, said, "generate", run_dir)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tfdqt.errors import UsageError
 from tfdqt.text import llama
 from tfdqt.text.tokenizers import loading
 from tfdqt.text.weights import (
-    check_layers,
+    check_left_over,
     count_numbers,
     is_of_pytorch,
     read_array,
@@ -52,6 +52,11 @@ def load_encoder(source, *, causal=None):
         _check_reads_texts(type(source).__name__, source)
         return _build(type(source).from_dict({**source.to_dict(), **overrides}))
     config = read_config(source, **overrides)
+    if getattr(config, "quantization_config", None):
+        raise UsageError(
+            f"The weights of {source} are quantised; give the model in float32, float16 or "
+            "bfloat16."
+        )
     files = weight_files(source)
     if files:
         _check_room(source, count_numbers(files))
@@ -141,8 +146,9 @@ def _build(config, source=None, files=()):
             model.load(_read_weights(source, files), source)
         return model
     with loading(
-        f"transformers has no TensorFlow encoder for {type(config).__name__} (%s); use a BERT-like "
-        "one."
+        f"transformers makes no TensorFlow encoder of this {type(config).__name__} (%s); use a "
+        "BERT-like one.",
+        AssertionError,  # of GPT-2's heads, which must divide its width
     ):
         model = transformers.TFAutoModel.from_config(config)
         model.build_in_name_scope()
@@ -164,7 +170,6 @@ def _check_whole(source, found, config):
 
     But for the pooler's, which few files have and nothing here asks. found: transformers' report.
     """
-    check_layers(source, found["unexpected_keys"], config)
     missing = sorted(name for name in found["missing_keys"] if "pooler" not in name)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -172,6 +177,7 @@ def _check_whole(source, found, config):
             f"{source} does not hold this encoder's weights (there is no {missing[0]}{more}); give "
             "a folder that save_pretrained wrote of the model itself."
         )
+    check_left_over(source, found["unexpected_keys"], config)
 
 
 def _read_weights(source, files):

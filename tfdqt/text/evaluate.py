@@ -289,6 +289,11 @@ def evaluate_text(run_dir, args):
     cfg = writer.cfg
     if not task.writes:
         check_left_out(args, "is for texts that are written; leave it out for a game", "best_of")
+    if args.best_of > 1 and cfg.greedy:
+        raise UsageError(
+            "--best-of is for texts that are drawn, for the best words are the same each time; "
+            "leave it out, or give a --temperature above 0."
+        )
     returns, texts = writer.evaluate(args.episodes, args.seed, args.best_of)
     low, high = confidence(returns)
     print(

@@ -9,14 +9,19 @@ from tfdqt.errors import UsageError
 from tfdqt.text.evaluate import load_text_run
 from tfdqt.text.generation import make_run_scores
 from tfdqt.text.learn import hidden_at
+from tfdqt.text.tokenizers import pad_rows
 
 
 def export_text_model(task, transformer, head, scores, out):
     """Write the networks of a text run as a SavedModel that TensorFlow alone can load.
 
     Signatures, on text [B, length] int32 token ids and at [B] int32, the token behind which to act:
-    q_values -> q [B, A]; action -> action [B] int32, the best by `scores`.
+    q_values -> q [B, A]; action -> action [B] int32, the best by `scores`; of a run that writes,
+    the best of the tokens that are written.
     """
+    never = task.tokenizer.all_special_ids if task.writes else []
+    allowed = np.where(np.isin(np.arange(len(task.actions)), never), -np.inf, 0.0)
+    allowed = allowed.astype(np.float32)
     text = tf.TensorSpec([None, task.length], tf.int32, "text")
     at = tf.TensorSpec([None], tf.int32, "at")
     module = tf.Module()
@@ -28,7 +33,8 @@ def export_text_model(task, transformer, head, scores, out):
 
     @tf.function(input_signature=[text, at])
     def action(text, at):
-        return dict(action=tf.argmax(scores(text, at), axis=-1, output_type=tf.int32))
+        best = tf.argmax(scores(text, at) + allowed, axis=-1, output_type=tf.int32)
+        return dict(action=best)
 
     with quiet():
         signatures = dict(q_values=q_values, action=action)
@@ -108,17 +114,19 @@ def export_run(run_dir, out, tflite=None, checkpoint=None):
     """
     run = load_text_run(run_dir, checkpoint)
     task = run.task
+    cfg = run.settings["text"]
+    scores = make_run_scores(run.transformer, run.head, cfg)
     if tflite:
+        texts = _texts_of(task, scores, cfg)
         try:
             size = export_tflite(run.transformer, task.length, tflite)
         except OSError as error:
             raise UsageError(
                 f"{tflite} can't be written ({error.strerror or error}); name another file."
             ) from None
-        compared = compare_tflite(run.transformer, task.samples(32), tflite)
+        compared = compare_tflite(run.transformer, texts, tflite)
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in compared.items())
         print(f"{tflite}: {size:,} bytes. {numbers}")
-    scores = make_run_scores(run.transformer, run.head, run.settings["text"])
     try:
         export_text_model(task, run.transformer, run.head, scores, out)
     except (OSError, tf.errors.OpError) as error:
@@ -130,3 +138,11 @@ def export_run(run_dir, out, tflite=None, checkpoint=None):
         f"{out}: signatures q_values and action; inputs text [None, {task.length}] int32, at "
         "[None] int32."
     )
+
+
+def _texts_of(task, scores, cfg, count=32):
+    """Texts of a task as token ids, [count, length]; a run that writes needs no corpus for them."""
+    if not task.writes:
+        return task.samples(count)
+    rows = task.written(scores, cfg, count, seed=0)
+    return pad_rows(rows, task.length, task.tokenizer.pad_token_id or 0)

@@ -2,6 +2,7 @@
 
 import codecs
 import itertools
+import os
 import zlib
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def fingerprint(folder):
     folder = Path(folder)
     total = 0
     for path in text_files(folder):
-        total = zlib.crc32(str(path.relative_to(folder)).encode(), total)
+        total = zlib.crc32(os.fsencode(path.relative_to(folder)), total)
         for block in _blocks(path):
             total = zlib.crc32(block, total)
     return total

@@ -15,7 +15,7 @@ from tfdqt.policy import choose_actions
 from tfdqt.text.config import IMITATING
 from tfdqt.text.learn import hidden_at, summary_token
 from tfdqt.text.stepwise import choose_rows, make_stepwise
-from tfdqt.text.tokenizers import pad_rows, token_rows
+from tfdqt.text.tokenizers import pad_rows, read_ids, token_rows
 from tfdqt.text.words import words_of
 
 JIT = True  # compile scores by XLA, as `learn.JIT`
@@ -157,11 +157,12 @@ def write_rows(
     """
     for name, value, fits, rule in (
         ("method", method, method in ("greedy", "sample", "beam"), "greedy, sample or beam"),
-        ("words", words, words >= 1, "at least 1"),
-        ("beams", beams, beams >= 1, "at least 1"),
+        ("words", words, _is_whole(words, 1), "a whole number of at least 1"),
+        ("beams", beams, _is_whole(beams, 1), "a whole number of at least 1"),
         ("temperature", temperature, 0 < temperature < math.inf, "above 0 and finite"),
         ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-        ("top_k", top_k, top_k >= 0, "0 or more"),
+        ("top_k", top_k, _is_whole(top_k, 0), "a whole number of 0 or more"),
+        ("seed", seed, _is_whole(seed, 0), "a whole number of 0 or more"),
     ):
         if not fits:
             raise UsageError(f"{name} must be {rule}, not {value}.")
@@ -255,7 +256,7 @@ def _unread(tokenizer, prompts, rows, length):
         word
         for prompt in dict.fromkeys(prompts)
         for word in prompt.split()
-        if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False)["input_ids"]
+        if tokenizer.unk_token_id in read_ids(tokenizer, [word])[0]
     ]
     said = []
     if unknown:
@@ -264,6 +265,12 @@ def _unread(tokenizer, prompts, rows, length):
     if (longest := max(map(len, rows))) > length:
         said.append(f"of {longest} tokens of the prompt only the last {length} are read")
     return "; ".join(said)
+
+
+def _is_whole(value, least):
+    """Whether a setting is a whole number of at least so much."""
+    kinds = (int, np.integer)
+    return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
 
 
 def _rounded(tokens):
@@ -317,7 +324,12 @@ def _allowed_words(logits, tokenizer, rows, allowed):
         return logits
     for i, row in enumerate(rows):
         may = np.asarray(allowed(tokenizer.decode(row, skip_special_tokens=True)), bool)
-        if not may.any():
+        if may.shape != logits[i].shape:
+            raise UsageError(
+                f"allowed() must give {logits.shape[1]} bools, one for each word, not an array of "
+                f"shape {may.shape}."
+            )
+        if not (may & np.isfinite(logits[i])).any():
             raise UsageError("allowed() forbids every next word; let it allow at least one.")
         logits[i, ~may] = -np.inf
     return logits

@@ -14,7 +14,7 @@ import numpy as np
 
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
-from tfdqt.text.weights import check_layers
+from tfdqt.text.weights import check_left_over
 
 with quiet():
     import tf_keras
@@ -22,6 +22,7 @@ with quiet():
 
 KINDS = ("llama", "qwen2", "qwen3", "gemma")  # `model_type` of a config
 HIDDEN = -1e9  # what is added to the score of a token that may not be seen
+COUNTS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 class Traits(NamedTuple):
@@ -42,6 +43,15 @@ class Traits(NamedTuple):
 def traits_of(config):
     """The Traits of a config. Raises UsageError for what is not known here."""
     kind = config.model_type
+    for name in (*COUNTS, "rms_norm_eps", "rope_theta"):
+        value = getattr(config, name, None)
+        numbers = int if name in COUNTS else (int, float)
+        given = value is not None or name != "rope_theta"  # which has a default
+        if given and not (isinstance(value, numbers) and value > 0):
+            raise UsageError(
+                f"The config of this {kind} has {name} {value!r}; give a number above 0, or fetch "
+                "it again."
+            )
     gemma = kind == "gemma"
     heads = config.num_attention_heads
     if getattr(config, "use_sliding_window", False) and getattr(config, "sliding_window", None):
@@ -290,11 +300,14 @@ class Decoder(tf_keras.Model):
     def load(self, arrays, source):
         """Take the weights from a dict of arrays by Hugging Face's names.
 
-        Raises UsageError, which names the source, for one that is missing or of another shape.
+        Raises UsageError, which names the source, for one that is missing, left over or of another
+        shape.
         """
-        check_layers(source, arrays, self.config)
         advice = "give the config and the weights of one model."
-        for name, variable in self.named_weights().items():
+        named = self.named_weights()
+        left = [name for name in arrays if name.removeprefix("model.") not in named]
+        check_left_over(source, left, self.config)
+        for name, variable in named.items():
             array = arrays.get(f"model.{name}", arrays.get(name))
             if array is None:
                 raise UsageError(f"The weights of {source} do not fit. It has no {name}; {advice}")

@@ -51,7 +51,9 @@ class Reward:
             return [self._checked(self._call(text, text), text) for text in texts]
         values = self._call(list(texts), texts[0]) if texts else []
         try:
-            values = list(values)
+            # Neither a dict nor a set says which value is which text's.
+            ordered = not isinstance(values, (collections.abc.Mapping, collections.abc.Set))
+            values = list(values) if ordered else [values]
         except TypeError:
             values = [values]
         if len(values) != len(texts):
@@ -115,6 +117,8 @@ def _begin(text):
 
 def _number(value):
     """A number, or an array of one, as a float; None if it is neither."""
+    if np.ma.is_masked(value):
+        return None
     try:
         array = np.asarray(value)
         if array.size != 1:

@@ -8,6 +8,8 @@ import numpy as np
 from tfdqt.backend import quiet
 from tfdqt.errors import UsageError
 
+SHOWN = 300  # characters of a library's error that are passed on
+
 
 def make_tokenizer(words):
     """A Hugging Face tokenizer over whole words, split at spaces.
@@ -65,16 +67,19 @@ def train_tokenizer(texts, vocabulary):
     )
 
 
-def load_tokenizer(source):
-    """The tokenizer of a hub name or folder. Raises UsageError if there is none."""
+def load_tokenizer(source, sentence=None):
+    """The tokenizer of a hub name or folder.
+
+    Raises UsageError if there is none, by `sentence`, in which the reason stands for %s.
+    """
     from transformers import AutoTokenizer
 
-    # Where files of the vocabulary are missing, transformers stumbles over None.
-    with loading(
-        f"There is no tokenizer with the encoder {source} (%s); give a folder that holds one.",
-        TypeError,
-        AttributeError,
-    ):
+    sentence = sentence or (
+        f"There is no tokenizer with the encoder {source} (%s); give a folder that holds one."
+    )
+    # Where files of the vocabulary are missing, transformers stumbles over None; of damaged ones
+    # the tokenizers library raises a bare Exception.
+    with loading(sentence, Exception):
         # Spaces are a text's own, though many a model's settings would take some out.
         return AutoTokenizer.from_pretrained(source, clean_up_tokenization_spaces=False)
 
@@ -92,6 +97,7 @@ def loading(sentence, *errors):
         except (OSError, ValueError, KeyError, ImportError, *errors) as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             line = re.sub(r"^\{\{.*?\}\} ", "", line)  # where in TensorFlow it came up
+            line = line if len(line) <= SHOWN else f"{line[:SHOWN]}..."
             raise UsageError(sentence % line) from None
 
 
@@ -111,12 +117,26 @@ def check_list(texts):
 
 
 def token_rows(tokenizer, texts):
-    """Token ids of each text, as lists, behind what `start_of` gives."""
+    """Token ids of each text, as lists, behind what `start_of` gives.
+
+    Raises UsageError for a text that is not Unicode, as bytes in another encoding make it.
+    """
     check_list(texts)
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"The text {text[:40]!r} is not Unicode; give it in UTF-8.") from None
     start = start_of(tokenizer)
+    return [start + ids for ids in read_ids(tokenizer, texts)]
+
+
+def read_ids(tokenizer, texts):
+    """Token ids of each text as it stands: "[PAD]" in it is no padding, but five characters."""
     if not len(texts):  # which a tokenizer takes for a mistake
         return []
-    return [start + ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    how = dict(add_special_tokens=False, split_special_tokens=True)
+    return tokenizer(list(texts), **how)["input_ids"]
 
 
 def pad_rows(rows, length, pad):
@@ -126,5 +146,18 @@ def pad_rows(rows, length, pad):
 
 
 def encode(tokenizer, texts, length):
-    """The `token_rows` of texts, cut at the end and padded with the padding's id: [N, length]."""
-    return pad_rows(token_rows(tokenizer, texts), length, tokenizer.pad_token_id or 0)
+    """The `token_rows` of texts, cut at the end and padded with the padding's id: [N, length].
+
+    Raises UsageError for a tokenizer that has no padding if a text ends in what stands for it, the
+    token 0, for then it could not be told where the text ends.
+    """
+    rows = token_rows(tokenizer, texts)
+    if tokenizer.pad_token_id is None:
+        for text, row in zip(texts, rows):
+            if row[:length][-1:] == [0]:
+                raise UsageError(
+                    f"The text {text[:40]!r} ends in the token 0, which stands for the padding "
+                    "that this tokenizer lacks; give it a pad_token, and its id to the encoder's "
+                    "config."
+                )
+    return pad_rows(rows, length, tokenizer.pad_token_id or 0)

@@ -14,6 +14,8 @@ from tfdqt.errors import UsageError
 WHOLE = "model.safetensors"
 PARTS = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000  # bytes; safetensors allows no longer one
+# By what ends of names: what models keep among their weights, and can be worked out anew.
+BUFFERS = ("attn.bias", "attn.masked_bias", "attention.bias", "inv_freq", "position_ids")
 
 
 def weight_files(source):
@@ -68,9 +70,18 @@ def read_header(path):
             header = json.loads(file.read(size))
         except ValueError:
             header = None
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not all(map(_is_entry, header.items())):
         raise UsageError(f"{path} is not a safetensors file; fetch it again.")
     return header
+
+
+def _is_entry(item):
+    """Whether a name and what stands behind it are of an array, or of the file."""
+    name, entry = item
+    if name == "__metadata__":
+        return True
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    return isinstance(shape, list) and all(isinstance(size, int) for size in shape)
 
 
 def is_of_pytorch(files):
@@ -95,14 +106,28 @@ def count_numbers(files):
 
 
 def read_weights(files):
-    """All arrays of safetensors files: a dict by their names; bfloat16 and float16 as float32."""
+    """All arrays of safetensors files: a dict by their names; bfloat16 and float16 as float32.
+
+    Raises UsageError for weights of a byte or less each, whose scales stand elsewhere, and for
+    those that are not finite.
+    """
     import safetensors.numpy
 
     arrays = {}
     for file in files:
         for name, array in safetensors.numpy.load_file(file).items():
             whole = np.issubdtype(array.dtype, np.integer) or array.dtype == bool
+            buffer = name.endswith(BUFFERS) or not name.endswith((".weight", ".bias"))
+            if not buffer and (whole or array.dtype.itemsize == 1):
+                raise UsageError(
+                    f"{file} holds {name} quantised, as {array.dtype}; give the model in float32, "
+                    "float16 or bfloat16."
+                )
             arrays[name] = array if whole else array.astype(np.float32)
+            if not buffer and not np.isfinite(arrays[name]).all():
+                raise UsageError(
+                    f"{file} holds {name} with numbers that are not finite; fetch it again."
+                )
     return arrays
 
 
@@ -117,13 +142,18 @@ def read_array(files, name):
     return None
 
 
-def check_layers(source, names, config):
-    """Raise UsageError if weights by these names are of more layers than a config has."""
+def check_left_over(source, names, config):
+    """Raise UsageError for weights of layers, by their names, that a model has no place for.
+
+    names: those that were not taken. Heads, and what BUFFERS names, may be left over.
+    """
     layers = config.num_hidden_layers
     for name in names:
         number = re.search(r"\b(?:h|layers?)(?:\.|_\._)(\d+)[./]", name)
-        if number and int(number[1]) >= layers:
-            raise UsageError(
-                f"The weights of {source} do not fit. They have {name}, the config says {layers} "
-                "layers; give the config and the weights of one model."
-            )
+        if not number or name.endswith(BUFFERS):
+            continue
+        says = f"{layers} layers" if int(number[1]) >= layers else "of no such weight"
+        raise UsageError(
+            f"The weights of {source} do not fit. They have {name}, the config says {says}; give "
+            "the config and the weights of one model."
+        )

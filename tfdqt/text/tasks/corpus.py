@@ -28,6 +28,7 @@ from tfdqt.text.tokenizers import (
     load_tokenizer,
     make_tokenizer,
     pad_rows,
+    read_ids,
     start_of,
     token_rows,
     train_tokenizer,
@@ -103,7 +104,7 @@ def known_part(tokenizer, counts):
     known = 0
     for begin in range(0, len(words), 10_000):
         some = words[begin : begin + 10_000]
-        for word, ids in zip(some, tokenizer(some, add_special_tokens=False)["input_ids"]):
+        for word, ids in zip(some, read_ids(tokenizer, some)):
             if ids and unknown not in ids:
                 known += counts[word]
     return known / max(1, counts.total())
@@ -220,9 +221,12 @@ class Corpus(NamedTuple):
             found = survey_pieces(self.folder, self.length - 1, self.tokenizer)
             if not found.tokens:
                 raise _no_words(self.folder)
+            known = 1 - found.unknown / found.tokens
+            if not known:
+                raise _nothing_known(self.folder)
             return (
                 f"{count_files(found.files)}, {found.characters:,} characters, {found.tokens:,} "
-                f"tokens (sub-words of the text as it stands, NFC; {vocabulary}), "
+                f"tokens (sub-words, NFC), {known:.1%} of them known ({vocabulary}), "
                 f"{found.characters / found.tokens:.2f} characters each"
             ), found.windows
         found = survey(self.folder, self.length - 1, self.rule)
@@ -230,10 +234,7 @@ class Corpus(NamedTuple):
             raise _no_words(self.folder)
         known = known_part(self.tokenizer, found.counts)
         if not known:
-            raise UsageError(
-                f"The tokenizer knows none of the words in {self.folder}; give an --encoder of "
-                "their language, or leave it out."
-            )
+            raise _nothing_known(self.folder)
         return (
             f"{count_files(found.files)}, {found.characters:,} characters, "
             f"{found.counts.total():,} words ({describe_rule(self.rule, found.counts)}), "
@@ -362,6 +363,13 @@ def _no_words(folder):
     return UsageError(f"The texts in {folder} hold no words; give texts to learn from.")
 
 
+def _nothing_known(folder):
+    return UsageError(
+        f"The tokenizer knows none of the words in {folder}; give an --encoder of their language, "
+        "or leave it out."
+    )
+
+
 def make_run_corpus(tokenizer, run_dir, settings):
     """The Corpus of a run.
 
@@ -378,7 +386,10 @@ def make_run_corpus(tokenizer, run_dir, settings):
     if settings["corpus"] is None and not folder.exists():
         write_king_james(folder)
     if goes_on:
-        tokenizer = load_tokenizer(kept)
+        tokenizer = load_tokenizer(
+            kept,
+            f"{kept} can't be read (%s); put back what the run wrote there, or train anew.",
+        )
     corpus = make_corpus(
         folder,
         settings["reward"],
@@ -392,8 +403,18 @@ def make_run_corpus(tokenizer, run_dir, settings):
         corpus.tokenizer.save_pretrained(kept)
         known.write_text(str(fingerprint(folder)), encoding="utf-8")
     elif known.exists():  # it has been since 0.2
-        corpus = corpus._replace(learned=int(known.read_text(encoding="utf-8")))
+        corpus = corpus._replace(learned=_read_fingerprint(known))
     return corpus
+
+
+def _read_fingerprint(path):
+    try:
+        return int(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UsageError(
+            f"{path}, which tells the run's texts from others, can't be read; remove it if the "
+            "texts are those that the run was started with."
+        ) from None
 
 
 class CorpusBatches:

@@ -5,14 +5,15 @@ import unicodedata
 from typing import NamedTuple
 
 from tfdqt.text.files import read_blocks, text_files
+from tfdqt.text.tokenizers import read_ids
 
-# Marks that say how a file was written, not what: of byte order, and of lines as Windows ends them.
-_LINES = str.maketrans({"\ufeff": None, "\r": None})
+MARK = "\ufeff"  # of byte order
 
 
 def plain_text(text):
-    """A text in NFC, without marks of byte order and carriage returns."""
-    return unicodedata.normalize("NFC", text.translate(_LINES))
+    r"""A text in NFC, without marks of byte order, its lines ended by \n alone."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return unicodedata.normalize("NFC", text.replace(MARK, ""))
 
 
 def read_pieces(folder):
@@ -23,10 +24,12 @@ def read_pieces(folder):
     for path in text_files(folder):
         rest = ""
         for text, last in read_blocks(path):
-            text = plain_text(rest + text)
+            text = rest + text
+            held = "\r" if text.endswith("\r") and not last else ""  # a \n may stand behind it
+            text = plain_text(text.removesuffix(held))
             cut = len(text) if last else max(text.rfind(" "), text.rfind("\n"))
             cut = cut if cut > 0 else len(text)
-            rest = text[cut:]
+            rest = text[cut:] + held
             if text[:cut]:
                 yield path, text[:cut]
 
@@ -42,7 +45,7 @@ def piece_windows(folder, length, tokenizer):
         if path != before:
             ids = []
             before = path
-        ids += tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids += read_ids(tokenizer, [text])[0]
         whole = len(ids) // length * length
         for i in range(0, whole, length):
             yield ids[i : i + length]
@@ -55,15 +58,19 @@ class PieceSurvey(NamedTuple):
     files: int
     characters: int
     tokens: int
+    unknown: int  # of the tokens
     windows: int  # of so many tokens, those held out included
 
 
 def survey_pieces(folder, length, tokenizer):
     """Read all texts of a folder once: -> PieceSurvey; windows are of `length` tokens."""
     characters = 0
+    unknown = 0
     tokens = collections.Counter()
     for path, text in read_pieces(folder):
         characters += len(text)
-        tokens[path] += len(tokenizer(text, add_special_tokens=False)["input_ids"])
+        (ids,) = read_ids(tokenizer, [text])
+        tokens[path] += len(ids)
+        unknown += ids.count(tokenizer.unk_token_id)
     windows = sum(count // length for count in tokens.values())
-    return PieceSurvey(len(text_files(folder)), characters, tokens.total(), windows)
+    return PieceSurvey(len(text_files(folder)), characters, tokens.total(), unknown, windows)
