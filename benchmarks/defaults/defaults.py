@@ -67,7 +67,7 @@ MINATAR = ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
 SUITES = {
     "atari": tuple(GAMES),
     "small": tuple(SMALL),
-    "minatar": tuple(f"MinAtar/{game}-v0" for game in MINATAR),
+    "minatar": tuple(f"benchmarks.defaults.minatar_envs:MinAtar/{game}-v0" for game in MINATAR),
 }
 
 
