@@ -66,7 +66,7 @@ class Args:
 def make_judge(run):
     """`judge(texts) -> [N]` of a TextRun: nats a token that its cloned policy gives each text."""
     from tfdqt.backend import tf
-    from tfdqt.text.tokenizers import pad_rows, token_rows
+    from tfdqt.text.tokenizers import padded, token_rows
 
     task = run.task
 
@@ -79,7 +79,7 @@ def make_judge(run):
         means = []
         for begin in range(0, len(texts), 256):
             rows = token_rows(task.tokenizer, texts[begin : begin + 256])
-            ids = pad_rows(rows, task.length, task.tokenizer.pad_token_id or 0)
+            ids = padded(task.tokenizer, rows, task.length)
             each = of_rows(tf.constant(ids)).numpy()
             counts = np.array([min(len(row), task.length) - 1 for row in rows])
             seen = np.arange(each.shape[1]) < counts[:, None]
@@ -216,13 +216,13 @@ def report(args):
         for kind in kinds.values():
             for beta, best, reward, error, perplexity, distinct2, seconds in zip(*kind.values()):
                 n = equal_n(model["n"], model["reward"], reward)
+                at = min(n, model["n"][-1])
                 # Both are samples: these texts, and the best of N that they are laid beside.
-                error = np.hypot(error, of_model("error", min(n, model["n"][-1])))
+                error = np.hypot(error, of_model("error", at))
                 low, high = (
                     equal_n(model["n"], model["reward"], each)
                     for each in (reward - 1.96 * error, reward + 1.96 * error)
                 )
-                at = min(n, model["n"][-1])
                 print(
                     f"| {name} | {beta:g} | {best:g} | {reward:.3f} | "
                     f"{as_n(n, model)} [{as_n(low, model)}, {as_n(high, model)}] | "

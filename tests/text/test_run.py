@@ -301,7 +301,8 @@ class TestWriter(WithoutXLA):
         )
         self.assertEqual(said.count("Note"), 1)
         refused(self, "temperature must be above 0", "generate", run_dir, "--temperature=0")
-        refused(self, "words must be a whole number of at", "generate", run_dir, "--words=0")
+        said = "words must be a whole number of at least 1, not 0"
+        refused(self, said, "generate", run_dir, "--words=0")
         for flag in ("--temperature=nan", "--temperature=inf", "--top-p=nan"):
             refused(self, "must be above 0 and .*, not (nan|inf)", "generate", run_dir, flag)
         for beta in ("nan", "-1", "-inf"):

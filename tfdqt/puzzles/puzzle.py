@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 
 from tfdqt.errors import UsageError
+from tfdqt.settings import is_whole
 
 TILE = 32  # pixels of a cell
 GIVE_UP = 20_000  # levels that are drawn in vain
@@ -14,8 +15,7 @@ GIVE_UP = 20_000  # levels that are drawn in vain
 
 def check_whole(name, value, least, most=None):
     """Raise UsageError if an option is no whole number of the range."""
-    good = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not good or value < least or most is not None and value > most:
+    if not is_whole(value) or value < least or most is not None and value > most:
         span = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise UsageError(f"{name} is a whole number {span}, not {value!r}.")
 

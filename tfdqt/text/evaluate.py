@@ -29,7 +29,7 @@ from tfdqt.text.head import DeepQLearningModel, build_task_networks
 from tfdqt.text.learn import restore_networks
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
-from tfdqt.text.tokenizers import check_list, load_tokenizer, pad_rows, token_rows
+from tfdqt.text.tokenizers import check_list, load_tokenizer, padded, token_rows
 from tfdqt.text.words import words_of
 
 
@@ -206,7 +206,7 @@ class Writer:
                     f"The task {task.name} shows no text such as {text!r}; give one as in "
                     f"{self.show_samples()[0]!r}."
                 )
-        ids = pad_rows(rows, task.length, task.tokenizer.pad_token_id or 0)
+        ids = padded(task.tokenizer, rows, task.length)
         at = tf.constant([len(row) - 1 for row in rows]) if task.causal else None
         scores = self.scores(tf.constant(ids), at)
         actions = choose_actions(
@@ -223,7 +223,15 @@ class Writer:
         return [self.task.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
 
     def evaluate(self, games, seed, best_of=1):
-        """Play, or write, so many: -> (returns [games], texts written or None)."""
+        """Play, or write, so many: -> (returns [games], texts written or None).
+
+        Raises UsageError for the best of several texts of a run that draws none.
+        """
+        if best_of > 1 and self.cfg.greedy:
+            raise UsageError(
+                "--best-of is for texts that are drawn, for the best words are the same each time; "
+                "leave it out, or give a --temperature above 0."
+            )
         return self.task.evaluate(self.scores, self.cfg, games=games, seed=seed, best_of=best_of)
 
     def _check_writes(self):
@@ -289,11 +297,6 @@ def evaluate_text(run_dir, args):
     cfg = writer.cfg
     if not task.writes:
         check_left_out(args, "is for texts that are written; leave it out for a game", "best_of")
-    if args.best_of > 1 and cfg.greedy:
-        raise UsageError(
-            "--best-of is for texts that are drawn, for the best words are the same each time; "
-            "leave it out, or give a --temperature above 0."
-        )
     returns, texts = writer.evaluate(args.episodes, args.seed, args.best_of)
     low, high = confidence(returns)
     print(

@@ -9,7 +9,7 @@ from tfdqt.errors import UsageError
 from tfdqt.text.evaluate import load_text_run
 from tfdqt.text.generation import make_run_scores
 from tfdqt.text.learn import hidden_at
-from tfdqt.text.tokenizers import pad_rows
+from tfdqt.text.tokenizers import padded
 
 
 def export_text_model(task, transformer, head, scores, out):
@@ -19,9 +19,9 @@ def export_text_model(task, transformer, head, scores, out):
     q_values -> q [B, A]; action -> action [B] int32, the best by `scores`; of a run that writes,
     the best of the tokens that are written.
     """
-    never = task.tokenizer.all_special_ids if task.writes else []
-    allowed = np.where(np.isin(np.arange(len(task.actions)), never), -np.inf, 0.0)
-    allowed = allowed.astype(np.float32)
+    never = np.zeros(len(task.actions), np.float32)
+    if task.writes:
+        never[task.tokenizer.all_special_ids] = -np.inf
     text = tf.TensorSpec([None, task.length], tf.int32, "text")
     at = tf.TensorSpec([None], tf.int32, "at")
     module = tf.Module()
@@ -33,8 +33,7 @@ def export_text_model(task, transformer, head, scores, out):
 
     @tf.function(input_signature=[text, at])
     def action(text, at):
-        best = tf.argmax(scores(text, at) + allowed, axis=-1, output_type=tf.int32)
-        return dict(action=best)
+        return dict(action=tf.argmax(scores(text, at) + never, axis=-1, output_type=tf.int32))
 
     with quiet():
         signatures = dict(q_values=q_values, action=action)
@@ -145,4 +144,4 @@ def _texts_of(task, scores, cfg, count=32):
     if not task.writes:
         return task.samples(count)
     rows = task.written(scores, cfg, count, seed=0)
-    return pad_rows(rows, task.length, task.tokenizer.pad_token_id or 0)
+    return padded(task.tokenizer, rows, task.length)

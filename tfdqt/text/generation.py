@@ -12,6 +12,7 @@ from tfdqt import losses
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions
+from tfdqt.settings import is_whole
 from tfdqt.text.config import IMITATING
 from tfdqt.text.learn import hidden_at, summary_token
 from tfdqt.text.stepwise import choose_rows, make_stepwise
@@ -157,12 +158,12 @@ def write_rows(
     """
     for name, value, fits, rule in (
         ("method", method, method in ("greedy", "sample", "beam"), "greedy, sample or beam"),
-        ("words", words, _is_whole(words, 1), "a whole number of at least 1"),
-        ("beams", beams, _is_whole(beams, 1), "a whole number of at least 1"),
+        ("words", words, is_whole(words) and words >= 1, "a whole number of at least 1"),
+        ("beams", beams, is_whole(beams) and beams >= 1, "a whole number of at least 1"),
         ("temperature", temperature, 0 < temperature < math.inf, "above 0 and finite"),
         ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-        ("top_k", top_k, _is_whole(top_k, 0), "a whole number of 0 or more"),
-        ("seed", seed, _is_whole(seed, 0), "a whole number of 0 or more"),
+        ("top_k", top_k, is_whole(top_k) and top_k >= 0, "a whole number of 0 or more"),
+        ("seed", seed, is_whole(seed) and seed >= 0, "a whole number of 0 or more"),
     ):
         if not fits:
             raise UsageError(f"{name} must be {rule}, not {value}.")
@@ -265,12 +266,6 @@ def _unread(tokenizer, prompts, rows, length):
     if (longest := max(map(len, rows))) > length:
         said.append(f"of {longest} tokens of the prompt only the last {length} are read")
     return "; ".join(said)
-
-
-def _is_whole(value, least):
-    """Whether a setting is a whole number of at least so much."""
-    kinds = (int, np.integer)
-    return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
 
 
 def _rounded(tokens):

@@ -42,16 +42,8 @@ class Traits(NamedTuple):
 
 def traits_of(config):
     """The Traits of a config. Raises UsageError for what is not known here."""
+    _check_sizes(config)
     kind = config.model_type
-    for name in (*COUNTS, "rms_norm_eps", "rope_theta"):
-        value = getattr(config, name, None)
-        numbers = int if name in COUNTS else (int, float)
-        given = value is not None or name != "rope_theta"  # which has a default
-        if given and not (isinstance(value, numbers) and value > 0):
-            raise UsageError(
-                f"The config of this {kind} has {name} {value!r}; give a number above 0, or fetch "
-                "it again."
-            )
     gemma = kind == "gemma"
     heads = config.num_attention_heads
     if getattr(config, "use_sliding_window", False) and getattr(config, "sliding_window", None):
@@ -77,6 +69,21 @@ def traits_of(config):
         norm_offset=1.0 if gemma else 0.0,
         scale=math.sqrt(config.hidden_size) if gemma else 1.0,
     )
+
+
+def _check_sizes(config):
+    """Raise UsageError for what must be a number above 0 and is none."""
+    kinds = dict.fromkeys(COUNTS, int)
+    kinds["rms_norm_eps"] = (int, float)
+    if getattr(config, "rope_theta", None) is not None:  # which has a default
+        kinds["rope_theta"] = (int, float)
+    for name, kind in kinds.items():
+        value = getattr(config, name, None)
+        if not isinstance(value, kind) or value <= 0:
+            raise UsageError(
+                f"The config of this {config.model_type} has {name} {value!r}; give a number above "
+                "0, or fetch it again."
+            )
 
 
 def frequencies(config, head_dim):

@@ -22,7 +22,7 @@ from tfdqt.replay import (
     steps_stored,
 )
 from tfdqt.text.reward import Reward
-from tfdqt.text.tokenizers import pad_rows
+from tfdqt.text.tokenizers import padded
 
 
 class Transition(NamedTuple):
@@ -213,7 +213,7 @@ def episodes_of(tokenizer, rows, length, reward_fn, *, reward_at="word"):
     """
     if not isinstance(reward_fn, Reward):
         reward_fn = Reward(reward_fn)
-    ids = pad_rows(rows, length, tokenizer.pad_token_id or 0)
+    ids = padded(tokenizer, rows, length)
     tokens = np.array([min(len(row), length) for row in rows], int).reshape(-1, 1)
     written = (np.arange(1, length) < tokens).astype(np.float32)
     known = written * (ids[:, 1:] != tokenizer.unk_token_id)

@@ -145,6 +145,11 @@ def pad_rows(rows, length, pad):
     return np.array(padded, np.int32).reshape(-1, length)
 
 
+def padded(tokenizer, rows, length):
+    """The `pad_rows` with a tokenizer's padding: [N, length] int32."""
+    return pad_rows(rows, length, tokenizer.pad_token_id or 0)
+
+
 def encode(tokenizer, texts, length):
     """The `token_rows` of texts, cut at the end and padded with the padding's id: [N, length].
 
@@ -160,4 +165,4 @@ def encode(tokenizer, texts, length):
                     "that this tokenizer lacks; give it a pad_token, and its id to the encoder's "
                     "config."
                 )
-    return pad_rows(rows, length, tokenizer.pad_token_id or 0)
+    return padded(tokenizer, rows, length)

@@ -27,7 +27,7 @@ from tfdqt.text.tasks.play import TaskRecipe
 from tfdqt.text.tokenizers import (
     load_tokenizer,
     make_tokenizer,
-    pad_rows,
+    padded,
     read_ids,
     start_of,
     token_rows,
@@ -299,7 +299,7 @@ class Corpus(NamedTuple):
 
     def samples(self, count):
         rows = next(self.batches(count), [])
-        return pad_rows(rows, self.length, self.tokenizer.pad_token_id or 0)
+        return padded(self.tokenizer, rows, self.length)
 
     def compare(self, texts):
         """How varied the texts are."""
