@@ -56,6 +56,12 @@ CHANGES = {
     "chosen-n-step=2": dict(CHOSEN, n_step=2),
     "chosen-advantage-learning=0.5": dict(CHOSEN, advantage_learning=0.5),
     "chosen-advantage-learning=0.9": dict(CHOSEN, advantage_learning=0.9),
+    "chosen-acting-tau=0.005": dict(CHOSEN, acting_tau=0.005),
+    "chosen-target-tau=0.05": dict(CHOSEN, target_tau=0.05),
+    "chosen-standardize": dict(CHOSEN, standardize=True),
+    "chosen-target-epsilon=0.2": dict(CHOSEN, target_epsilon=0.2),
+    "chosen-quantiles=16": dict(CHOSEN, quantiles=16, huber_delta=1.0),
+    "chosen-quantiles=16-n-step=3": dict(CHOSEN, quantiles=16, huber_delta=1.0, n_step=3),
 }
 
 

@@ -368,7 +368,7 @@ class Sentences(unittest.TestCase):
             (dict(patch=0), "--patch must be greater than 0"),
             (dict(categories=-1), "--categories"),
             (dict(loops_random=True), "--loops-random draws from 1 to --loops"),
-            (dict(CELLS, standardize=True), "--standardize.*are for rows"),
+            (dict(CELLS, min_change=0.1), "--min-change.*are for rows"),
         ):
             with self.subTest(words=words), self.assertRaisesRegex(UsageError, words):
                 check_network(NetworkConfig(**settings))

@@ -98,11 +98,56 @@ class Features(tf.test.TestCase):
     def test_standardize_by_hand(self):
         layer = features.Standardize()
         x = tf.constant([[1.0, 10.0], [2.0, -100.0]])
-        self.assertAllClose(layer(x), [[1, 5], [2, -5]])  # before it is set, only clipped
+        # Before it is set, only what is beyond 5 is drawn in.
+        self.assertAllClose(layer(x), [[1, 5 + np.log(6)], [2, -5 - np.log(96)]])
         layer.mean.assign([1.0, 4.0])
         layer.scale.assign([0.5, 2.0])
-        self.assertAllClose(layer(x), [[0, 3], [2, -5]])
+        self.assertAllClose(layer(x), [[0, 3], [2, -5 - np.log(48)]])
         self.assertEqual((layer.trainable_variables, len(layer.non_trainable_variables)), ([], 2))
+
+    def test_standardize_takes_mean_and_deviation(self):
+        # A number; one that hardly changes; one that has not changed; a category.
+        x = np.array([[1, 5, 7, 1], [3, 5.004, 7, 0]], "float32")
+        keep = [False, False, False, True]
+        for shape in ((2, 4), (1, 2, 4)):  # steps [M, F], steps of cells [M, H, F]
+            layer = features.Standardize(keep)
+            layer(x)
+            layer.adapt(x.reshape(shape), None)
+            self.assertAllClose(layer.mean, [2, 5.002, 7, 0])
+            self.assertAllClose(layer.scale, [1, 0.01, 0.1, 1])
+            self.assertAllClose(
+                layer(x + [[0, 0, 2, 19], [0, 0, 0, 0]]),
+                [[-1, -0.2, 5 + np.log(16), 20], [1, 0.2, 0, 0]],
+                atol=1e-4,
+            )
+
+    def test_what_is_standardized(self):
+        mixed = describe(
+            spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(-1, 1, (2,), np.float32)),
+            spaces.Discrete(2),
+            "Mixed",
+        )
+        colours = describe(spaces.Box(0, 255, (2, 2, 1), np.uint8), spaces.Discrete(2), "Colours")
+        cells = dict(tokens="cells", patch=2)
+        for info, settings, name, kept in (
+            (BOX, {}, "standardize", False),
+            (
+                RAM,
+                dict(ram_bits=True),
+                "standardize",
+                [False] * RAM.features + [True] * 8 * RAM.features,
+            ),
+            (mixed, {}, "standardize", [True] * 3 + [False] * 2),
+            (mixed, dict(tokens="features"), "standardize", [True, False, False]),
+            (colours, {}, "standardize", False),
+            (colours, cells, "standardize_cells", False),
+        ):
+            with self.subTest(info=info.name, **settings):
+                model, _ = build(info, standardize=True, **settings)
+                layer = model.get_layer(name)
+                self.assertAllEqual(layer.keep, np.broadcast_to(kept, layer.keep.shape))
+        model, _ = build(PAIR, standardize=True)  # categories alone
+        self.assertFalse([layer for layer in model.layers if hasattr(layer, "adapt")])
 
     def test_standardized_network_sees_the_same_after_a_change_of_units(self):
         for settings in ({}, dict(tokens="features"), dict(network="dense")):
@@ -154,13 +199,7 @@ class Features(tf.test.TestCase):
         self.assertAllEqual(layer.rate, [1, 0, 0, 1])
         self.assertAllEqual(layer(np.array([[[7.0, 8.0, 4.0, 2.0]]])), [[[7, 0, 1, 2]]])
 
-    def test_layers_adapt_to_data(self):
-        # A deviation of 0 counts as 0.1.
-        layer = features.Standardize()
-        layer.build((None, 2))
-        layer.adapt(np.array([[1.0, 5.0], [3.0, 5.0]], "float32"), None)
-        self.assertAllClose([layer.mean, layer.scale], [[2, 5], [1, 0.1]])
-
+    def test_hide_static_counts_changes(self):
         hiding = features.HideStatic(0.1)
         hiding.build((None, 2))
         obs = np.array([[4, 0], [1, 0], [2, 5], [0, 5]], "float32")

@@ -113,7 +113,7 @@ class TestPPO(tf.test.TestCase):
     @slow("15 s: test_algorithms has it by scripts")
     def test_resume_equals_an_unbroken_run(self):
         cfg, kept = dataclasses.replace(CFG, total_steps=1_024), {}
-        network = dataclasses.replace(NETWORK, standardize=True)
+        network = dataclasses.replace(NETWORK, min_change=0.1)
 
         def save(step, make, last=False):
             if step == 512:

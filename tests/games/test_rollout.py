@@ -20,7 +20,7 @@ from tfdqt.games.ppo import PPOConfig
 from tfdqt.games.window import Window
 
 INFO = env_info(Corridor())
-NETWORK = NetworkConfig(network="dense", context=3, hidden=(8,), prev_action=True, standardize=True)
+NETWORK = NetworkConfig(network="dense", context=3, hidden=(8,), prev_action=True, min_change=0.1)
 STEPS = 32
 
 
@@ -107,11 +107,12 @@ class TestCollect(tf.test.TestCase):
     def test_layers_adapt_to_a_rollout(self):
         # To the steps of the first, not to the empty ones of a window before them.
         weights = rollout.adapted_weights(self.net, self.net.start, self.before)
-        mean, scale = self.net.unflatten(weights)[1]
-        one_hot = np.eye(4)[self.before.stream.obs[:, NETWORK.context - 1 :].reshape(-1)]
-        self.assertAllClose(mean, one_hot.mean(axis=0), atol=1e-5)
-        self.assertAllClose(scale, np.maximum(one_hot.std(axis=0), 0.1), atol=1e-5)
-        self.assertAllEqual(weights[:-8], self.net.start[:-8])
+        (rate,) = self.net.unflatten(weights)[1]
+        cells = self.before.stream.obs[:, NETWORK.context - 1 :, 0]
+        going = ~self.before.last[:, :-1]
+        moved = (cells[:, 1:] != cells[:, :-1])[:, : going.shape[1]]
+        self.assertAllClose(rate, [moved[going].mean()], atol=1e-5)
+        self.assertAllEqual(weights[:-1], self.net.start[:-1])
 
 
 class TestWindows(tf.test.TestCase):
@@ -146,7 +147,7 @@ class TestRounds(tf.test.TestCase):
                     rollout.check_adapts(net, cfg, progress)
             else:
                 rollout.check_adapts(net, cfg, progress)
-        plain = flatten_q(build_q(INFO, dataclasses.replace(NETWORK, standardize=False)), INFO)
+        plain = flatten_q(build_q(INFO, dataclasses.replace(NETWORK, min_change=0)), INFO)
         rollout.check_adapts(plain, dataclasses.replace(self.cfg, total_steps=1), Progress())
 
 

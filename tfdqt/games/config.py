@@ -58,7 +58,7 @@ class NetworkConfig:
     not seen."""
     standardize: bool = False
     """Whether each number of an observation is centred and scaled by the data seen before learning
-    starts."""
+    starts. Categories and bits, and bytes with a vector each (--tokens=features), are not."""
     dueling: bool = False
     """Whether Q is split into a state value and advantages (Wang et al., 2016)."""
     quantiles: int = 0
@@ -141,10 +141,10 @@ def check_network(cfg):
         raise UsageError(f"--bins must be 0 or at least {FEWEST_BINS}, not {cfg.bins}.")
     if cfg.loops_random and cfg.loops == 1:
         raise UsageError("--loops-random draws from 1 to --loops; give --loops of at least 2.")
-    if cfg.tokens == "cells" and (cfg.standardize or cfg.min_change or cfg.ram_bits):
+    if cfg.tokens == "cells" and (cfg.min_change or cfg.ram_bits):
         raise UsageError(
-            "--standardize, --min-change and --ram-bits are for rows of numbers; leave them out "
-            "with --tokens=cells."
+            "--min-change and --ram-bits are for rows of numbers; leave them out with "
+            "--tokens=cells."
         )
     if cfg.network == "dense" and (not cfg.hidden or min(cfg.hidden) < 1):
         raise UsageError(f"--hidden must list one or more sizes of at least 1, not {cfg.hidden}.")

@@ -33,11 +33,6 @@ def check_tokens(info, network):
             f"--ram-bits adds the bits of bytes to their numbers, and {without} have none; leave "
             "it out."
         )
-    if network.standardize and features and (info.nvec or has_bytes):
-        raise UsageError(
-            f"--standardize is for numbers, but with --tokens=features the bytes and categories of "
-            f"{info.name} have vectors instead; leave it out."
-        )
     grid = grid_of(info)
     if network.network != "gpt" or network.tokens != "cells":
         if grid and info.obs_dtype == "uint8" and grid.size > LONGEST_ROW:

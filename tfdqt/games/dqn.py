@@ -204,11 +204,21 @@ DEFAULTS = {
             acting_tau=0.005,
         ),
     ),
-    # Rewards may be of any size here. Where they are small, so are the gradients, which must not be
-    # hidden by Adam's epsilon.
+    # Observations and rewards may be of any size here. Where rewards are small, so are the
+    # gradients, which must not be hidden by Adam's epsilon. With fewer random actions at the end a
+    # lander may learn to hover.
     "other": dict(
-        network=dict(value_scale="sqrt"),
-        settings=dict(total_steps=200_000, adam_epsilon=1e-8),
+        network=dict(value_scale="sqrt", standardize=True),
+        settings=dict(
+            total_steps=200_000,
+            batch_size=64,
+            learning_rate=1e-3,
+            final_learning_rate=1e-4,
+            adam_epsilon=1e-8,
+            advantage_learning=0.5,
+            target_tau=0.01,
+            epsilon_end=0.1,
+        ),
     ),
 }
 

@@ -13,6 +13,13 @@ from tfdqt.games.spaces import grid_of, parts_of, without_mask
 layers = keras.layers
 ops = keras.ops
 
+# Deviations from the mean beyond which a standardized number grows with the logarithm; the least
+# that a deviation counts as, about one step of a byte between -1 and 1, and that of a number which
+# has not changed yet.
+FAR = 5.0
+LEAST_DEVIATION = 0.01
+UNKNOWN_DEVIATION = 0.1
+
 
 def change_rates(obs, first, categories=False):
     """By which part of its range each feature changes a step: obs [M, F], first [M] -> [F].
@@ -77,7 +84,15 @@ class HideStatic(layers.Layer):
 
 
 class Standardize(layers.Layer):
-    """(x - mean) / scale, clipped to +-5; `adapt` sets mean and scale, which are 0 and 1 before."""
+    """(x - mean) / scale of each number; `adapt` sets mean and scale, which are 0 and 1 before.
+
+    Beyond FAR it grows with the logarithm: what was not seen before learning starts stays apart.
+    keep: which of the F numbers are categories and stay as they are, [F] bool.
+    """
+
+    def __init__(self, keep=False, **kwargs):
+        super().__init__(**kwargs)
+        self.keep = np.asarray(keep)
 
     def build(self, shape):
         self.mean = self.add_weight(
@@ -88,12 +103,18 @@ class Standardize(layers.Layer):
         )
 
     def adapt(self, x, first):
-        """Take mean and deviation of x [M, F]; a deviation counts as at least 0.1."""
-        self.mean.assign(x.mean(axis=0))
-        self.scale.assign(np.maximum(x.std(axis=0), 0.1))
+        """Take mean and deviation of x [M, ..., F]."""
+        axes = tuple(range(x.ndim - 1))
+        deviation = np.maximum(x.std(axis=axes), LEAST_DEVIATION)
+        deviation = np.where(np.ptp(x, axis=axes) > 0, deviation, UNKNOWN_DEVIATION)
+        self.mean.assign(np.where(self.keep, 0.0, x.mean(axis=axes)))
+        self.scale.assign(np.where(self.keep, 1.0, deviation))
 
     def call(self, x):
-        return ops.clip((x - self.mean) / self.scale, -5.0, 5.0)
+        x = (x - self.mean) / self.scale
+        beyond = ops.maximum(ops.abs(x) - FAR, 0.0)
+        far = ops.clip(x, -FAR, FAR) + ops.sign(x) * ops.log1p(beyond)
+        return ops.where(self.keep, x, far)
 
 
 def features_shown(model):
@@ -117,18 +138,27 @@ def hide_static(obs, info, cfg):
 
 def as_numbers(obs, info, cfg):
     """Observations as numbers that a network can read: [B, C, F] -> [B, C, F'] float32."""
-    x = _as_numbers(obs, info, cfg)
-    return Standardize(name="standardize")(x) if cfg.standardize else x
-
-
-def _as_numbers(obs, info, cfg):
     dtype = info.obs_dtype
-    if dtype == "uint8" and not info.nvec and not cfg.ram_bits and _are_bits(info):
-        dtype = "float32"
-    values = _numbers_of(obs, info.nvec, dtype)
-    if info.obs_dtype == "uint8" and not info.nvec and cfg.ram_bits:
-        return ops.concatenate([values, byte_bits(obs)], axis=-1)
-    return values
+    has_bytes = dtype == "uint8" and not info.nvec
+    bits = has_bytes and not cfg.ram_bits and _are_bits(info)
+    x = _numbers_of(obs, info.nvec, "float32" if bits else dtype)
+    keep = _one_hot(info.nvec) if info.nvec else np.full(info.features, bits)
+    if has_bytes and cfg.ram_bits:
+        x = ops.concatenate([x, byte_bits(obs)], axis=-1)
+        keep = np.concatenate([keep, np.ones(8 * info.features, bool)])
+    return standardize(x, keep, cfg)
+
+
+def standardize(x, keep, cfg, name="standardize"):
+    """Numbers [B, C, ..., F] centred and scaled if cfg asks for it, but for those to `keep`."""
+    if not cfg.standardize or np.all(keep):
+        return x
+    return Standardize(keep, name=name)(x)
+
+
+def _one_hot(nvec):
+    """Which of the numbers that `_numbers_of` makes are of a category: bool [F']."""
+    return np.repeat(np.array(nvec) > 0, np.maximum(nvec, 1))
 
 
 def _are_bits(info):
@@ -172,8 +202,8 @@ def cells_as_numbers(obs, info, cfg):
             for i, count in enumerate(counts)
         ]
         x = ops.concatenate(hot, axis=-1)
-    elif info.obs_dtype == "uint8":
-        x = ops.cast(x, "float32") / 128.0 - 1.0
+    else:
+        x = standardize(scaled(x, info.obs_dtype), False, cfg, "standardize_cells")
     size = cfg.patch
     if size == 1:
         return ops.cast(x, "float32")
@@ -194,13 +224,14 @@ def cell_categories(info, cfg):
     return (cfg.categories,) * grid.channels if cfg.categories else grid.counts
 
 
-def rest_as_numbers(obs, info):
+def rest_as_numbers(obs, info, cfg):
     """What is no cell of the grid, as numbers: [B, C, F] -> [B, C, F'] float32."""
     grid = grid_of(info)
     end = grid.start + grid.size
     rest = ops.concatenate([obs[..., : grid.start], obs[..., end : info.features]], axis=-1)
     nvec = info.nvec and info.nvec[: grid.start] + info.nvec[end:]
-    return _numbers_of(rest, nvec, info.obs_dtype)
+    keep = _one_hot(nvec) if nvec else False
+    return standardize(_numbers_of(rest, nvec, info.obs_dtype), keep, cfg)
 
 
 def byte_bits(obs):

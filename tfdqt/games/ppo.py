@@ -118,7 +118,8 @@ DEFAULTS = {
             life_loss_ends=True,
         ),
     ),
-    "other": dict(network=dict(), settings=dict()),
+    # Observations may be of any size here.
+    "other": dict(network=dict(standardize=True), settings=dict()),
 }
 
 

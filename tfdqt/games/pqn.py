@@ -129,7 +129,8 @@ DEFAULTS = {
             life_loss_ends=True,
         ),
     ),
-    "other": dict(network=dict(layer_norm=True), settings=dict()),
+    # Observations may be of any size here.
+    "other": dict(network=dict(layer_norm=True, standardize=True), settings=dict()),
 }
 
 

@@ -13,6 +13,7 @@ from tfdqt.games.features import (
     hide_static,
     rest_as_numbers,
     scaled,
+    standardize,
 )
 from tfdqt.games.spaces import grid_of
 
@@ -143,7 +144,9 @@ def cell_tokens(inputs, info, cfg):
     if cfg.context > 1:
         x = x + time[:, :, None]
     if info.features > grid.size:
-        step = step + linear(rest_as_numbers(obs, info), cfg.width, name="embed_obs", scale=0.3)
+        step = step + linear(
+            rest_as_numbers(obs, info, cfg), cfg.width, name="embed_obs", scale=0.3
+        )
     if cfg.prev_action:
         step = step + _embedded_action(inputs, info, cfg)
     if info.mask:
@@ -203,6 +206,7 @@ def _feature_vectors(obs, info, cfg):
         codes = ops.where(discrete, ops.cast(obs, "int32") + _offsets(info), 0)
         vectors = _embedding(int(np.sum(info.nvec)), cfg, name="embed_category")(codes)
         numbers = ops.where(discrete, 0.0, scaled(obs, info.obs_dtype))
+        numbers = standardize(numbers, discrete, cfg)
         return _directions(numbers, cfg) + vectors * discrete[:, None].astype("float32")
     if info.obs_dtype == "uint8":
         return _embedding(256, cfg)(ops.cast(obs, "int32"))
