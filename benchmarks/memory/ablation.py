@@ -60,8 +60,10 @@ CHANGES = {
     "chosen-target-tau=0.05": dict(CHOSEN, target_tau=0.05),
     "chosen-standardize": dict(CHOSEN, standardize=True),
     "chosen-target-epsilon=0.2": dict(CHOSEN, target_epsilon=0.2),
-    "chosen-quantiles=16": dict(CHOSEN, quantiles=16, huber_delta=1.0),
-    "chosen-quantiles=16-n-step=3": dict(CHOSEN, quantiles=16, huber_delta=1.0, n_step=3),
+    "chosen-quantiles=16-huber-delta=1": dict(CHOSEN, quantiles=16, huber_delta=1.0),
+    "chosen-quantiles=16-huber-delta=1-n-step=3": dict(
+        CHOSEN, quantiles=16, huber_delta=1.0, n_step=3
+    ),
 }
 
 

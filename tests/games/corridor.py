@@ -1,6 +1,7 @@
 """Environments with known answers. Imports no TensorFlow: worker processes import it too."""
 
 import gymnasium
+import numpy as np
 
 
 class Corridor(gymnasium.Env):
@@ -34,6 +35,20 @@ class Stateful(Corridor):
     def set_state(self, state):
         self.cell = state["cell"]
         self.steps = state["steps"]
+
+
+class Numbered(Stateful):
+    """One whose cells are shown as numbers, not as categories."""
+
+    observation_space = gymnasium.spaces.Box(0, 3, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        cell, info = super().reset(seed=seed, options=options)
+        return np.float32([cell]), info
+
+    def step(self, action):
+        cell, *rest = super().step(action)
+        return np.float32([cell]), *rest
 
 
 class Forever(Corridor):

@@ -7,7 +7,7 @@ from unittest import mock
 import gymnasium
 import numpy as np
 
-from tests.games.corridor import Corridor, Failing, Forever, Stateful
+from tests.games.corridor import Corridor, Failing, Forever, Numbered
 from tests.games.toys import NUMBER, linear_net, without_xla
 from tfdqt.backend import keras, tf
 from tfdqt.errors import EnvFailure, UsageError
@@ -535,8 +535,8 @@ class TestTraining(tf.test.TestCase):
                 kept.update(make())
 
         with without_xla():
-            whole, _, end = self.train(Stateful, cfg, network, save=save)
-            again, _, end2 = self.train(Stateful, cfg, network, saved=kept)
+            whole, _, end = self.train(Numbered, cfg, network, save=save)
+            again, _, end2 = self.train(Numbered, cfg, network, saved=kept)
         for one, two in zip(tf.nest.flatten(whole), tf.nest.flatten(again)):
             self.assertAllEqual(one, two)
         self.assertEqual(end, end2)

@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 
-from tests.games.corridor import Corridor, Failing, Forever, Stateful
+from tests.games.corridor import Corridor, Failing, Forever, Numbered
 from tests.games.toys import without_xla
 from tests.helpers import slow
 from tfdqt.backend import tf
@@ -113,15 +113,15 @@ class TestPPO(tf.test.TestCase):
     @slow("15 s: test_algorithms has it by scripts")
     def test_resume_equals_an_unbroken_run(self):
         cfg, kept = dataclasses.replace(CFG, total_steps=1_024), {}
-        network = dataclasses.replace(NETWORK, min_change=0.1)
+        network = dataclasses.replace(NETWORK, standardize=True)
 
         def save(step, make, last=False):
             if step == 512:
                 kept.update(make())
 
         with without_xla():
-            whole, _, end = train(Stateful, cfg, network, save=save)
-            again, _, end2 = train(Stateful, cfg, network, saved=kept)
+            whole, _, end = train(Numbered, cfg, network, save=save)
+            again, _, end2 = train(Numbered, cfg, network, saved=kept)
         for one, two in zip(tf.nest.flatten(whole), tf.nest.flatten(again)):
             self.assertAllEqual(one, two)
         self.assertEqual(end, end2)

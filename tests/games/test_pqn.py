@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 
-from tests.games.corridor import Corridor, Failing, Forever, Stateful
+from tests.games.corridor import Corridor, Failing, Forever, Numbered
 from tests.games.toys import NUMBER, linear_net, without_xla
 from tests.helpers import slow
 from tfdqt.backend import keras, tf
@@ -228,7 +228,7 @@ class TestTraining(tf.test.TestCase):
     @slow("15 s: test_algorithms has it by scripts")
     def test_resume_equals_an_unbroken_run(self):
         cfg = dataclasses.replace(CFG, total_steps=1_024, hold=9)
-        network = dataclasses.replace(NETWORK, min_change=0.1, value_scale="sqrt")
+        network = dataclasses.replace(NETWORK, standardize=True, value_scale="sqrt")
         kept = {}
         rows = []
 
@@ -237,8 +237,8 @@ class TestTraining(tf.test.TestCase):
                 kept.update(make())
 
         with without_xla():
-            whole, _, end = train(Stateful, cfg, network, save=save, log=rows.append)
-            again, _, end2 = train(Stateful, cfg, network, saved=kept)
+            whole, _, end = train(Numbered, cfg, network, save=save, log=rows.append)
+            again, _, end2 = train(Numbered, cfg, network, saved=kept)
         for one, two in zip(tf.nest.flatten(whole), tf.nest.flatten(again)):
             self.assertAllEqual(one, two)
         self.assertEqual(end, end2)

@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 
-from tests.games.corridor import Corridor
+from tests.games.corridor import Numbered
 from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
@@ -19,8 +19,8 @@ from tfdqt.games.networks import build_q
 from tfdqt.games.ppo import PPOConfig
 from tfdqt.games.window import Window
 
-INFO = env_info(Corridor())
-NETWORK = NetworkConfig(network="dense", context=3, hidden=(8,), prev_action=True, min_change=0.1)
+INFO = env_info(Numbered())
+NETWORK = NetworkConfig(network="dense", context=3, hidden=(8,), prev_action=True, standardize=True)
 STEPS = 32
 
 
@@ -31,7 +31,7 @@ class TestCollect(tf.test.TestCase):
     def setUpClass(cls):
         super().setUpClass()
         cls.net = flatten_q(build_q(INFO, NETWORK), INFO)
-        stepper = make_stepper(Corridor, INFO, NETWORK.context, 4, seed=0)
+        stepper = make_stepper(Numbered, INFO, NETWORK.context, 4, seed=0)
         rng = np.random.default_rng(0)
         cls.asked = []
 
@@ -94,7 +94,7 @@ class TestCollect(tf.test.TestCase):
             self.assertEqual(ret == 0, length == 20 and ret == 0)
 
     def test_one_that_does_not_fit_memory_is_refused(self):
-        stepper = make_stepper(Corridor, INFO, NETWORK.context, 4, seed=0)
+        stepper = make_stepper(Numbered, INFO, NETWORK.context, 4, seed=0)
         # Three times 4 environments x 35 steps x 4 bytes.
         for room, refused in ((1_679, True), (1_680, False)):
             with mock.patch.object(memory, "available", return_value=room):
@@ -107,12 +107,11 @@ class TestCollect(tf.test.TestCase):
     def test_layers_adapt_to_a_rollout(self):
         # To the steps of the first, not to the empty ones of a window before them.
         weights = rollout.adapted_weights(self.net, self.net.start, self.before)
-        (rate,) = self.net.unflatten(weights)[1]
-        cells = self.before.stream.obs[:, NETWORK.context - 1 :, 0]
-        going = ~self.before.last[:, :-1]
-        moved = (cells[:, 1:] != cells[:, :-1])[:, : going.shape[1]]
-        self.assertAllClose(rate, [moved[going].mean()], atol=1e-5)
-        self.assertAllEqual(weights[:-1], self.net.start[:-1])
+        mean, scale = self.net.unflatten(weights)[1]
+        cells = self.before.stream.obs[:, NETWORK.context - 1 :].reshape(-1)
+        self.assertAllClose(mean, [cells.mean()], atol=1e-5)
+        self.assertAllClose(scale, [cells.std()], atol=1e-5)
+        self.assertAllEqual(weights[:-2], self.net.start[:-2])
 
 
 class TestWindows(tf.test.TestCase):
@@ -147,7 +146,7 @@ class TestRounds(tf.test.TestCase):
                     rollout.check_adapts(net, cfg, progress)
             else:
                 rollout.check_adapts(net, cfg, progress)
-        plain = flatten_q(build_q(INFO, dataclasses.replace(NETWORK, min_change=0)), INFO)
+        plain = flatten_q(build_q(INFO, dataclasses.replace(NETWORK, standardize=False)), INFO)
         rollout.check_adapts(plain, dataclasses.replace(self.cfg, total_steps=1), Progress())
 
 

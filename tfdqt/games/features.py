@@ -128,7 +128,7 @@ def hide_static(obs, info, cfg):
     if not cfg.min_change:
         return obs
     if info.nvec:
-        looked_up = np.array(info.nvec) > 0
+        looked_up = are_categories(info)
     else:
         bytes_as_tokens = cfg.ram_bits or cfg.network == "gpt" and cfg.tokens == "features"
         looked_up = info.obs_dtype == "uint8" and bytes_as_tokens
@@ -141,8 +141,8 @@ def as_numbers(obs, info, cfg):
     dtype = info.obs_dtype
     has_bytes = dtype == "uint8" and not info.nvec
     bits = has_bytes and not cfg.ram_bits and _are_bits(info)
-    x = _numbers_of(obs, info.nvec, "float32" if bits else dtype)
-    keep = _one_hot(info.nvec) if info.nvec else np.full(info.features, bits)
+    x, keep = _numbers_of(obs, info.nvec, "float32" if bits else dtype)
+    keep = keep | bits
     if has_bytes and cfg.ram_bits:
         x = ops.concatenate([x, byte_bits(obs)], axis=-1)
         keep = np.concatenate([keep, np.ones(8 * info.features, bool)])
@@ -156,11 +156,6 @@ def standardize(x, keep, cfg, name="standardize"):
     return Standardize(keep, name=name)(x)
 
 
-def _one_hot(nvec):
-    """Which of the numbers that `_numbers_of` makes are of a category: bool [F']."""
-    return np.repeat(np.array(nvec) > 0, np.maximum(nvec, 1))
-
-
 def _are_bits(info):
     """Whether a grid has bytes of 0 and 1 alone, which scaled as others would look the same."""
     return grid_of(info) is not None and all(
@@ -170,15 +165,14 @@ def _are_bits(info):
 
 
 def _numbers_of(obs, nvec, dtype):
-    if nvec:
-        entries = [
-            ops.one_hot(ops.cast(obs[..., i], "int32"), n)
-            if n
-            else scaled(obs[..., i : i + 1], dtype)
-            for i, n in enumerate(nvec)
-        ]
-        return ops.concatenate(entries, axis=-1)
-    return scaled(obs, dtype)
+    """Entries [B, C, F] as numbers [B, C, F'] float32, and which of these are of a category."""
+    if not nvec:
+        return scaled(obs, dtype), np.zeros(obs.shape[-1], bool)
+    entries = [
+        ops.one_hot(ops.cast(obs[..., i], "int32"), n) if n else scaled(obs[..., i : i + 1], dtype)
+        for i, n in enumerate(nvec)
+    ]
+    return ops.concatenate(entries, axis=-1), np.repeat(np.array(nvec) > 0, np.maximum(nvec, 1))
 
 
 def scaled(obs, dtype):
@@ -230,8 +224,7 @@ def rest_as_numbers(obs, info, cfg):
     end = grid.start + grid.size
     rest = ops.concatenate([obs[..., : grid.start], obs[..., end : info.features]], axis=-1)
     nvec = info.nvec and info.nvec[: grid.start] + info.nvec[end:]
-    keep = _one_hot(nvec) if nvec else False
-    return standardize(_numbers_of(rest, nvec, info.obs_dtype), keep, cfg)
+    return standardize(*_numbers_of(rest, nvec, info.obs_dtype), cfg)
 
 
 def byte_bits(obs):

@@ -7,6 +7,7 @@ import numpy as np
 from tfdqt.backend import keras
 from tfdqt.games.blocks import Kept, Sight, linear, normal
 from tfdqt.games.features import (
+    are_categories,
     as_numbers,
     cells_as_numbers,
     count_numbers,
@@ -202,7 +203,7 @@ def _feature_vectors(obs, info, cfg):
     if info.nvec and all(info.nvec):
         return _embedding(int(np.sum(info.nvec)), cfg)(obs + _offsets(info))
     if info.nvec:
-        discrete = np.array(info.nvec) > 0
+        discrete = are_categories(info)
         codes = ops.where(discrete, ops.cast(obs, "int32") + _offsets(info), 0)
         vectors = _embedding(int(np.sum(info.nvec)), cfg, name="embed_category")(codes)
         numbers = ops.where(discrete, 0.0, scaled(obs, info.obs_dtype))
