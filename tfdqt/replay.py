@@ -155,9 +155,7 @@ def make_sampler(replay, window) -> Callable:
     offsets = tf.range(window, dtype=tf.int64)
     if replay.seen is not None:
         return _make_uneven_sampler(replay, window, offsets)
-    newest = replay.buffer.variables()[
-        -1
-    ]  # the id of the latest step, -1 at first; the same for all rows
+    newest = _newest(replay)
 
     def sample(size, seed):
         seen = newest + 1
@@ -187,11 +185,21 @@ def _make_uneven_sampler(replay, window, offsets):
     return sample
 
 
+def _seen(replay):
+    """Steps that each stream was ever given: numpy [rows]."""
+    if replay.seen is not None:
+        return replay.seen.numpy()
+    return np.full(replay.rows, int(_newest(replay)) + 1)
+
+
+def _newest(replay):
+    """The number of the latest step, the same for all streams of an even buffer; -1 at first."""
+    return replay.buffer.variables()[-1]
+
+
 def _filled(replay):
     """Steps now in each stream: numpy [rows]."""
-    if replay.seen is not None:
-        return np.minimum(replay.seen.numpy(), replay.length)
-    return np.full(replay.rows, int(replay.buffer.num_frames()) // replay.rows)
+    return np.minimum(_seen(replay), replay.length)
 
 
 def steps_stored(replay):
@@ -215,10 +223,20 @@ def stored_obs(replay):
 
 
 def stored_rewards(replay):
-    """All rewards in the buffer, as `stored_obs`: [M] of numpy."""
+    """The rewards of all actions in the buffer, stream by stream: [M] of numpy.
+
+    A step behind an episode's last observation takes no action, and whether the newest of a stream
+    is one is not known yet: both are left out.
+    """
+    kept = Steps(*replay.table.variables())
     filled = _filled(replay)
-    rewards = _written(replay, Steps(*replay.table.variables()).reward, filled.max())
-    return np.concatenate([row[:count] for row, count in zip(rewards, filled)])
+    rewards, first = (_written(replay, field, filled.max()) for field in (kept.reward, kept.first))
+    found = []
+    for row, count, seen in zip(range(replay.rows), filled, _seen(replay)):
+        order = (np.arange(count) + max(0, seen - count)) % replay.length  # the oldest first
+        resets = first[row, order[1:]]
+        found.append(rewards[row, order[:-1]][~resets])
+    return np.concatenate(found)
 
 
 def replay_arrays(replay):

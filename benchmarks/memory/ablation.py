@@ -29,11 +29,13 @@ from tfdqt.runs.log import add_row, read_log, read_rows
 from tfdqt.runs.processes import run_script
 
 COPIES = ("RepeatPrevious16", "PositionOnlyCartPole300", "CountRecallSuits", "Battleship6")
-# What suite.py has now, CHOSEN, came out of the table, and has twice as many updates.
+# What suite.py has now came out of the table: CHOSEN, with twice as many updates, then STEADY.
 FIRST = dict(gamma=0.9, huber_delta=1.0, updates_per_step=0.015625)
+ONE_STEP = dict(n_step=1, n_step_if_steady=False)
 SIZES = dict(context=32, total_steps=500_000, replay_size=500_000)
-BASE = SETTINGS | NETWORKS["gpt"] | FIRST | SIZES
+BASE = SETTINGS | NETWORKS["gpt"] | FIRST | ONE_STEP | SIZES
 CHOSEN = {name: SETTINGS[name] for name in FIRST}
+STEADY = {name: SETTINGS[name] for name in ONE_STEP}
 CHANGES = {
     "none": {},
     "no-reward-units": dict(reward_units=False),
@@ -54,6 +56,7 @@ CHANGES = {
     "chosen": CHOSEN,
     "chosen-gamma=0.99": dict(CHOSEN, gamma=0.99),
     "chosen-n-step=2": dict(CHOSEN, n_step=2),
+    "chosen-n-step=3-if-steady": CHOSEN | STEADY,
     "chosen-advantage-learning=0.5": dict(CHOSEN, advantage_learning=0.5),
     "chosen-advantage-learning=0.9": dict(CHOSEN, advantage_learning=0.9),
     "chosen-acting-tau=0.005": dict(CHOSEN, acting_tau=0.005),

@@ -65,7 +65,8 @@ EPISODES = 200  # played afterwards
 # Chosen on copies of three games in sizes that are not in the suite, see README.md.
 SETTINGS = dict(
     num_envs=64,
-    n_step=1,
+    n_step=3,
+    n_step_if_steady=True,
     gamma=0.95,
     value_scale="linear",
     reward_units=True,

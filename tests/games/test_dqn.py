@@ -170,6 +170,22 @@ class TestQLearning(tf.test.TestCase):
         steps = window_of([10, 20, 30, 40], [0, 1, 0, 0], [1, 2, 7, 4], [1, 1, 1, 1], [0, 0, 0, 1])
         self.assertAllClose(self.loss(steps), 0.5 * (21.0**2 + 7.0**2) / 2)
 
+    def test_one_step_where_the_state_says_so(self):
+        # As behind a cut: 1 + 0.5*3*20 = 31 and 2 + 0.5*3*30 = 47.
+        steps = window_of([10, 20, 30, 40], [0, 1, 0, 0], [1, 2, 3, 4], [1, 1, 1, 1], [0, 0, 0, 0])
+        net = linear_net(2, (1.0, 2.0))
+        target = linear_net(2, (4.0, 3.0)).start
+        one_step = tf.constant(True)
+        loss, *_ = dqn.q_learning(net, CFG, net.start, target, steps, one_step=one_step)
+        self.assertAllClose(loss, 0.5 * (21.0**2 + 7.0**2) / 2)
+        # The update asks its state.
+        batch = tf.nest.map_structure(lambda field: field[None], steps)
+        state = dqn.first_state(net)._replace(target=target, one_step=one_step)
+        with without_xla():
+            state, said = dqn.make_update(net, CFG)(state, batch)
+        self.assertAllClose(said["loss"], loss)
+        self.assertTrue(state.one_step)
+
     def test_a_lost_life_ends_the_return_but_not_the_episode(self):
         # Discount 0 at step 1 without a first behind it: 1 + 0.5*2 and 2; both steps are learned.
         steps = window_of([10, 20, 30, 40], [0, 1, 0, 0], [1, 2, 3, 4], [1, 0, 1, 1], [0, 0, 0, 0])
@@ -457,6 +473,25 @@ class TestTraining(tf.test.TestCase):
             self.assertAllClose(q, expected, atol=0.06)
             self.assertGreater(progress.games, 50)
 
+    def test_rewards_are_summed_where_they_are_steady(self):
+        class Almost(Forever):
+            def step(self, action):
+                obs, reward, *rest = super().step(action)
+                return obs, reward + 0.05 * self.steps, *rest
+
+        cfg = dataclasses.replace(LEARN, total_steps=320)
+        for env_fn, asked, one_step in (
+            (Forever, True, False),
+            (Almost, True, True),
+            (Almost, False, False),
+            (Corridor, True, True),
+        ):
+            with self.subTest(env=env_fn.__name__, asked=asked), without_xla():
+                cfg = dataclasses.replace(cfg, n_step_if_steady=asked)
+                state, _, _ = self.train(env_fn, cfg, self.dense_history)
+                self.assertGreater(int(state.updates), 0)
+                self.assertEqual(bool(state.one_step), one_step)
+
     def test_truncation_does_not_end_the_return(self):
         q, _ = self.values(Forever, self.dense, n_step=2)
         self.assertAllClose(q, np.full((3, 2), 2.0), atol=0.15)
@@ -559,7 +594,8 @@ class TestTraining(tf.test.TestCase):
         self.assertEqual(tree["progress"]["step"], step)
         # It is the state of the last whole iteration.
         self.assertEqual(rows[-1].step, step)
-        self.assertEqual(tree["learner"][-1], rows[-1].updates)
+        *_, updates, _ = tree["learner"]
+        self.assertEqual(updates, rows[-1].updates)
 
     def test_too_small_a_replay_is_refused(self):
         with self.assertRaisesRegex(UsageError, "--replay-size"):

@@ -301,6 +301,12 @@ class TestSnapshots(tf.test.TestCase):
         with self.assertRaisesRegex(UsageError, "other sizes"):
             loop.restore_state(saved, dict(a=tf.ones(3), b=tf.constant(3)))
 
+    def test_what_an_older_version_did_not_save_stays_as_it_starts(self):
+        saved = loop.learner_snapshot(dict(a=tf.ones(2)), Progress())
+        again = loop.restore_state(saved, dict(a=tf.zeros(2), b=tf.constant(3)))
+        self.assertAllEqual(again["a"], tf.ones(2))
+        self.assertEqual(again["b"], 3)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -22,6 +22,7 @@ from tfdqt.replay import (
     steps_spec,
     steps_stored,
     stored_obs,
+    stored_rewards,
 )
 
 ROWS, LENGTH, WINDOW = 3, 10, 4
@@ -130,6 +131,17 @@ class Contents(tf.test.TestCase):
         )
         obs, first = stored_obs(filled.fill(27).replay)
         self.assertEqual((obs.shape, first.shape), ((ROWS * LENGTH, 2), (ROWS * LENGTH,)))
+
+    def test_stored_rewards_are_those_of_actions(self):
+        # `counted` starts an episode where (time + row) % 4 == 0: the step before took no action.
+        for filled, begin, end in ((Filled().fill(6), 0, 6), (Filled().fill(4, 27), 17, 27)):
+            expected = [
+                100 * row + time
+                for row in range(ROWS)
+                for time in range(begin, end - 1)
+                if (time + 1 + row) % 4
+            ]
+            self.assertAllEqual(stored_rewards(filled.replay), expected)
 
     def test_rest_of_the_division_is_dropped(self):
         replay = make_replay(steps_spec(INFO), 3, 32)

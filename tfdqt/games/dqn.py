@@ -105,6 +105,9 @@ class DQNConfig:
     """Discount per environment step."""
     n_step: int = 3
     """Rewards summed before the bootstrap."""
+    n_step_if_steady: bool = False
+    """Whether n rewards are summed only if all before the first update were the same, else one: a
+    reward that varies for other reasons than an action is noise in the targets of those before."""
     advantage_learning: float = 0.0
     """How much of the gap between the best action and the one taken is subtracted from its target,
     so that actions stay apart where they matter little (Bellemare et al., 2016); 0: none."""
@@ -284,6 +287,7 @@ class DQNState(NamedTuple):
     acting: tf.Tensor  # [W] weights that choose the actions
     optimizer: tuple  # Adam's two moments, [W] each
     updates: tf.Tensor  # int64, updates done
+    one_step: tf.Tensor  # bool, whether targets bootstrap one step on and not n
 
 
 class DQNMetrics(NamedTuple):
@@ -300,6 +304,7 @@ class DQNMetrics(NamedTuple):
     updates: int  # gradient updates done
 
 
+STEADY = 0.01  # how much rewards that count as the same may differ, of their size
 LEARNED = ("loss", "q_mean", "td_error")  # of a batch
 DIAGNOSTICS = (*LEARNED, "grad_norm")
 NO_DIAGNOSTICS = dict.fromkeys(DIAGNOSTICS, float("nan"))  # before the first update
@@ -314,6 +319,7 @@ def first_state(net):
         acting=tf.identity(net.start),
         optimizer=(zeros, tf.identity(zeros)),
         updates=tf.constant(0, tf.int64),
+        one_step=tf.constant(False),
     )
 
 
@@ -381,13 +387,14 @@ def make_read(net, cfg) -> Callable:
     return read_twice
 
 
-def q_learning(net, cfg, online, target, steps, read=None):
+def q_learning(net, cfg, online, target, steps, read=None, one_step=False):
     """The loss of one batch: weights, weights, steps [B, C + n, ...] -> (loss, gradient, scalars).
 
     Q is learned at the last P of the first C steps. Its target bootstraps n steps on. A window in
     which an episode was cut short (truncated) within reach bootstraps one step on instead, because
-    the true last observation is the last state of that episode with a value. The gap that advantage
-    learning widens is the target network's. read: what `make_read` made; None: it is made here.
+    the true last observation is the last state of that episode with a value; so do all if
+    `one_step`, a bool, says so. The gap that advantage learning widens is the target network's.
+    read: what `make_read` made; None: it is made here.
     """
     read = read or make_read(net, cfg)
     skip = net.context - net.positions
@@ -395,6 +402,7 @@ def q_learning(net, cfg, online, target, steps, read=None):
     last = tf.concat([steps.first[:, 1:], tf.zeros_like(steps.first[:, :1])], axis=1)  # [B, C + n]
     over = tf.concat([tf.zeros_like(last[:, :1]), steps.discount[:, :-1] == 0], axis=1)
     cut = tf.reduce_any(last[:, skip + 1 :] & ~over[:, skip + 1 :], axis=1)  # [B] truncated
+    cut |= one_step
     actions = steps.action[:, skip : net.context]
     mask = 1.0 - tf.cast(last[:, skip : net.context], tf.float32)
     target_q, target_ahead = read(target, steps, cut)
@@ -476,7 +484,7 @@ def make_update(net, cfg, strategy=None) -> Callable:
         acting = online
         if cfg.acting_tau != 1:
             acting = state.acting + cfg.acting_tau * (online - state.acting)
-        return DQNState(online, target, acting, moments, updates), norm
+        return DQNState(online, target, acting, moments, updates, state.one_step), norm
 
     if strategy is not None:
         follow = tf.function(follow, jit_compile=True)
@@ -486,7 +494,9 @@ def make_update(net, cfg, strategy=None) -> Callable:
         online = draw_loops(net, state.online, state.updates)
 
         def learned(steps):
-            loss, gradient, diagnostics = q_learning(net, cfg, online, state.target, steps, read)
+            loss, gradient, diagnostics = q_learning(
+                net, cfg, online, state.target, steps, read, state.one_step
+            )
             return dict(diagnostics, loss=loss, gradient=gradient)
 
         found = learn_in_parts(net, learned, steps, steps.reward.shape[0], LEARNED)
@@ -509,7 +519,7 @@ def _make_shared_update(net, cfg, read, strategy, follow):
     @tf.function(jit_compile=True)
     def learned(state, steps):
         online = draw_loops(net, state.online, state.updates)
-        return q_learning(net, cfg, online, state.target, steps, read)
+        return q_learning(net, cfg, online, state.target, steps, read, state.one_step)
 
     def share(state, steps, i, part, parts):
         """A device's part of batch i: its number of decisions, and what is a mean over them."""
@@ -694,13 +704,20 @@ def can_learn(learner, state):
 
 
 def adapt_once(learner, state):
-    """The state; before the first update, its layers adapted to the data of the buffer."""
+    """The state; before the first update, with what the data of the buffer decides.
+
+    That is how far targets reach, and what layers adapt to.
+    """
     net = learner.net
-    if int(state.updates) or not net.model.non_trainable_variables:
+    if int(state.updates):
         return state
     rewards = stored_rewards(learner.replay)
     if learner.own.reward_transform == "sign":
         rewards = np.sign(rewards)
+    if learner.own.n_step_if_steady:
+        state = state._replace(one_step=tf.constant(not _are_steady(rewards, learner.group)))
+    if not net.model.non_trainable_variables:
+        return state
     fixed = adapt(net, *stored_obs(learner.replay), rewards)
     group = learner.group
     if group.size > 1:  # each has seen other steps
@@ -710,6 +727,14 @@ def adapt_once(learner, state):
         fixed = np.split(mean, ends)
     names = ("online", "target", "acting")
     return state._replace(**{name: with_fixed(net, getattr(state, name), fixed) for name in names})
+
+
+def _are_steady(rewards, group):
+    """Whether the rewards of all processes of a group differ by less than STEADY of their size."""
+    rewards = rewards.astype("float64")
+    sums = [len(rewards), np.sum(rewards), np.sum(np.square(rewards))]
+    count, total, squares = group.all_sum(sums)
+    return bool(squares / count - (total / count) ** 2 <= STEADY**2 * squares / count)
 
 
 def dqn(

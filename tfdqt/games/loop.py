@@ -260,10 +260,11 @@ def _put_back(saved, arrays):
 def restore_state(saved, state):
     """The learner's state from a snapshot, in the structure of `state`.
 
-    Raises UsageError if it is one of other sizes.
+    The last fields, which one of an older version lacks, stay as they are in `state`. Raises
+    UsageError if it is one of other sizes.
     """
-    arrays = saved["learner"]
     tensors = tf.nest.flatten(state)
+    arrays = [*saved["learner"], *tensors[len(saved["learner"]) :]]
     if [tensor.shape for tensor in tensors] != [array.shape for array in arrays]:
         raise UsageError(
             "The checkpoint holds a network of other sizes; resume with the settings that the run "
