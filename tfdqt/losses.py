@@ -325,13 +325,14 @@ def ppo_losses(
     clip,
     value_clip=None,
     parts=(),
+    scale=LINEAR,
 ):
     """The terms of PPO's loss: [B, A], then [B] each -> dict of scalars.
 
     Schulman et al. (2017), equations 7 and 9. A dict of policy_loss, value_loss (half the squared
-    error; with `value_clip` the worse of the clipped and the plain one) and entropy, to be
-    weighted and added; further approx_kl, as the mean of (ratio - 1) - log ratio, and
-    clip_fraction. Means over what `mask` keeps.
+    error on the scale of values; with `value_clip` the worse of the clipped and the plain one) and
+    entropy, to be weighted and added; further approx_kl, as the mean of (ratio - 1) - log ratio,
+    and clip_fraction. Means over what `mask` keeps.
     """
 
     def mean(x):
@@ -341,6 +342,7 @@ def ppo_losses(
     log_ratio = select_actions(log_p, actions, parts) - old_log_p
     ratio = tf.exp(log_ratio)
     clipped = tf.clip_by_value(ratio, 1.0 - clip, 1.0 + clip)
+    value, old_value, returns = (scale.shrink(x) for x in (value, old_value, returns))
     value_error = tf.square(value - returns)
     if value_clip is not None:
         clipped_value = old_value + tf.clip_by_value(value - old_value, -value_clip, value_clip)

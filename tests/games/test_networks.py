@@ -306,6 +306,17 @@ class Sight(tf.test.TestCase):
             q = q_of(plain, inputs)
             self.assertAllClose(q_of(scaled, inputs), np.sign(q) * ((np.abs(q) + 1) ** 2 - 1))
 
+    def test_of_a_policy_the_value_alone_is_stretched(self):
+        outputs = {}
+        for scale in ("linear", "sqrt"):
+            keras.utils.set_random_seed(0)
+            model = networks.build_pi_v(BOX, NetworkConfig(**SMALL, value_scale=scale))
+            outputs[scale] = model(random_window(BOX, 4)).numpy()
+        plain, value = outputs["linear"][..., :-1], outputs["linear"][..., -1]
+        self.assertAllEqual(outputs["sqrt"][..., :-1], plain)
+        stretched = np.sign(value) * ((np.abs(value) + 1) ** 2 - 1)
+        self.assertAllClose(outputs["sqrt"][..., -1], stretched)
+
     def test_the_unit_of_values_is_the_size_of_a_reward(self):
         model, _ = build(BOX, reward_units=True)
         plain, _ = build(BOX)

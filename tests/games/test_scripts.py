@@ -11,6 +11,7 @@ import numpy as np
 from tests.helpers import call_alone, refused, script, succeeds
 from tfdqt.games.flat import make_act, mean_q
 from tfdqt.games.trained import load_run
+from tfdqt.runs.checkpoint import load_checkpoint
 
 TINY = ["--layers=1", "--heads=2", "--width=16", "--batch-size=8", "--learning-starts=256"]
 
@@ -29,6 +30,7 @@ class TestScripts(unittest.TestCase):
             "--total-steps=1024",
             f"--run-dir={cls.run_dir}",
             "--log-lines=10",
+            "--n-step-if-steady",
             *TINY,
         )
 
@@ -62,6 +64,12 @@ class TestScripts(unittest.TestCase):
         count = load_run(self.run_dir).net.model.count_params()
         self.assertEqual(told, [f"{count:,}"])
         self.assertRegex(self.trained.stdout, r"\d+ features changed by 0.001 of their range")
+
+    def test_how_many_rewards_are_summed_is_told(self):
+        state, _ = load_checkpoint(self.run_dir)
+        one_step = bool(state["learner"][-1])
+        told = "differed: targets sum 1" if one_step else "were the same: targets sum 3"
+        self.assertIn(f"Rewards before the first update {told} of them.", self.trained.stdout)
 
     def test_evaluate_films(self):
         done = succeeds(

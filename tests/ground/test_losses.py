@@ -331,6 +331,19 @@ class PPOTerms(tf.test.TestCase):
         self.assertAllClose(terms["approx_kl"], ((0.5 - np.log(1.5)) + (-0.5 - np.log(0.5))) / 2)
         self.assertAllClose(terms["clip_fraction"], 1.0)
 
+    def test_errors_of_values_by_hand_on_a_scale(self):
+        # Of roots: 8 is 2, 3 is 1, 24 is 4, 0 is 0. Plain errors 2 - 4 and 1 - 0; clipped to 0.5
+        # of the old ones, 1 and 0, 1.5 - 4 and 0.5 - 0.
+        logits = tf.zeros([2, 2])
+        rest = [tf.constant([0, 0]), tf.fill([2], np.float32(np.log(0.5)))]
+        values = [tf.constant(each) for each in ([3.0, 0.0], [0.0, 0.0], [24.0, 0.0], [1.0, 1.0])]
+        value = tf.constant([8.0, 3.0])
+        for value_clip, errors in ((None, (2, 1)), (0.5, (2.5, 1))):
+            terms = losses.ppo_losses(
+                logits, value, *rest, *values, clip=0.2, value_clip=value_clip, scale=SCALES["sqrt"]
+            )
+            self.assertAllClose(terms["value_loss"], 0.5 * np.mean(np.square(errors)))
+
     def test_no_gradient_beyond_the_clip(self):
         logits = tf.Variable(tf.math.log([[1.0, 3.0], [1.0, 1.0]]))
         rest = [

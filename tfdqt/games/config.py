@@ -181,11 +181,11 @@ def check_network(cfg):
 
 def check_policy_network(cfg):
     """Raise UsageError for a network of a policy that has settings for Q-values."""
-    scaled = cfg.value_scale != "linear" or cfg.reward_units
-    if cfg.quantiles or cfg.bins or cfg.dueling or scaled or cfg.every_step is not None:
+    of_q = cfg.quantiles or cfg.bins or cfg.dueling or cfg.reward_units
+    if of_q or cfg.every_step is not None:
         raise UsageError(
-            "--quantiles, --bins, --dueling, --value-scale, --reward-units and --every-step are "
-            "for Q-values, which a policy has none of; leave them out."
+            "--quantiles, --bins, --dueling, --reward-units and --every-step are for Q-values, "
+            "which a policy has none of; leave them out."
         )
 
 

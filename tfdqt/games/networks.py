@@ -243,7 +243,7 @@ def pi_v_head(x, info, cfg):
     scale = 0.01 / np.sqrt(x.shape[-1])
     heads = [
         linear(x, info.outputs, name="policy", scale=scale),
-        linear(x, 1, name="value"),
+        SCALES[cfg.value_scale].stretch(linear(x, 1, name="value")),
     ]
     return ops.concatenate(heads, axis=-1)
 

@@ -301,6 +301,7 @@ def make_learn(net, cfg) -> Callable:
                 clip=clip,
                 value_clip=cfg.value_clip,
                 parts=net.parts,
+                scale=net.scale,
             )
             value_loss = cfg.value_weight * terms["value_loss"]
             loss = terms["policy_loss"] + value_loss - cfg.entropy_weight * terms["entropy"]

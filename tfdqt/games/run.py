@@ -331,6 +331,8 @@ def main(algorithm, description, argv=None):
             "--checkpoint=best."
         )
     show_features(net.model, args.network)
+    if getattr(cfg, "n_step_if_steady", False):
+        show_reach(state, cfg)
     print(f"Evaluate with: python scripts/evaluate.py {quoted(run.folder)}")
     return 0
 
@@ -392,3 +394,9 @@ def show_features(model, network):
             f"{len(shown)} features changed by {network.min_change:g} of their range a step or "
             f"more and were shown: {', '.join(map(str, shown))}."
         )
+
+
+def show_reach(state, cfg):
+    """Print how many rewards DQN's targets sum, where the rewards decided."""
+    rewards, count = ("differed", 1) if bool(state.one_step) else ("were the same", cfg.n_step)
+    print(f"Rewards before the first update {rewards}: targets sum {count} of them.")
