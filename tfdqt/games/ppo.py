@@ -118,8 +118,12 @@ DEFAULTS = {
             life_loss_ends=True,
         ),
     ),
-    # Observations may be of any size here.
-    "other": dict(network=dict(standardize=True), settings=dict()),
+    # Observations and rewards may be of any size here. Where returns are large, so would be the
+    # gradient of their values, beside which the policy's is nothing.
+    "other": dict(
+        network=dict(standardize=True, value_scale="sqrt"),
+        settings=dict(update_epochs=10, batch_size=64),
+    ),
 }
 
 

@@ -129,8 +129,11 @@ DEFAULTS = {
             life_loss_ends=True,
         ),
     ),
-    # Observations may be of any size here.
-    "other": dict(network=dict(layer_norm=True, standardize=True), settings=dict()),
+    # Observations and rewards may be of any size here.
+    "other": dict(
+        network=dict(layer_norm=True, standardize=True, value_scale="sqrt"),
+        settings=dict(update_epochs=8, adam_epsilon=1e-5),
+    ),
 }
 
 
