@@ -331,7 +331,7 @@ def main(algorithm, description, argv=None):
             "--checkpoint=best."
         )
     show_features(net.model, args.network)
-    if getattr(cfg, "n_step_if_steady", False):
+    if getattr(cfg, "n_step_if_steady", False) and int(state.updates):
         show_reach(state, cfg)
     print(f"Evaluate with: python scripts/evaluate.py {quoted(run.folder)}")
     return 0
