@@ -304,7 +304,6 @@ class DQNMetrics(NamedTuple):
     updates: int  # gradient updates done
 
 
-STEADY = 0.01  # how much rewards that count as the same may differ, of their size
 LEARNED = ("loss", "q_mean", "td_error")  # of a batch
 DIAGNOSTICS = (*LEARNED, "grad_norm")
 NO_DIAGNOSTICS = dict.fromkeys(DIAGNOSTICS, float("nan"))  # before the first update
@@ -727,6 +726,9 @@ def adapt_once(learner, state):
         fixed = np.split(mean, ends)
     names = ("online", "target", "acting")
     return state._replace(**{name: with_fixed(net, getattr(state, name), fixed) for name in names})
+
+
+STEADY = 0.01  # how much rewards that count as the same may differ, of their size
 
 
 def _are_steady(rewards, group):

@@ -331,8 +331,7 @@ def main(algorithm, description, argv=None):
             "--checkpoint=best."
         )
     show_features(net.model, args.network)
-    if getattr(cfg, "n_step_if_steady", False) and int(state.updates):
-        show_reach(state, cfg)
+    show_reach(state, cfg)
     print(f"Evaluate with: python scripts/evaluate.py {quoted(run.folder)}")
     return 0
 
@@ -397,6 +396,8 @@ def show_features(model, network):
 
 
 def show_reach(state, cfg):
-    """Print how many rewards DQN's targets sum, where the rewards decided."""
+    """Print how many rewards DQN's targets sum, if the rewards decided."""
+    if not getattr(cfg, "n_step_if_steady", False) or not int(state.updates):
+        return
     rewards, count = ("differed", 1) if bool(state.one_step) else ("were the same", cfg.n_step)
     print(f"Rewards before the first update {rewards}: targets sum {count} of them.")
