@@ -27,7 +27,7 @@ from tfdqt.runs.checkpoint import start_or_resume
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.evaluation import read_returns
 from tfdqt.runs.folder import as_folder
-from tfdqt.runs.log import add_row, add_rows, read_log, read_rows
+from tfdqt.runs.log import add_row, add_rows, read_csv, read_rows
 from tfdqt.runs.plots import band, make_figure
 from tfdqt.runs.processes import run_script
 from tfdqt.stats import confidence, decimals, interquartile_mean
@@ -84,8 +84,10 @@ class Args:
     (pip install --no-deps minatar)."""
     names: tuple[str, ...] = ()
     """Environments in the place of the suite's."""
-    algorithm: Literal["dqn", "ppo", "pqn"] = "dqn"
-    """Algorithm."""
+    algorithm: Literal["dqn", "ppo", "pqn", "sb3"] = "dqn"
+    """Algorithm; sb3: Stable-Baselines3's DQN, on games of Atari (see sb3_ram.py)."""
+    sb3_python: str = ".bench/bin/python"
+    """Python of ../speed/requirements-bench.txt, for --algorithm=sb3."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each."""
     total_steps: int = 1_000_000
@@ -106,7 +108,12 @@ def train_and_play(args, name, seed):
     """Train one run, or go on with it, and play: -> (its row, its folder)."""
     parts = (as_folder(name), args.algorithm, args.total_steps, seed, *args.also)
     folder = args.out / "-".join(map(str, parts))
-    if not (folder / "evaluation.csv").exists():
+    if (folder / "evaluation.csv").exists():
+        pass
+    elif args.algorithm == "sb3":
+        rest = (name, folder, seed, args.total_steps, args.episodes, args.epsilon)
+        run_script([args.sb3_python, str(HERE / "sb3_ram.py"), *map(str, rest)])
+    else:
         flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
         flags += [f"--{setting}" for setting in args.also]
         flags += [f"--wrappers={SMALL[name]}"] if SMALL.get(name) else []
@@ -116,7 +123,7 @@ def train_and_play(args, name, seed):
         run_script([sys.executable, str(SCRIPTS / "evaluate.py"), *play])
     returns = read_returns(folder)
     low, high = confidence(returns)
-    log = read_log(folder)
+    log = read_csv(folder / "log.csv")
     row = dict(
         name=name,
         algorithm=args.algorithm,
@@ -136,7 +143,7 @@ def train_and_play(args, name, seed):
 
 def add_curve(args, row, folder):
     """Add the mean returns of a run's log at POINTS steps to curves.csv."""
-    steps, (means,) = band([read_log(folder)], "mean_return", POINTS)
+    steps, (means,) = band([read_csv(folder / "log.csv")], "mean_return", POINTS)
     about = {key: row[key] for key in ("name", "algorithm", "steps", "also", "seed")}
     points = [dict(about, step=int(step), mean=mean) for step, mean in zip(steps, means)]
     add_rows(args.csv.with_name("curves.csv"), points)
