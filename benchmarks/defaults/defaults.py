@@ -86,8 +86,8 @@ class Args:
     """Environments in the place of the suite's."""
     algorithm: Literal["dqn", "ppo", "pqn", "sb3"] = "dqn"
     """Algorithm; sb3: Stable-Baselines3's DQN, on games of Atari (see sb3_ram.py)."""
-    sb3_python: str = ".bench/bin/python"
-    """Python of ../speed/requirements-bench.txt, for --algorithm=sb3."""
+    bench_python: str | None = None
+    """With --algorithm=sb3: the python of an environment of ../speed/requirements-bench.txt."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each."""
     total_steps: int = 1_000_000
@@ -112,7 +112,7 @@ def train_and_play(args, name, seed):
         pass
     elif args.algorithm == "sb3":
         rest = (name, folder, seed, args.total_steps, args.episodes, args.epsilon)
-        run_script([args.sb3_python, str(HERE / "sb3_ram.py"), *map(str, rest)])
+        run_script([args.bench_python, str(HERE / "sb3_ram.py"), *map(str, rest)])
     else:
         flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
         flags += [f"--{setting}" for setting in args.also]
@@ -149,6 +149,21 @@ def add_curve(args, row, folder):
     add_rows(args.csv.with_name("curves.csv"), points)
 
 
+def check_sb3(args):
+    """Raise UsageError for what Stable-Baselines3's DQN can't be asked."""
+    if args.bench_python is None:
+        raise UsageError(
+            "Stable-Baselines3 runs in an environment of its own: python -m venv .bench && "
+            ".bench/bin/pip install -r benchmarks/speed/requirements-bench.txt, then give "
+            "--bench-python=.bench/bin/python."
+        )
+    odd = [name for name in args.names if name not in GAMES]
+    if odd:
+        raise UsageError(f"--algorithm=sb3 is for --suite=atari, not {odd[0]}.")
+    if args.also:
+        raise UsageError("--also changes settings of tfdqt; leave it out with --algorithm=sb3.")
+
+
 def rows_of(args):
     """The rows of the CSV that are of this algorithm, so many steps and these settings."""
     return [row for row in read_rows(args.csv) if is_of(args, row)]
@@ -162,6 +177,8 @@ def is_of(args, row):
 
 def measure(args):
     """Train and play what has no row yet."""
+    if args.algorithm == "sb3":
+        check_sb3(args)
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for name in args.names:

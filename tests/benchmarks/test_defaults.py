@@ -7,6 +7,7 @@ from unittest import mock
 import defaults
 
 from tests.helpers import InFolder, slow
+from tfdqt.errors import UsageError
 
 from . import call
 
@@ -42,6 +43,16 @@ class TestTable(InFolder):
         other = call(defaults, path, "--total-steps=1000", "--report", "--also", "width=8")
         self.assertIn("| Freeway-ram-v0 |  | 3.000 [3.000, 3.000] |  |", other)
         self.assertIn("over 2 games: median 88%, mean of the middle half 88% [75%, 100%]", said)
+
+    def test_what_stable_baselines3_is_not_asked(self):
+        for flags, sentence in (
+            ((), "give --bench-python"),
+            (("--bench-python=no", "--suite=small"), "is for --suite=atari, not Acrobot-v1"),
+            (("--bench-python=no", "--also", "hold=1"), "--also changes settings of tfdqt"),
+            (("--bench-python=no",), "no can't be started"),
+        ):
+            with self.assertRaisesRegex(UsageError, sentence):
+                call(defaults, self.rows(), f"--out={self.tmp}", "--algorithm=sb3", *flags)
 
     @slow("25 s: a run of CartPole")
     def test_what_has_a_row_or_was_played_is_not_made_again(self):

@@ -90,6 +90,10 @@ class Scripts(unittest.TestCase):
         with self.assertRaisesRegex(UsageError, "-c .* --x failed: error: --x"):
             run_script([sys.executable, "-c", code, "--x"])
 
+    def test_one_that_is_not_there_can_not_be_started(self):
+        with self.assertRaisesRegex(UsageError, "^no-python can't be started"):
+            run_script(["no-python", "x.py"])
+
 
 class Closing(unittest.TestCase):
     def close_all(self, *closers, seconds=0.3):

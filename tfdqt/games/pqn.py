@@ -129,10 +129,17 @@ DEFAULTS = {
             life_loss_ends=True,
         ),
     ),
-    # Observations and rewards may be of any size here.
+    # Observations and rewards may be of any size here. A policy that has come to do nothing sees
+    # nothing else in its rollouts: targets look far ahead, and actions are held apart.
     "other": dict(
         network=dict(layer_norm=True, standardize=True, value_scale="sqrt"),
-        settings=dict(update_epochs=8, adam_epsilon=1e-5),
+        settings=dict(
+            update_epochs=8,
+            q_lambda=0.9,
+            advantage_learning=0.5,
+            adam_epsilon=1e-5,
+            epsilon_end=0.1,
+        ),
     ),
 }
 

@@ -238,9 +238,12 @@ def end_in_time(code):
 def run_script(command):
     """Run a script of the project to its end: [python, path, flag, ...]; what it prints is dropped.
 
-    Raises UsageError with its last line if it fails.
+    Raises UsageError with its last line if it fails, or if it can't be started.
     """
-    ended = subprocess.run(command, capture_output=True, text=True)
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise UsageError(f"{command[0]} can't be started ({error.strerror}).") from None
     if ended.returncode:
         words = " ".join([Path(command[1]).name, *command[2:]])
         raise UsageError(f"{words} failed: {last_line(ended.stderr)}")
