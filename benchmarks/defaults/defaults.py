@@ -104,23 +104,27 @@ class Args:
     """PNG to draw learning curves to instead."""
 
 
-def train_and_play(args, name, seed):
-    """Train one run, or go on with it, and play: -> (its row, its folder)."""
-    parts = (as_folder(name), args.algorithm, args.total_steps, seed, *args.also)
-    folder = args.out / "-".join(map(str, parts))
-    if (folder / "evaluation.csv").exists():
-        pass
-    elif args.algorithm == "sb3":
+def make_run(args, name, seed, folder):
+    """Train one run, or go on with it, and play: writes its log.csv and evaluation.csv."""
+    if args.algorithm == "sb3":
         rest = (name, folder, seed, args.total_steps, args.episodes, args.epsilon)
         run_script([args.bench_python, str(HERE / "sb3_ram.py"), *map(str, rest)])
-    else:
-        flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
-        flags += [f"--{setting}" for setting in args.also]
-        flags += [f"--wrappers={SMALL[name]}"] if SMALL.get(name) else []
-        flags = start_or_resume(folder, [*flags, "--workers=0", "--threads=1"])
-        run_script([sys.executable, str(SCRIPTS / f"run_{args.algorithm}.py"), *flags])
-        play = [str(folder), f"--episodes={args.episodes}", f"--epsilon={args.epsilon}"]
-        run_script([sys.executable, str(SCRIPTS / "evaluate.py"), *play])
+        return
+    flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
+    flags += [f"--{setting}" for setting in args.also]
+    flags += [f"--wrappers={SMALL[name]}"] if SMALL.get(name) else []
+    flags = start_or_resume(folder, [*flags, "--workers=0", "--threads=1"])
+    run_script([sys.executable, str(SCRIPTS / f"run_{args.algorithm}.py"), *flags])
+    play = [str(folder), f"--episodes={args.episodes}", f"--epsilon={args.epsilon}"]
+    run_script([sys.executable, str(SCRIPTS / "evaluate.py"), *play])
+
+
+def train_and_play(args, name, seed):
+    """Make one run, if it was not made before: -> (its row, its folder)."""
+    parts = (as_folder(name), args.algorithm, args.total_steps, seed, *args.also)
+    folder = args.out / "-".join(map(str, parts))
+    if not (folder / "evaluation.csv").exists():
+        make_run(args, name, seed, folder)
     returns = read_returns(folder)
     low, high = confidence(returns)
     log = read_csv(folder / "log.csv")
