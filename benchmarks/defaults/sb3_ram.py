@@ -59,10 +59,14 @@ class Log(BaseCallback):
             if "episode" in info:
                 self.returns.append(info["episode"]["r"])
         if self.num_timesteps % LOG_EVERY < ENVS:
-            self._on_training_end()
+            self.add_row()
         return True
 
     def _on_training_end(self):
+        if not self.rows or self.rows[-1]["step"] < self.num_timesteps:
+            self.add_row()
+
+    def add_row(self):
         mean = float(np.mean(self.returns)) if self.returns else float("nan")
         seconds = time.perf_counter() - self.start
         self.rows.append(dict(step=self.num_timesteps, mean_return=mean, seconds=seconds))

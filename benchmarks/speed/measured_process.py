@@ -16,14 +16,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(command, settings, env=None):
-    """Start a measured process and wait until it is warm: -> (process, what it says of itself)."""
-    process = subprocess.Popen(
-        [*command, json.dumps(settings)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=env,
-    )
+    """Start a measured process and wait until it is warm: -> (process, what it says of itself).
+
+    Raises UsageError if it can't be started, or ends.
+    """
+    try:
+        process = subprocess.Popen(
+            [*command, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+    except OSError as error:
+        raise UsageError(f"{command[0]} can't be started ({error.strerror}).") from None
     try:
         return process, ask(process)
     except BaseException:

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -22,6 +21,8 @@ import numpy as np
 import tyro
 
 from tfdqt.backend import set_threads, tf
+from tfdqt.errors import UsageError
+from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import write_rows
 
 OUT = Path(__file__).parent / "speed_writing.csv"
@@ -108,17 +109,22 @@ def start_torch(args, config):
 
     given = dict(texts=args.texts, words=args.words, config=config.to_diff_dict())
     packages = str(Path(transformers.__file__).parents[1])
-    process = subprocess.Popen(
-        [args.torch_python, "-c", TORCH, json.dumps(given), packages],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    try:
+        process = subprocess.Popen(
+            [args.torch_python, "-c", TORCH, json.dumps(given), packages],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+    except OSError as error:
+        raise UsageError(
+            f"--torch-python={args.torch_python} can't be started ({error.strerror})."
+        ) from None
     while (line := process.stdout.readline()).strip() != "ready":
         if not line:
-            sys.exit("PyTorch's side did not start; give --torch-python with torch.")
+            raise UsageError("PyTorch's side did not start; give --torch-python with torch.")
 
     def seconds():
         process.stdin.write("\n")
@@ -128,7 +134,8 @@ def start_torch(args, config):
     return seconds, process
 
 
-def main(args):
+def main():
+    args = tyro.cli(Args, description=__doc__)
     import transformers
 
     set_threads(1, 1)
@@ -173,4 +180,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args, description=__doc__))
+    run_main(main)

@@ -86,6 +86,10 @@ class TestConversation(unittest.TestCase):
         with self.assertRaisesRegex(UsageError, "ended with exit code 3"):
             measured_process.start([sys.executable, "-c", "raise SystemExit(3)"], {})
 
+    def test_a_python_that_is_not_there(self):
+        with self.assertRaisesRegex(UsageError, "^no-python can't be started"):
+            measured_process.start(["no-python", "x.py"], {})
+
 
 class TestSummary(unittest.TestCase):
     def test_ratios_are_taken_pair_by_pair(self):
