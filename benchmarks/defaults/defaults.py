@@ -9,8 +9,8 @@ The runs are those of run_dqn.py and its like, in folders under --out. A run tha
 trained again, so the command can be stopped and given again, and several can share --out: each
 takes the environments that it is told. Adds a row to CSV for every run. `--report` prints the table
 of the CSV for so many steps, games of Atari also as a part of a human's score; `--plot` draws the
-learning curves of these runs, which stand in curves.csv beside it. `--also` changes a default in
-all runs, which have rows of their own.
+learning curves of all algorithms, which stand in curves.csv beside it. `--also` changes a default
+in all runs, which have rows of their own.
 """
 
 import dataclasses
@@ -69,6 +69,9 @@ SUITES = {
     "small": tuple(SMALL),
     "minatar": tuple(f"benchmarks.defaults.minatar_envs:MinAtar/{game}-v0" for game in MINATAR),
 }
+
+# What each is called in a picture.
+ALGORITHMS = {"dqn": "DQN", "ppo": "PPO", "pqn": "PQN", "sb3": "Stable-Baselines3's DQN"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +186,8 @@ def measure(args):
     """Train and play what has no row yet."""
     if args.algorithm == "sb3":
         check_sb3(args)
+    elif args.bench_python is not None:
+        raise UsageError("--bench-python is for --algorithm=sb3; leave it out.")
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for name in args.names:
@@ -234,24 +239,38 @@ def report(args):
 
 
 def plot(args):
-    """Draw the learning curves of all runs, a panel an environment."""
-    found = [row for row in read_rows(args.csv.with_name("curves.csv")) if is_of(args, row)]
-    names = [name for name in args.names if any(row["name"] == name for row in found)]
+    """Draw the learning curves of all algorithms, a panel an environment, a line a run."""
+    curves = {}
+    for row in read_rows(args.csv.with_name("curves.csv")):
+        if is_of(args, row | {"algorithm": args.algorithm}):
+            curve = curves.setdefault((row["name"], row["algorithm"], row["seed"]), [])
+            curve.append((float(row["step"]) / 1e3, float(row["mean"])))
+    names = [name for name in args.names if any(name == key[0] for key in curves)]
     if not names:
         raise UsageError("There is no curve of such runs yet; leave out --plot to train them.")
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
     figure, panels = make_figure(lines, columns, size=(3 * columns, 2.4 * lines), squeeze=False)
+    colors = {algorithm: f"C{i}" for i, algorithm in enumerate(ALGORITHMS)}
+    drawn = {}
     for axes, name in zip(panels.flat, names):
-        for seed in sorted({row["seed"] for row in found if row["name"] == name}):
-            curve = [row for row in found if (row["name"], row["seed"]) == (name, seed)]
-            steps = [float(row["step"]) / 1e3 for row in curve]
-            axes.plot(steps, [float(row["mean"]) for row in curve])
+        for key in sorted(key for key in curves if key[0] == name):
+            algorithm = key[1]
+            steps, means = zip(*curves[key])
+            (drawn[algorithm],) = axes.plot(steps, means, color=colors[algorithm], linewidth=1.2)
         axes.set_title(name.removesuffix("-ram-v0"), fontsize=10)
         axes.set_xlabel("1,000 steps", fontsize=8)
         axes.grid(alpha=0.3)
     for axes in panels.flat[len(names) :]:
         axes.set_visible(False)
+    shown = [algorithm for algorithm in ALGORITHMS if algorithm in drawn]
+    figure.legend(
+        [drawn[algorithm] for algorithm in shown],
+        [ALGORITHMS[algorithm] for algorithm in shown],
+        loc="outside lower right",
+        ncols=len(shown),
+        frameon=False,
+    )
     figure.savefig(args.plot, dpi=110)
     print(args.plot)
 

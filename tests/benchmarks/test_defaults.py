@@ -53,6 +53,8 @@ class TestTable(InFolder):
         ):
             with self.assertRaisesRegex(UsageError, sentence):
                 call(defaults, self.rows(), f"--out={self.tmp}", "--algorithm=sb3", *flags)
+        with self.assertRaisesRegex(UsageError, "--bench-python is for --algorithm=sb3"):
+            call(defaults, self.rows(), "--bench-python=no")
 
     @slow("25 s: a run of CartPole")
     def test_what_has_a_row_or_was_played_is_not_made_again(self):
