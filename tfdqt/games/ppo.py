@@ -104,7 +104,7 @@ DEFAULTS = {
             final_clip=0.0,
         ),
     ),
-    # On the scale of roots a value has a quarter of its gradient or less: its weight makes up for it.
+    # On the scale of roots values have a quarter of their gradient or less, hence their weight.
     "atari": dict(
         network=dict(
             context=4,
