@@ -104,17 +104,8 @@ DEFAULTS = {
             final_clip=0.0,
         ),
     ),
-    # On the scale of roots values have a quarter of their gradient or less, hence their weight.
     "atari": dict(
-        network=dict(
-            context=4,
-            layers=2,
-            heads=4,
-            width=64,
-            min_change=0.001,
-            hidden_scale=0.03,
-            value_scale="sqrt",
-        ),
+        network=dict(context=4, layers=2, heads=4, width=64, min_change=0.001, hidden_scale=0.03),
         settings=dict(
             total_steps=1_000_000,
             num_envs=16,
@@ -122,7 +113,6 @@ DEFAULTS = {
             batch_size=512,
             clip=0.1,
             final_clip=0.0,
-            value_weight=5.0,
             entropy_weight=0.01,
             learning_rate=5e-4,
             life_loss_ends=True,
