@@ -105,6 +105,7 @@ DEFAULTS = {
         network=dict(context=4, layers=1, heads=4, width=32, layer_norm=True),
         settings=dict(total_steps=204_800, advantage_learning=0.9),
     ),
+    # Single random actions seldom lead out of a policy that has come to do nothing: they are held.
     "atari": dict(
         network=dict(
             context=4,
@@ -126,6 +127,7 @@ DEFAULTS = {
             max_grad_norm=10.0,
             huber_delta=1.0,
             epsilon_fraction=0.02,
+            hold=100,
             life_loss_ends=True,
         ),
     ),
