@@ -173,13 +173,14 @@ def check_sb3(args):
 
 def rows_of(args):
     """The rows of the CSV that are of this algorithm, so many steps and these settings."""
-    return [row for row in read_rows(args.csv) if is_of(args, row)]
+    rows = rows_of_all(args, args.csv)
+    return [row for row in rows if row["algorithm"] == args.algorithm]
 
 
-def is_of(args, row):
-    """Whether a row is of this algorithm, so many steps and these settings."""
-    wanted = (args.algorithm, str(args.total_steps), " ".join(args.also))
-    return (row["algorithm"], row["steps"], row["also"]) == wanted
+def rows_of_all(args, path):
+    """The rows of a CSV that are of so many steps and these settings, by any algorithm."""
+    wanted = (str(args.total_steps), " ".join(args.also))
+    return [row for row in read_rows(path) if (row["steps"], row["also"]) == wanted]
 
 
 def measure(args):
@@ -241,10 +242,9 @@ def report(args):
 def plot(args):
     """Draw the learning curves of all algorithms, a panel an environment, a line a run."""
     curves = {}
-    for row in read_rows(args.csv.with_name("curves.csv")):
-        if is_of(args, row | {"algorithm": args.algorithm}):
-            curve = curves.setdefault((row["name"], row["algorithm"], row["seed"]), [])
-            curve.append((float(row["step"]) / 1e3, float(row["mean"])))
+    for row in rows_of_all(args, args.csv.with_name("curves.csv")):
+        curve = curves.setdefault((row["name"], row["algorithm"], row["seed"]), [])
+        curve.append((float(row["step"]) / 1e3, float(row["mean"])))
     names = [name for name in args.names if any(name == key[0] for key in curves)]
     if not names:
         raise UsageError("There is no curve of such runs yet; leave out --plot to train them.")

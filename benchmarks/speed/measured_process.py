@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 from tfdqt.errors import UsageError
+from tfdqt.runs.processes import starting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +21,7 @@ def start(command, settings, env=None):
 
     Raises UsageError if it can't be started, or ends.
     """
-    try:
+    with starting(command[0]):
         process = subprocess.Popen(
             [*command, json.dumps(settings)],
             stdin=subprocess.PIPE,
@@ -28,8 +29,6 @@ def start(command, settings, env=None):
             text=True,
             env=env,
         )
-    except OSError as error:
-        raise UsageError(f"{command[0]} can't be started ({error.strerror}).") from None
     try:
         return process, ask(process)
     except BaseException:

@@ -24,6 +24,7 @@ from tfdqt.backend import set_threads, tf
 from tfdqt.errors import UsageError
 from tfdqt.runs.cli import run_main
 from tfdqt.runs.log import write_rows
+from tfdqt.runs.processes import starting
 
 OUT = Path(__file__).parent / "speed_writing.csv"
 TORCH = """
@@ -109,7 +110,7 @@ def start_torch(args, config):
 
     given = dict(texts=args.texts, words=args.words, config=config.to_diff_dict())
     packages = str(Path(transformers.__file__).parents[1])
-    try:
+    with starting(f"--torch-python={args.torch_python}"):
         process = subprocess.Popen(
             [args.torch_python, "-c", TORCH, json.dumps(given), packages],
             stdin=subprocess.PIPE,
@@ -118,10 +119,6 @@ def start_torch(args, config):
             text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-    except OSError as error:
-        raise UsageError(
-            f"--torch-python={args.torch_python} can't be started ({error.strerror})."
-        ) from None
     while (line := process.stdout.readline()).strip() != "ready":
         if not line:
             raise UsageError("PyTorch's side did not start; give --torch-python with torch.")

@@ -235,15 +235,22 @@ def end_in_time(code):
 # Scripts as processes of their own
 
 
+@contextlib.contextmanager
+def starting(program):
+    """Raise UsageError, a sentence, where what starts `program` raises OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{program} can't be started ({error.strerror}).") from None
+
+
 def run_script(command):
     """Run a script of the project to its end: [python, path, flag, ...]; what it prints is dropped.
 
     Raises UsageError with its last line if it fails, or if it can't be started.
     """
-    try:
+    with starting(command[0]):
         ended = subprocess.run(command, capture_output=True, text=True)
-    except OSError as error:
-        raise UsageError(f"{command[0]} can't be started ({error.strerror}).") from None
     if ended.returncode:
         words = " ".join([Path(command[1]).name, *command[2:]])
         raise UsageError(f"{words} failed: {last_line(ended.stderr)}")
