@@ -1,5 +1,6 @@
 """Q-networks: shapes, what a step can and can't see, and numbers worked by hand."""
 
+import functools
 import unittest
 
 import numpy as np
@@ -21,7 +22,7 @@ from tfdqt.errors import UsageError
 from tfdqt.games import blocks, networks, tokens
 from tfdqt.games.config import NetworkConfig
 from tfdqt.games.flat import adapt, flatten_q
-from tfdqt.games.recurrent import ResettingGRU
+from tfdqt.games.recurrent import FEW_STEPS, ResettingGRU
 from tfdqt.games.spaces import describe
 
 GPTS = (
@@ -41,6 +42,18 @@ def changed(inputs, steps, info, seed=2):
     for name in ("obs", "prev_action"):
         result[name][:, steps] = other[name][:, steps]
     return result
+
+
+def pulled(network, layer, x, pull):
+    """What a network says of x, and the gradients of its sum times `pull` by x and the layer's
+    weights."""
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        said = network(x)
+        loss = tf.reduce_sum(said * pull)
+    weights = [weight.value for weight in layer.trainable_variables]
+    by_x, by_weights = tape.gradient(loss, [x, weights])
+    return said, by_x, by_weights
 
 
 class Shapes(tf.test.TestCase):
@@ -372,23 +385,33 @@ class Parts(tf.test.TestCase):
                 model([x, visible]), expected, rtol=1e-4, atol=1e-5, msg=f"length {length}"
             )
 
-    def test_gru_agrees_with_keras(self):
-        x_in = keras.Input((5, 3))
-        first_in = keras.Input((5,), dtype="int32")
-        model = keras.Model([x_in, first_in], ResettingGRU(7)(x_in, first_in))
-        other = keras.layers.GRU(7, return_sequences=True)
-        other.build((None, 5, 3))
+    def test_gru_and_its_gradient_agree_with_keras(self):
         rng = np.random.default_rng(0)
-        weights = [rng.normal(size=weight.shape) for weight in other.get_weights()]
-        model.set_weights(weights)
-        other.set_weights(weights)
-        x = rng.normal(size=(2, 5, 3)).astype("float32")
-        said = model([x, np.array([[1, 0, 0, 0, 0], [0, 0, 1, 0, 1]])]).numpy()
-        self.assertAllClose(said[0], other(x[:1])[0], atol=1e-6)
-        # A start in the middle is a start, whatever came before.
-        self.assertAllClose(said[1, :2], other(x[1:, :2])[0], atol=1e-6)
-        self.assertAllClose(said[1, 2:4], other(x[1:, 2:4])[0], atol=1e-6)
-        self.assertAllClose(said[1, 4:], other(x[1:, 4:])[0], atol=1e-6)
+        for length in (5, FEW_STEPS + 4):  # unrolled, and in a loop
+            x_in = keras.Input((length, 3))
+            first_in = keras.Input((length,), dtype="int32")
+            model = keras.Model([x_in, first_in], ResettingGRU(7)(x_in, first_in))
+            other = keras.layers.GRU(7, return_sequences=True)
+            other.build((None, length, 3))
+            weights = [rng.normal(size=weight.shape) for weight in other.get_weights()]
+            model.set_weights(weights)
+            other.set_weights(weights)
+            x = tf.constant(rng.normal(size=(2, length, 3)), tf.float32)
+            pull = tf.constant(rng.normal(size=(2, length, 7)), tf.float32)
+            first = np.zeros((2, length), np.int32)
+            first[0, 0] = first[1, [2, 4]] = 1
+
+            def by_pieces(x, other=other, length=length):
+                """Keras' own; a start in the middle is a start, whatever came before."""
+                cuts = ((0, 2), (2, 4), (4, length))
+                pieces = [other(x[1:, begin:end]) for begin, end in cuts]
+                return tf.concat([other(x[:1]), tf.concat(pieces, axis=1)], axis=0)
+
+            expected = pulled(by_pieces, other, x, pull)
+            with_starts = functools.partial(lambda m, f, x: m([x, f]), model, tf.constant(first))
+            ours = functools.partial(pulled, with_starts, model)
+            for way in (ours, tf.function(ours, jit_compile=True)):
+                self.assertAllClose(way(x, pull), expected, atol=1e-5, msg=f"length {length}")
 
     def test_nothing_of_another_episode_is_left_in_a_gru(self):
         model, cfg = shared(BOX, (("network", "gru"), ("layers", 2)))

@@ -1,9 +1,13 @@
 """A recurrent layer in Keras 3 whose state starts anew where an episode does."""
 
-from tfdqt.backend import keras
+import functools
+
+from tfdqt.backend import keras, tf
 
 layers = keras.layers
 ops = keras.ops
+
+FEW_STEPS = 8  # up to which steps are unrolled: quicker, while they compile quickly
 
 
 class ResettingGRU(layers.Layer):
@@ -11,8 +15,8 @@ class ResettingGRU(layers.Layer):
 
     Its state is zero at the front of the window and before every step at which `first` is 1.
     Weights and formula are those of `keras.layers.GRU(units, reset_after=True)`, which has no such
-    reset and loops in a way that XLA compiles badly; here the steps are unrolled, and all of them
-    are multiplied by the kernel at once.
+    reset and loops in a way that XLA compiles badly. Here all steps are multiplied by the kernel at
+    once, and the gradient is written by hand.
     """
 
     def __init__(self, units, **kwargs):
@@ -33,22 +37,87 @@ class ResettingGRU(layers.Layer):
         return (*x_shape[:-1], self.units)
 
     def call(self, x, first):
-        inputs = ops.matmul(x, self.kernel) + self.bias[0]  # [B, C, 3 D]: update, reset, candidate
-        starts = ops.equal(first, 1)[..., None]
-        state = ops.zeros_like(inputs[:, 0, : self.units])
-        states = []
-        for step in range(x.shape[1]):
-            state = ops.where(starts[:, step], ops.zeros_like(state), state)
-            state = self.step(inputs[:, step], state)
-            states.append(state)
-        return ops.stack(states, axis=1)
+        steps = ops.transpose(x, (1, 0, 2))
+        inputs = ops.matmul(steps, self.kernel) + self.bias[0]
+        stays = ops.cast(ops.not_equal(ops.transpose(first), 1), x.dtype)[..., None]
+        kernel = tf.identity(ops.convert_to_tensor(self.recurrent_kernel))  # not a variable
+        states = gru_states(inputs, stays, kernel, self.bias[1])
+        return ops.transpose(states, (1, 0, 2))
 
-    def step(self, inputs, state):
-        """The next state: inputs [B, 3 D], state [B, D] -> [B, D]."""
-        update_in, reset_in, candidate_in = ops.split(inputs, 3, axis=-1)
-        recurrent = ops.matmul(state, self.recurrent_kernel) + self.bias[1]
-        update_rec, reset_rec, candidate_rec = ops.split(recurrent, 3, axis=-1)
-        update = ops.sigmoid(update_in + update_rec)
-        reset = ops.sigmoid(reset_in + reset_rec)
-        candidate = ops.tanh(candidate_in + reset * candidate_rec)
+
+@tf.custom_gradient
+def gru_states(inputs, stays, kernel, bias):
+    """The states of a GRU: inputs [C, B, 3 D], stays [C, B, 1] -> [C, B, D].
+
+    inputs: of update, reset and candidate, multiplied by their kernel. stays: 0 where the state
+    starts anew, which gets no gradient, else 1. kernel [D, 3 D] and bias [3 D] are the recurrent
+    ones.
+
+    The derived gradient would add up a tensor of all steps at each of them, and take minutes to
+    compile for 72. Here only what goes from a step to the one before is a loop.
+    """
+    start = tf.zeros_like(inputs[0, :, : kernel.shape[0]])
+
+    def step(state, parts):
+        inputs, stays = parts
+        state *= stays
+        update, _, candidate, _ = _gates(inputs, tf.matmul(state, kernel) + bias)
         return update * state + (1.0 - update) * candidate
+
+    states = _scan(step, start, (inputs, stays))
+
+    def gradient(wanted):
+        before = tf.concat([start[None], states[:-1]], axis=0) * stays
+        recurrent = tf.tensordot(before, kernel, 1) + bias
+        update, reset, candidate, candidate_rec = _gates(inputs, recurrent)
+        # What each gate's sum, before it is squashed, changes of the state.
+        of_candidate = (1.0 - update) * (1.0 - tf.square(candidate))
+        of_update = (before - candidate) * update * (1.0 - update)
+        of_reset = of_candidate * candidate_rec * reset * (1.0 - reset)
+        of_recurrent = tf.concat([of_update, of_reset, of_candidate * reset], axis=-1)
+        back = functools.partial(_back, tf.transpose(kernel))
+        parts = (wanted, update, of_recurrent, stays)
+        by_state, _ = _scan(back, (start, start), parts, reverse=True)
+        by_inputs = tf.concat([of_update, of_reset, of_candidate], axis=-1) * _thrice(by_state)
+        by_recurrent = of_recurrent * _thrice(by_state)
+        by_kernel = tf.tensordot(before, by_recurrent, [[0, 1], [0, 1]])
+        return by_inputs, None, by_kernel, tf.reduce_sum(by_recurrent, axis=(0, 1))
+
+    return states, gradient
+
+
+def _back(kernel, later, parts):
+    """One step of the gradient, from the last to the first: -> (by its state, by the one before).
+
+    kernel [3 D, D] is the recurrent one, transposed.
+    """
+    wanted, update, of_recurrent, stays = parts
+    by_state = wanted + later[1]
+    by_recurrent = of_recurrent * _thrice(by_state)
+    return by_state, stays * (update * by_state + tf.matmul(by_recurrent, kernel))
+
+
+def _thrice(x):
+    """Once for each gate: [..., D] -> [..., 3 D]."""
+    return tf.concat([x, x, x], axis=-1)
+
+
+def _gates(inputs, recurrent):
+    """[..., 3 D] each -> update, reset, candidate, and the candidate's recurrent part, [..., D]."""
+    update_in, reset_in, candidate_in = tf.split(inputs, 3, axis=-1)
+    update_rec, reset_rec, candidate_rec = tf.split(recurrent, 3, axis=-1)
+    reset = tf.sigmoid(reset_in + reset_rec)
+    candidate = tf.tanh(candidate_in + reset * candidate_rec)
+    return tf.sigmoid(update_in + update_rec), reset, candidate, candidate_rec
+
+
+def _scan(step, state, parts, reverse=False):
+    """As `tf.scan`: every `state = step(state, parts of a step)`, in the order of the steps."""
+    if parts[0].shape[0] > FEW_STEPS:
+        return tf.scan(step, parts, state, reverse=reverse)
+    each = list(zip(*map(tf.unstack, parts)))
+    states = []
+    for parts in reversed(each) if reverse else each:
+        state = step(state, parts)
+        states.append(state)
+    return tf.nest.map_structure(lambda *of: tf.stack(of), *(states[::-1] if reverse else states))
