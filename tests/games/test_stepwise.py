@@ -16,6 +16,7 @@ from tfdqt.games.window import make_window, network_inputs, push
 
 CONTEXT = 20
 GPT = dict(context=CONTEXT, layers=2, heads=2, width=8, prev_action=True)
+GRU = dict(network="gru", context=CONTEXT, layers=2, width=8, prev_action=True, layer_norm=True)
 # When each of three rows starts an episode: within the context, beyond it, and every few steps.
 STARTS = ((0, 15, 30), (0, 45), tuple(range(0, 60, 7)))
 
@@ -52,10 +53,16 @@ class Stepwise(tf.test.TestCase):
             (False, "lag"),
             (False, "lag-start"),
         ):
-            net, weights = made(NetworkConfig(**GPT, places=places), policy)
-            look = make_stepwise(net)(weights)
-            for inputs in windows():
-                self.assertAllClose(look(inputs), net.apply(weights, inputs)[:, -1], atol=1e-4)
+            self.check(*made(NetworkConfig(**GPT, places=places), policy))
+
+    def test_so_do_the_states_of_a_gru(self):
+        for policy in (False, True):
+            self.check(*made(NetworkConfig(**GRU), policy))
+
+    def check(self, net, weights):
+        look = make_stepwise(net)(weights)
+        for inputs in windows():
+            self.assertAllClose(look(inputs), net.apply(weights, inputs)[:, -1], atol=1e-4)
 
     def test_of_histograms_it_says_the_values(self):
         net, weights = made(NetworkConfig(**GPT, value_scale="log", bins=16))
@@ -82,34 +89,39 @@ class Stepwise(tf.test.TestCase):
             self.assertAllEqual(look(inputs), best)
 
     def test_a_step_within_the_context_encodes_no_window(self):
-        net, weights = made(NetworkConfig(**GPT))
-        look = make_stepwise(net)(weights)
-        look.encode = None  # what would encode windows
-        for step, inputs in zip(range(CONTEXT), windows()):
-            look(inputs)
-            self.assertLess(look.place.max(), CONTEXT, msg=f"step {step}")
-        self.assertEqual(look.kept.shape, (3, 2, 2, CONTEXT, 2, 4))
+        for network, kept in ((GPT, (3, 2, 2, CONTEXT, 2, 4)), (GRU, (3, 2, 8))):
+            net, weights = made(NetworkConfig(**network))
+            look = make_stepwise(net)(weights)
+            look.encode = None  # what would encode windows
+            for step, inputs in zip(range(CONTEXT), windows()):
+                look(inputs)
+                self.assertLess(look.place.max(), CONTEXT, msg=f"step {step}")
+            self.assertEqual(look.kept.shape, kept)
 
     def test_a_run_that_is_gone_on_with_ends_as_one_that_was_not(self):
-        network = NetworkConfig(context=12, layers=1, heads=1, width=8, places="lag")
+        gpt = NetworkConfig(context=12, layers=1, heads=1, width=8, places="lag")
         cfg = dqn.DQNConfig(
             total_steps=320, num_envs=2, chunk=8, learning_starts=48, replay_size=400, batch_size=4
         )
-        train = functools.partial(
-            dqn.dqn, Corridor, functools.partial(build_q, cfg=network), cfg, workers=0
-        )
-        kept = []
-        whole, _, _ = train(save=lambda step, make, last=False: kept.append(make()))
-        resumed, _, _ = train(saved=kept[9])
-        for one, other in zip(tf.nest.flatten(whole), tf.nest.flatten(resumed)):
-            self.assertAllEqual(one, other)
+        gru = NetworkConfig(network="gru", context=12, layers=1, width=8)
+        for network in (gpt, gru):
+            train = functools.partial(
+                dqn.dqn, Corridor, functools.partial(build_q, cfg=network), cfg, workers=0
+            )
+            kept = []
+            keep = functools.partial(lambda kept, step, make, last=False: kept.append(make()), kept)
+            whole, _, _ = train(save=keep)
+            resumed, _, _ = train(saved=kept[9])
+            for one, other in zip(tf.nest.flatten(whole), tf.nest.flatten(resumed)):
+                self.assertAllEqual(one, other)
 
     def test_who_keeps_steps(self):
         for network, keeps in (
             (NetworkConfig(**GPT), True),
             (NetworkConfig(**{**GPT, "context": 8}), False),
             (NetworkConfig(**GPT, loops=2), False),
-            (NetworkConfig(network="gru", context=CONTEXT, width=8), False),
+            (NetworkConfig(network="gru", context=CONTEXT, width=8), True),
+            (NetworkConfig(network="dense", context=CONTEXT), False),
         ):
             net, weights = made(network)
             self.assertEqual(net.stepwise is not None, keeps)

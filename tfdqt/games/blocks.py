@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.backend import keras
+from tfdqt.backend import keras, tf
 
 layers = keras.layers
 ops = keras.ops
@@ -65,6 +65,22 @@ class Kept:
             new = ops.where(here, new, self.past[:, len(self.joined)])
         self.joined.append(new)
         return new[:, 0], new[:, 1]
+
+
+class EpisodeFirst(layers.Layer):
+    """What was kept of windows [B, 2, C, H, D/H], the steps of their last episode in front.
+
+    It is called with place [B] int32 too, which step of its episode, from 0, a window's last is.
+    """
+
+    def compute_output_shape(self, kept_shape, place_shape):
+        return kept_shape
+
+    def call(self, kept, place):
+        last = kept.shape[2] - 1
+        before = last - place  # steps of the window before the episode
+        order = ops.minimum(ops.arange(last + 1, dtype="int32") + before[:, None], last)
+        return tf.gather(kept, order, axis=2, batch_dims=1)
 
 
 def _of_last(sight, count):

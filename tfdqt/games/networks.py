@@ -15,7 +15,7 @@ import numpy as np
 
 from tfdqt.backend import keras
 from tfdqt.errors import UsageError
-from tfdqt.games.blocks import Kept, decode, linear, mlp, norm
+from tfdqt.games.blocks import EpisodeFirst, Kept, decode, linear, mlp, norm
 from tfdqt.games.config import check_network, check_policy_network, learns_every_step
 from tfdqt.games.cost import attention_bytes, check_tokens
 from tfdqt.games.features import as_numbers, hide_static
@@ -148,13 +148,25 @@ def _residual_blocks(x, cfg):
     return norm(x, name="norm")
 
 
-def gru_body(inputs, info, cfg):
-    """GRU layers over the steps of the window: the named inputs -> [B, P, D]."""
+def gru_layers(inputs, info, cfg, starts=None):
+    """GRU layers over the steps of the window: -> ([B, C, D], the last state [B, D] of each).
+
+    starts: the state of each at the front of the window; None: zero.
+    """
     x = numbers_of_steps(inputs, info, cfg)
+    kept = []
     for index in range(cfg.layers):
-        x = ResettingGRU(cfg.width, name=f"gru{index}")(x, inputs["first"])
+        start = () if starts is None else (starts[:, index],)
+        x = ResettingGRU(cfg.width, name=f"gru{index}")(x, inputs["first"], *start)
+        kept.append(x[:, -1])
         if cfg.layer_norm:
             x = norm(x, name=f"gru{index}_norm")
+    return x, kept
+
+
+def gru_body(inputs, info, cfg):
+    """The recurrent network without a head: the named inputs -> [B, P, D]."""
+    x, _ = gru_layers(inputs, info, cfg)
     return x if learns_every_step(cfg) else x[:, -1:]
 
 
@@ -283,8 +295,8 @@ def build_pi_v(info, cfg):
 
 def keeps_steps(cfg):
     """Whether a network can act from what it kept of the steps before; see `build_stepwise`."""
-    plain = cfg.network == "gpt" and cfg.tokens == "steps" and cfg.loops == 1
-    return plain and cfg.context > SHORT
+    by_step = cfg.network == "gru" or cfg.network == "gpt" and cfg.tokens == "steps"
+    return by_step and cfg.loops == 1 and cfg.context > SHORT
 
 
 def _described(model, head, info, cfg):
@@ -303,28 +315,52 @@ def describe_values(model, cfg):
 
 
 def build_stepwise(info, cfg, head):
-    """Two keras.Models of the weights of a gpt, that keep keys and values: (whole, step).
+    """Two keras.Models of a network's weights, that keep what was read: (whole, step).
 
     head: (x [B, P, D], info, cfg) -> what the network says. Both give dict of `out`, that of the
-    last step, [B, 1, ...], and `kept` [B, L, 2, C, H, D/H], the keys and values of L blocks.
+    last step, [B, 1, ...], and `kept`: of a gpt the keys and values of L blocks for the steps of an
+    episode in their order, [B, L, 2, C, H, D/H]; of a gru the states of L layers, [B, L, D].
 
-      whole   the named inputs of windows; kept: of each step of the window, in its place there
-      step    the named inputs of one step, `kept`, of the C steps of an episode in their order, and
-              `place` [B] int32 (before C), which of them the step is; kept: with its own
+      whole   the named inputs of windows, and `place` [B] int32, which step of its episode, from 0,
+              the last is
+      step    the named inputs of one step, its `place`, below C, and `kept` of those before
     """
-    inputs = input_layers(info, cfg)
-    tokens = step_tokens(inputs, info, cfg)
-    whole = _keeping(
-        inputs, tokens._replace(sight=tokens.sight._replace(kept=Kept())), head, info, cfg
-    )
-    inputs = input_layers(info, cfg, steps=1)
-    inputs["place"] = keras.Input((), dtype="int32", name="place")
-    size = (cfg.layers, 2, cfg.context, cfg.heads, cfg.width // cfg.heads)
-    inputs["kept"] = keras.Input(size, name="kept")
-    return whole, _keeping(inputs, next_token(inputs, info, cfg), head, info, cfg)
+    each = []
+    for steps in (cfg.context, 1):
+        inputs = input_layers(info, cfg, steps=steps)
+        inputs["place"] = keras.Input((), dtype="int32", name="place")
+        if steps == 1:
+            inputs["kept"] = keras.Input(_kept_shape(cfg), name="kept")
+        x, kept = KEEPING[cfg.network](inputs, info, cfg)
+        out = dict(out=head(x, info, cfg), kept=ops.stack(kept, axis=1))
+        each.append(keras.Model(inputs, out))
+    return each
 
 
-def _keeping(inputs, tokens, head, info, cfg):
-    out = head(read_out(decode(*tokens, cfg, last=1), 1, cfg), info, cfg)
-    kept = ops.stack(tokens.sight.kept.joined, axis=1)
-    return keras.Model(inputs, dict(out=out, kept=kept))
+def _kept_shape(cfg):
+    if cfg.network == "gru":
+        return (cfg.layers, cfg.width)
+    return (cfg.layers, 2, cfg.context, cfg.heads, cfg.width // cfg.heads)
+
+
+def _keeping_gru(inputs, info, cfg):
+    """What a head reads of the last step, and what each layer keeps."""
+    x, kept = gru_layers(inputs, info, cfg, inputs.get("kept"))
+    return x[:, -1:], kept
+
+
+def _keeping_gpt(inputs, info, cfg):
+    """The same of a gpt's blocks."""
+    if "kept" in inputs:
+        tokens = next_token(inputs, info, cfg)
+    else:
+        tokens = step_tokens(inputs, info, cfg)
+        tokens = tokens._replace(sight=tokens.sight._replace(kept=Kept()))
+    x = read_out(decode(*tokens, cfg, last=1), 1, cfg)
+    kept = tokens.sight.kept.joined
+    if "kept" not in inputs:
+        kept = [EpisodeFirst()(each, inputs["place"]) for each in kept]
+    return x, kept
+
+
+KEEPING = dict(gpt=_keeping_gpt, gru=_keeping_gru)

@@ -13,7 +13,8 @@ FEW_STEPS = 8  # up to which steps are unrolled: quicker, while they compile qui
 class ResettingGRU(layers.Layer):
     """A GRU over a window of steps (Cho et al., 2014): x [B, C, F], first [B, C] -> [B, C, D].
 
-    Its state is zero at the front of the window and before every step at which `first` is 1.
+    Its state is `start` [B, D] at the front of the window (None: zero), and zero before every step
+    at which `first` is 1.
     Weights and formula are those of `keras.layers.GRU(units, reset_after=True)`, which has no such
     reset and loops in a way that XLA compiles badly. Here all steps are multiplied by the kernel at
     once, and the gradient is written by hand.
@@ -23,7 +24,7 @@ class ResettingGRU(layers.Layer):
         super().__init__(**kwargs)
         self.units = units
 
-    def build(self, x_shape, first_shape):
+    def build(self, x_shape, *_):
         units = 3 * self.units
         self.kernel = self.add_weight(
             shape=(x_shape[-1], units), initializer="glorot_uniform", name="kernel"
@@ -33,30 +34,31 @@ class ResettingGRU(layers.Layer):
         )
         self.bias = self.add_weight(shape=(2, units), initializer="zeros", name="bias")
 
-    def compute_output_shape(self, x_shape, first_shape):
+    def compute_output_shape(self, x_shape, *_):
         return (*x_shape[:-1], self.units)
 
-    def call(self, x, first):
+    def call(self, x, first, start=None):
         steps = ops.transpose(x, (1, 0, 2))
         inputs = ops.matmul(steps, self.kernel) + self.bias[0]
         stays = ops.cast(ops.not_equal(ops.transpose(first), 1), x.dtype)[..., None]
         kernel = tf.identity(ops.convert_to_tensor(self.recurrent_kernel))  # not a variable
-        states = gru_states(inputs, stays, kernel, self.bias[1])
+        if start is None:
+            start = ops.zeros_like(inputs[0, :, : self.units])
+        states = gru_states(inputs, stays, start, kernel, self.bias[1])
         return ops.transpose(states, (1, 0, 2))
 
 
 @tf.custom_gradient
-def gru_states(inputs, stays, kernel, bias):
-    """The states of a GRU: inputs [C, B, 3 D], stays [C, B, 1] -> [C, B, D].
+def gru_states(inputs, stays, start, kernel, bias):
+    """The states of a GRU: inputs [C, B, 3 D], stays [C, B, 1], start [B, D] -> [C, B, D].
 
     inputs: of update, reset and candidate, multiplied by their kernel. stays: 0 where the state
-    starts anew, which gets no gradient, else 1. kernel [D, 3 D] and bias [3 D] are the recurrent
-    ones.
+    starts anew, which gets no gradient, else 1. start: the state before. kernel [D, 3 D] and bias
+    [3 D] are the recurrent ones.
 
     The derived gradient would add up a tensor of all steps at each of them, and take minutes to
     compile for 72. Here only what goes from a step to the one before is a loop.
     """
-    start = tf.zeros_like(inputs[0, :, : kernel.shape[0]])
 
     def step(state, parts):
         inputs, stays = parts
@@ -77,11 +79,12 @@ def gru_states(inputs, stays, kernel, bias):
         of_recurrent = tf.concat([of_update, of_reset, of_candidate * reset], axis=-1)
         back = functools.partial(_back, tf.transpose(kernel))
         parts = (wanted, update, of_recurrent, stays)
-        by_state, _ = _scan(back, (start, start), parts, reverse=True)
+        none = tf.zeros_like(start)
+        by_state, by_before = _scan(back, (none, none), parts, reverse=True)
         by_inputs = tf.concat([of_update, of_reset, of_candidate], axis=-1) * _thrice(by_state)
         by_recurrent = of_recurrent * _thrice(by_state)
         by_kernel = tf.tensordot(before, by_recurrent, [[0, 1], [0, 1]])
-        return by_inputs, None, by_kernel, tf.reduce_sum(by_recurrent, axis=(0, 1))
+        return by_inputs, None, by_before[0], by_kernel, tf.reduce_sum(by_recurrent, axis=(0, 1))
 
     return states, gradient
 

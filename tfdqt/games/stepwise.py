@@ -1,8 +1,9 @@
-"""Acting one step after another, from the keys and values of the steps before.
+"""Acting one step after another, from what was kept of the steps before.
 
 A window encoded anew at every step costs as much as all its steps. With the keys and values of the
-steps before kept, a step costs one step, and what the network says is the same, as long as an
-episode fits the context. A row whose episode is longer has its window encoded anew.
+steps before kept, or the states of a recurrent network, a step costs one step, and what the network
+says is the same, as long as an episode fits the context. A row whose episode is longer has its
+window encoded anew.
 """
 
 from collections.abc import Callable
@@ -31,16 +32,14 @@ def make_stepwise(net, outcome=None) -> Callable:
     @tf.function(jit_compile=True)
     def encode(weights, inputs):
         """As net.apply, but that the last block is run for the last step alone."""
-        return outcome(apply_whole(weights, inputs)[0][:, None])
+        place = tf.zeros_like(inputs["first"][:, 0])  # nothing is kept
+        return outcome(apply_whole(weights, dict(inputs, place=place))[0][:, None])
 
     @tf.function(jit_compile=True)
     def whole(weights, inputs, place):
-        """Encode windows: place [N] of their last steps -> (outcome, what is kept, in order)."""
-        outputs, kept = apply_whole(weights, inputs)
-        last = net.context - 1
-        before = last - place  # steps of the window before the episode
-        order = tf.minimum(tf.range(net.context) + before[:, None], last)
-        return outcome(outputs[:, None]), tf.gather(kept, order, axis=3, batch_dims=1)
+        """Encode windows: place [N] of their last steps -> (outcome, what is kept)."""
+        outputs, kept = apply_whole(weights, dict(inputs, place=place))
+        return outcome(outputs[:, None]), kept
 
     @tf.function(jit_compile=True)
     def step(weights, inputs, kept, place):
