@@ -104,22 +104,31 @@ DEFAULTS = {
             final_clip=0.0,
         ),
     ),
+    # Observations and rewards may be of any size from here on. Where returns are large, so would be
+    # the gradient of their values, beside which the policy's is nothing.
     "atari": dict(
-        network=dict(context=4, layers=2, heads=4, width=64, min_change=0.001, hidden_scale=0.03),
+        network=dict(
+            context=4,
+            layers=2,
+            heads=4,
+            width=64,
+            min_change=0.001,
+            hidden_scale=0.03,
+            value_scale="sqrt",
+        ),
+        # On the scale of roots gradients are small: the body learns too little from values that
+        # weigh a half.
         settings=dict(
             total_steps=1_000_000,
             num_envs=16,
             update_epochs=10,
             batch_size=512,
-            clip=0.1,
-            final_clip=0.0,
+            value_weight=5.0,
             entropy_weight=0.01,
             learning_rate=5e-4,
             life_loss_ends=True,
         ),
     ),
-    # Observations and rewards may be of any size here. Where returns are large, so would be the
-    # gradient of their values, beside which the policy's is nothing.
     "other": dict(
         network=dict(standardize=True, value_scale="sqrt"),
         settings=dict(update_epochs=10, batch_size=64),
