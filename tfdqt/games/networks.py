@@ -181,10 +181,14 @@ def body(info, cfg, steps=None):
     return inputs, BODIES[cfg.network](inputs, info, cfg)
 
 
+def reads_by_step(cfg):
+    """Whether a network reads each step as it comes, from what it made of those before."""
+    return cfg.network == "gru" or cfg.network == "gpt" and cfg.tokens == "steps"
+
+
 def reads_on(cfg):
-    """Whether a network can read more steps than its context in one pass, each as it comes."""
-    by_step = cfg.network == "gru" or cfg.network == "gpt" and cfg.tokens == "steps"
-    return by_step and learns_every_step(cfg)
+    """Whether it can read more steps than its context in one pass, and learns at each."""
+    return reads_by_step(cfg) and learns_every_step(cfg)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -295,8 +299,7 @@ def build_pi_v(info, cfg):
 
 def keeps_steps(cfg):
     """Whether a network can act from what it kept of the steps before; see `build_stepwise`."""
-    by_step = cfg.network == "gru" or cfg.network == "gpt" and cfg.tokens == "steps"
-    return by_step and cfg.loops == 1 and cfg.context > SHORT
+    return reads_by_step(cfg) and cfg.loops == 1 and cfg.context > SHORT
 
 
 def _described(model, head, info, cfg):

@@ -15,6 +15,7 @@ class ResettingGRU(layers.Layer):
 
     Its state is `start` [B, D] at the front of the window (None: zero), and zero before every step
     at which `first` is 1.
+
     Weights and formula are those of `keras.layers.GRU(units, reset_after=True)`, which has no such
     reset and loops in a way that XLA compiles badly. Here all steps are multiplied by the kernel at
     once, and the gradient is written by hand.
