@@ -1,6 +1,7 @@
 """The pruned encoder: what is pruned stays pruned, and what is saved loads again."""
 
 import importlib.util
+import json
 import os
 import tempfile
 import unittest
@@ -346,6 +347,18 @@ class TestPrunedTransformerModel(tf.test.TestCase):
                     Path(folder, "tokenizer.json").write_text(damaged)
                     with self.assertRaisesRegex(UsageError, "no tokenizer"):
                         load_tokenizer(folder)
+
+    def test_what_kind_a_folder_is_of_is_not_guessed_from_its_path(self):
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made, "bert")
+            CONFIG.save_pretrained(folder)
+            config = json.loads((folder / "config.json").read_text())
+            del config["model_type"]
+            (folder / "config.json").write_text(json.dumps(config))
+            with self.assertRaisesRegex(UsageError, "no model_type"):
+                load_encoder(str(folder))
+            with self.assertRaisesRegex(UsageError, "says its kind"):
+                load_tokenizer(folder)
 
     def test_bugs_are_not_taken_for_bad_input(self):
         for error in (AttributeError, TypeError):

@@ -541,7 +541,7 @@ class TestBadInput(unittest.TestCase):
             ("corpus.crc32", "", "corpus.crc32, which tells the run's texts from others"),
         ):
             with self.subTest(name), tempfile.TemporaryDirectory() as made:
-                run_dir = Path(made, "run")
+                run_dir = Path(made, "gpt2")  # a name by which transformers would guess
                 shutil.copytree(corpus_run()[0], run_dir)
                 file = run_dir / "tokenizer" / name
                 file.unlink() if content is None else file.write_text(content)

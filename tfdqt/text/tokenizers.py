@@ -1,7 +1,9 @@
 """Texts as numbers: tokenizers, and rows of token ids."""
 
 import contextlib
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -77,11 +79,31 @@ def load_tokenizer(source, sentence=None):
     sentence = sentence or (
         f"There is no tokenizer with the encoder {source} (%s); give a folder that holds one."
     )
+    folder = Path(source)
+    if folder.is_dir() and not (
+        says(folder / "tokenizer_config.json", "tokenizer_class")
+        or says(folder / "config.json", "model_type")
+    ):
+        raise UsageError(sentence % "neither tokenizer_config.json nor config.json says its kind")
     # Where files of the vocabulary are missing, transformers stumbles over None; of damaged ones
     # the tokenizers library raises a bare Exception.
     with loading(sentence, Exception):
         # Spaces are a text's own, though many a model's settings would take some out.
         return AutoTokenizer.from_pretrained(source, clean_up_tokenization_spaces=False)
+
+
+def says(file, key):
+    """Whether a JSON file tells a kind, by `key` or as code of its own, or can't be read.
+
+    Of a folder that tells none transformers guesses, by words such as bert in its path.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True  # which transformers says better
+    return not isinstance(found, dict) or bool({key, "auto_map"} & {*found})
 
 
 @contextlib.contextmanager
