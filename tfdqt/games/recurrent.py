@@ -42,7 +42,8 @@ class ResettingGRU(layers.Layer):
         steps = ops.transpose(x, (1, 0, 2))
         inputs = ops.matmul(steps, self.kernel) + self.bias[0]
         stays = ops.cast(ops.not_equal(ops.transpose(first), 1), x.dtype)[..., None]
-        kernel = tf.identity(ops.convert_to_tensor(self.recurrent_kernel))  # not a variable
+        # A copy: a function with a gradient of its own can't be given a variable.
+        kernel = tf.identity(ops.convert_to_tensor(self.recurrent_kernel))
         if start is None:
             start = ops.zeros_like(inputs[0, :, : self.units])
         states = gru_states(inputs, stays, start, kernel, self.bias[1])

@@ -31,7 +31,7 @@ def make_stepwise(net, outcome=None) -> Callable:
 
     @tf.function(jit_compile=True)
     def encode(weights, inputs):
-        """As net.apply, but that the last block is run for the last step alone."""
+        """As net.apply, of the last step alone: a gpt's last block is run for no other."""
         place = tf.zeros_like(inputs["first"][:, 0])  # nothing is kept
         return outcome(apply_whole(weights, dict(inputs, place=place))[0][:, None])
 

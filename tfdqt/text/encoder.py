@@ -13,7 +13,7 @@ from tfdqt import memory
 from tfdqt.backend import quiet, tf
 from tfdqt.errors import UsageError
 from tfdqt.text import llama
-from tfdqt.text.tokenizers import loading, says
+from tfdqt.text.tokenizers import loading, tells_kind
 from tfdqt.text.weights import (
     check_left_over,
     count_numbers,
@@ -100,7 +100,7 @@ def read_config(source, **overrides):
         else f"The encoder {source} can't be found here or on the Hugging Face hub (%s); give a "
         "local folder with config.json and weights, or go online once."
     )
-    if here and not says(folder / "config.json", "model_type"):
+    if here and not tells_kind(folder / "config.json", "model_type"):
         raise UsageError(sentence % "it has no model_type")
     # A config.json may hold no object, or another kind of value than its key asks for.
     with loading(sentence, TypeError, AttributeError):

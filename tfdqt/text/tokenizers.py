@@ -81,8 +81,8 @@ def load_tokenizer(source, sentence=None):
     )
     folder = Path(source)
     if folder.is_dir() and not (
-        says(folder / "tokenizer_config.json", "tokenizer_class")
-        or says(folder / "config.json", "model_type")
+        tells_kind(folder / "tokenizer_config.json", "tokenizer_class")
+        or tells_kind(folder / "config.json", "model_type")
     ):
         raise UsageError(sentence % "neither tokenizer_config.json nor config.json says its kind")
     # Where files of the vocabulary are missing, transformers stumbles over None; of damaged ones
@@ -92,7 +92,7 @@ def load_tokenizer(source, sentence=None):
         return AutoTokenizer.from_pretrained(source, clean_up_tokenization_spaces=False)
 
 
-def says(file, key):
+def tells_kind(file, key):
     """Whether a JSON file tells a kind, by `key` or as code of its own, or can't be read.
 
     Of a folder that tells none transformers guesses, by words such as bert in its path.
