@@ -407,11 +407,13 @@ class Parts(tf.test.TestCase):
                 pieces = [other(x[1:, begin:end]) for begin, end in cuts]
                 return tf.concat([other(x[:1]), tf.concat(pieces, axis=1)], axis=0)
 
-            expected = pulled(by_pieces, other, x, pull)
+            expected, *gradients = pulled(by_pieces, other, x, pull)
             with_starts = functools.partial(lambda m, f, x: m([x, f]), model, tf.constant(first))
             ours = functools.partial(pulled, with_starts, model)
             for way in (ours, tf.function(ours, jit_compile=True)):
-                self.assertAllClose(way(x, pull), expected, atol=1e-5, msg=f"length {length}")
+                said, *found = way(x, pull)
+                self.assertAllClose(said, expected, atol=1e-6, msg=f"length {length}")
+                self.assertAllClose(found, gradients, atol=1e-5, msg=f"length {length}")
 
     def test_nothing_of_another_episode_is_left_in_a_gru(self):
         model, cfg = shared(BOX, (("network", "gru"), ("layers", 2)))
