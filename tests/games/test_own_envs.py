@@ -132,6 +132,7 @@ class OwnEnvironment(unittest.TestCase):
     def test_where_it_is_missing_that_is_said(self):
         self.leave()
         refused(self, "my_halls:Hall-v0.*can't be made|No module", "evaluate", self.run_dir)
+        config = (self.run_dir / "config.json").read_text()
         refused(
             self,
             "No module named 'my_halls'",
@@ -139,6 +140,8 @@ class OwnEnvironment(unittest.TestCase):
             f"--resume={self.run_dir}",
             "--total-steps=512",
         )
+        # A run that can't go on keeps its own settings.
+        self.assertEqual((self.run_dir / "config.json").read_text(), config)
 
     def test_wrappers_stay_with_a_run(self):
         refused(

@@ -30,7 +30,9 @@ class Ends(unittest.TestCase):
     def setUp(self):
         super().setUp()
         self.pids = Path(self.enterContext(tempfile.TemporaryDirectory()), "pids")
-        # As in a run, whose signals are its own.
+        # As in a run, whose signals are its own; a shell may have this process ignore SIGINT.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         self.addCleanup(take_signals(lambda number, frame: None))
         self.said = self.enterContext(contextlib.redirect_stderr(io.StringIO()))
 

@@ -192,6 +192,7 @@ def resume(args, flags, algorithm):
     check_evaluation(dataclasses.replace(args, **evaluation))
     changed = {algorithm: settings, **(evaluation if given_evaluation(flags) else {})}
     if changed != {key: run.settings.get(key) for key in changed}:
+        info_of(env_fn_of(run.settings), name)  # a run that can't go on is not changed
         save_config(run.folder / "config.json", **{**run.settings, **changed})
     parallel = default_parallel(name, algorithm)
     args = dataclasses.replace(
