@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 from tfdqt.games.algorithms import default_settings
-from tfdqt.games.config import NetworkConfig
+from tfdqt.games.config import NetworkConfig, learns_every_step
 from tfdqt.games.dqn import DQNConfig
 from tfdqt.games.ppo import PPOConfig
 
@@ -207,10 +207,13 @@ def matmul_flops(row, info):
         first = tokens * features * width
         attended = 2 * tokens * width  # scores and weighted values
         block = (3 + 1 + 4 + 4) * width**2 + attended
-        rest = tokens * (network.layers * block + width * info.num_actions)
+        # The last block makes keys and values of every token, the rest of those read alone.
+        read = tokens if learns_every_step(network) else 1
+        rest = tokens * (network.layers - 1) * block + 2 * (tokens - read) * width**2
+        rest += read * (block + width * info.num_actions)
     passes = 1
     if row.algorithm == "dqn":
-        passes = 2 + cfg.double + (cfg.advantage_learning > 0)
+        passes = 2 + cfg.double + (cfg.advantage_learning > 0 and cfg.gap_of == "target")
     # Backwards, each product has two: for its weights and for its input. The first layer's input
     # needs none.
     return 2 * cfg.batch_size * (passes * (first + rest) + first + 2 * rest)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from unittest import mock
 
 import gymnasium
@@ -83,12 +84,16 @@ class TestReadingOnce(tf.test.TestCase):
         for network in self.NETWORKS:
             net = self.nets(network)
             found = {}
-            for once in (False, True):
-                cfg = dataclasses.replace(CFG, read_once=once, advantage_learning=0.5)
+            for once, gap_of in itertools.product((False, True), ("target", "online")):
+                cfg = dataclasses.replace(
+                    CFG, read_once=once, advantage_learning=0.5, gap_of=gap_of
+                )
                 target = 0.9 * net.start
-                found[once] = dqn.q_learning(net, cfg, net.start, target, steps)[:2]
-            self.assertAllClose(found[False][0], found[True][0], rtol=1e-5)
-            self.assertAllClose(found[False][1], found[True][1], rtol=1e-4, atol=1e-5)
+                found[once, gap_of] = dqn.q_learning(net, cfg, net.start, target, steps)[:2]
+            for gap_of in ("target", "online"):
+                twice, once = found[False, gap_of], found[True, gap_of]
+                self.assertAllClose(twice[0], once[0], rtol=1e-5)
+                self.assertAllClose(twice[1], once[1], rtol=1e-4, atol=1e-5)
 
     def test_a_state_ahead_is_seen_with_the_steps_before_it(self):
         steps = self.steps(first=0)
@@ -96,7 +101,7 @@ class TestReadingOnce(tf.test.TestCase):
             net = self.nets(network)
             read = dqn.make_read(net, dataclasses.replace(CFG, read_once=True))
             cut = tf.constant([False, True])
-            q, ahead = read(net.start, steps, cut)
+            _, q, ahead = read(net.start, steps, cut)
             whole = net.apply(net.start, dqn.replay_inputs(steps, 0, 6))
             self.assertAllClose(q, whole, atol=1e-5)
             # Two steps on, and one where an episode was cut.
@@ -210,6 +215,15 @@ class TestQLearning(tf.test.TestCase):
         )
         self.assertAllClose(self.loss(steps, cfg=cfg), 0.5 * (9.0**2 + (2.0 - 0.5 - 40.0) ** 2) / 2)
 
+    def test_the_gap_may_be_the_online_networks(self):
+        # It prefers action 1, by 10 at step 0, which counts as 1; the target network prefers 0.
+        steps = window_of([10, 20, 30, 40], [0, 1, 0, 0], [1, 2, 3, 4], [0, 0, 1, 1], [0, 0, 0, 0])
+        cfg = dataclasses.replace(CFG, advantage_learning=0.5, gap_of="online")
+        self.assertAllClose(
+            self.loss(steps, cfg=cfg, target_slopes=(0.04, 0.03)),
+            0.5 * ((1.0 - 0.5 - 10.0) ** 2 + 38.0**2) / 2,
+        )
+
     def test_slips_lower_the_value_of_the_state_ahead(self):
         # As in the first test, but where the return goes on the target network's gap, s at action
         # 1, costs 0.1 * s / 2:
@@ -298,6 +312,12 @@ class TestQLearning(tf.test.TestCase):
         )
         slope = (above - below) / 2e-3
         self.assertAllClose(slope, tf.reduce_sum(gradient * direction), rtol=2e-2, atol=1e-3)
+        # Of equal weights the gap is the same, whosever it is.
+        losses = {
+            float(dqn.q_learning(net, each, net.start, net.start, steps)[0])
+            for each in (cfg, dataclasses.replace(cfg, gap_of="online"))
+        }
+        self.assertLess(max(losses) - min(losses), 1e-6)
 
 
 class TestUpdate(tf.test.TestCase):

@@ -111,6 +111,9 @@ class DQNConfig:
     advantage_learning: float = 0.0
     """How much of the gap between the best action and the one taken is subtracted from its target,
     so that actions stay apart where they matter little (Bellemare et al., 2016); 0: none."""
+    gap_of: Literal["target", "online"] = "target"
+    """Whose gap that is: the target network's, as published, or the online network's, whose values
+    an update has anyway. Where the target follows fast they differ little."""
     target_epsilon: float = 0.0
     """Probability of a random action in the policy whose values are learned (expected Sarsa, van
     Seijen et al., 2009), so that it learns to play where slips happen; 0: the best action's value
@@ -203,6 +206,10 @@ DEFAULTS = {
             hold=100,
             life_loss_ends=True,
             advantage_learning=0.9,
+            # The target follows fast, so another network's choice or gap would differ little, and
+            # cost a reading each.
+            double=False,
+            gap_of="online",
             target_tau=0.05,
             acting_tau=0.005,
         ),
@@ -353,11 +360,11 @@ def reads_once(net, cfg):
 
 
 def make_read(net, cfg) -> Callable:
-    """`read(weights, steps, cut) -> (q, ahead)`, [B, P, A, N] each.
+    """`read(weights, steps, cut) -> (found, q, ahead)`, [B, P, A, N] each.
 
     Of steps [B, C + n, ...], q is of the last P of the first C, and ahead of those n steps on, or
-    one on in the rows that `cut` [B] names. With logits=True q are the logits of a histogram's bins
-    instead; nothing else is.
+    one on in the rows that `cut` [B] names. `found` is q, or with logits=True the logits of a
+    histogram's bins of which q is made.
     """
     n = cfg.n_step
     context = net.context
@@ -366,10 +373,9 @@ def make_read(net, cfg) -> Callable:
 
         def read_once(weights, steps, cut, logits=False):
             inputs = replay_inputs(steps, 0, context + n)
-            found = (longer.logits if logits else longer.apply)(weights, inputs)
-            q = longer.values(found, inputs) if logits else found
+            found, q = _apply(longer, weights, inputs, logits)
             ahead = tf.where(cut[:, None, None, None], q[:, 1 : context + 1], q[:, n:])
-            return found[:, :context], ahead
+            return found[:, :context], q[:, :context], ahead
 
         return read_once
 
@@ -380,10 +386,16 @@ def make_read(net, cfg) -> Callable:
         for key, value in n_steps_on.items():
             condition = tf.reshape(cut, [-1] + [1] * (value.shape.rank - 1))
             ahead[key] = tf.where(condition, one_step_on[key], value)
-        now = net.logits if logits else net.apply
-        return now(weights, replay_inputs(steps, 0, context)), net.apply(weights, ahead)
+        now = _apply(net, weights, replay_inputs(steps, 0, context), logits)
+        return *now, net.apply(weights, ahead)
 
     return read_twice
+
+
+def _apply(net, weights, inputs, logits):
+    """Q of the inputs, twice; with logits=True those of the histograms' bins first."""
+    found = (net.logits if logits else net.apply)(weights, inputs)
+    return found, net.values(found, inputs) if logits else found
 
 
 def q_learning(net, cfg, online, target, steps, read=None, one_step=False):
@@ -392,7 +404,7 @@ def q_learning(net, cfg, online, target, steps, read=None, one_step=False):
     Q is learned at the last P of the first C steps. Its target bootstraps n steps on. A window in
     which an episode was cut short (truncated) within reach bootstraps one step on instead, because
     the true last observation is the last state of that episode with a value; so do all if
-    `one_step`, a bool, says so. The gap that advantage learning widens is the target network's.
+    `one_step`, a bool, says so.
     read: what `make_read` made; None: it is made here.
     """
     read = read or make_read(net, cfg)
@@ -404,21 +416,21 @@ def q_learning(net, cfg, online, target, steps, read=None, one_step=False):
     cut |= one_step
     actions = steps.action[:, skip : net.context]
     mask = 1.0 - tf.cast(last[:, skip : net.context], tf.float32)
-    target_q, target_ahead = read(target, steps, cut)
+    _, target_now, target_ahead = read(target, steps, cut)
     net = net._replace(scale=scale_of(net, online))
     with tf.GradientTape() as tape:
         trained, fixed = net.unflatten(online)
         tape.watch(trained)
-        q, ahead = read((trained, fixed), steps, cut, logits=net.histogram is not None)
+        found, q, ahead = read((trained, fixed), steps, cut, logits=net.histogram is not None)
         online_ahead = tf.stop_gradient(ahead) if cfg.double else None
         targets = q_targets(net, cfg, target_ahead, online_ahead, steps, cut)  # [B, P, N]
         on_scale = dict(parts=net.parts, scale=net.scale)
         if cfg.advantage_learning:
-            q_now = mean_q(target_q)
+            q_now = mean_q(tf.stop_gradient(q) if cfg.gap_of == "online" else target_now)
             part = cfg.advantage_learning
             targets = losses.widen_gap(targets, q_now, actions, part, **on_scale)
         loss, diagnostics = losses.td_loss(
-            q,
+            found,
             actions,
             targets,
             mask,
