@@ -416,6 +416,7 @@ def q_learning(net, cfg, online, target, steps, read=None, one_step=False):
     cut |= one_step
     actions = steps.action[:, skip : net.context]
     mask = 1.0 - tf.cast(last[:, skip : net.context], tf.float32)
+    # XLA leaves out the readings of which nothing is used below.
     _, target_now, target_ahead = read(target, steps, cut)
     net = net._replace(scale=scale_of(net, online))
     with tf.GradientTape() as tape:
