@@ -73,7 +73,7 @@ class Cells(tf.test.TestCase):
 
     def test_they_are_kept_as_bytes_where_that_holds_them(self):
         self.assertEqual(
-            [info.obs_dtype for info in ALL], ["uint8", "float32", "uint8", "float32", "uint8"]
+            [info.obs_dtype for info in ALL], ["uint8", "uint8", "uint8", "float32", "uint8"]
         )
 
     def test_all_settings(self):

@@ -180,6 +180,8 @@ class Features(tf.test.TestCase):
             (spaces.MultiBinary((2, 2)), [True] * 4),
             (spaces.MultiDiscrete([[3, 300]]), [True] * 2),
             (spaces.Box(0, 1, (1, 2), np.uint8), [True] * 2),
+            (spaces.Box(0, 1, (1, 2), np.bool_), [True] * 2),
+            (spaces.Box(0, 1, (2,), np.bool_), [False] * 2),
             (spaces.Box(0, 2, (1, 2), np.uint8), [False] * 2),
             (spaces.Box(0, 1, (2,), np.uint8), [False] * 2),
             (spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(0, 1, (2,))), [True, False, False]),

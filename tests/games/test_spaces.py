@@ -128,6 +128,7 @@ class Info(unittest.TestCase):
             spaces.Discrete(5, start=-3),
             spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 1], [0, 0]]),
             spaces.MultiBinary([2, 3]),
+            spaces.Box(0, 1, (2, 3), np.bool_),
             spaces.Dict(b=spaces.Tuple([TWO, VECTOR]), a=BYTES),
             spaces.Dict({10: VECTOR, 2: TWO}),
         ):
@@ -135,6 +136,13 @@ class Info(unittest.TestCase):
                 info = told(space, spaces.MultiDiscrete([2, 2]))
                 again = info_from_json(json.loads(json.dumps(info_to_json(info))), info.name)
                 self.assertEqual(again, info)
+        # Runs that do not say how they kept bits go on as they were.
+        for dtype, kept in ((np.bool_, "float32"), (np.uint8, "uint8")):
+            plain = info_to_json(told(spaces.Box(0, 1, (2, 3), dtype)))
+            del plain["kept"]
+            self.assertEqual(info_from_json(plain, "x").obs_dtype, kept)
+        with self.assertRaisesRegex(UsageError, "kept as int32"):
+            info_from_json(dict(plain, kept="int32"), "x")
         # One of a class of one's own comes back as its kind.
         own = type("Levels", (spaces.Discrete,), {})(3)
         again = info_from_json(info_to_json(told(own, TWO)), "x")
@@ -166,6 +174,8 @@ class Word(unittest.TestCase):
             (VECTOR, np.array([0, -1, 1], np.int8), [0, -1, 1]),
             (spaces.Box(-1, 1, (2,), np.float16), np.float16([0.5, 1]), [0.5, 1]),
             (spaces.Box(0, 1, (2,), np.bool_), np.array([True, False]), [1, 0]),
+            (spaces.Box(0, 1, (2, 2), np.bool_), np.eye(2) > 0, [1, 0, 0, 1]),
+            (spaces.Box(0, 1, (2, 2), np.int8), np.eye(2), [1, 0, 0, 1]),
             (BYTES, np.array([0, 128, 255]), [0, 128, 255]),
             (BYTES, [0.0, 7.0, 255.0], [0, 7, 255]),
             (spaces.Box(0, 1, (), f), 0.5, [0.5]),
@@ -195,6 +205,9 @@ class Word(unittest.TestCase):
             (VECTOR, np.ma.array(np.zeros(3, "f"), mask=[0, 1, 0]), "masked"),
             (spaces.Box(0, 9, (2,), np.int64), np.array([0.5, 1]), "no whole numbers"),
             (spaces.Box(0, 1, (2,), np.bool_), [0.5, 1], "no whole numbers"),
+            (spaces.Box(0, 1, (2, 2), np.bool_), np.eye(2) / 2, "not all 0 or 1"),
+            (spaces.Box(0, 1, (2, 2), np.int8), -np.eye(2, dtype=np.int8), "not all 0 or 1"),
+            (spaces.Box(0, 1, (2, 2), np.int8), np.eye(2) * np.nan, "not all 0 or 1"),
             (VECTOR, dict(a=1), "no numbers"),
             (VECTOR, np.float32([0, np.nan, 0]), r"entry \[1\] is nan"),
             (VECTOR, np.float32([0, 0, np.inf]), r"entry \[2\] is inf"),

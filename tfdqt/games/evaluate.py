@@ -149,7 +149,7 @@ def _on_options(trained, args):
     trained = trained._replace(settings=with_env_options(trained.settings, args.env_options))
     known = trained.info
     found = info_of(env_fn_of(trained.settings), known.name)
-    if info_to_json(found) != info_to_json(known):
+    if info_to_json(found._replace(obs_dtype=known.obs_dtype)) != info_to_json(known):
         raise UsageError(
             f"--env-options={args.env_options} makes observations or actions of {known.name} that "
             f"the run was not trained on ({found.observation_space} and {found.action_space}, not "

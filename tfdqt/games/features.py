@@ -8,7 +8,7 @@ import numpy as np
 
 from tfdqt.backend import keras
 from tfdqt.errors import UsageError
-from tfdqt.games.spaces import grid_of, parts_of, without_mask
+from tfdqt.games.spaces import are_bits, grid_of
 
 layers = keras.layers
 ops = keras.ops
@@ -40,7 +40,7 @@ def are_categories(info):
     """Which features are: bool [F]. A bit of a grid counts as one."""
     if info.nvec:
         return np.array(info.nvec) > 0
-    return np.full(info.features, info.obs_dtype == "uint8" and _are_bits(info))
+    return np.full(info.features, are_bits(info))
 
 
 class HideStatic(layers.Layer):
@@ -140,7 +140,7 @@ def as_numbers(obs, info, cfg):
     """Observations as numbers that a network can read: [B, C, F] -> [B, C, F'] float32."""
     dtype = info.obs_dtype
     has_bytes = dtype == "uint8" and not info.nvec
-    bits = has_bytes and not cfg.ram_bits and _are_bits(info)
+    bits = has_bytes and not cfg.ram_bits and are_bits(info)
     x, keep = _numbers_of(obs, info.nvec, "float32" if bits else dtype)
     keep = keep | bits
     if has_bytes and cfg.ram_bits:
@@ -154,14 +154,6 @@ def standardize(x, keep, cfg, name="standardize"):
     if not cfg.standardize or np.all(keep):
         return x
     return Standardize(keep, name=name)(x)
-
-
-def _are_bits(info):
-    """Whether a grid has bytes of 0 and 1 alone, which scaled as others would look the same."""
-    return grid_of(info) is not None and all(
-        part.space.low.min() >= 0 and part.space.high.max() <= 1
-        for part in parts_of(without_mask(info.observation_space))
-    )
 
 
 def _numbers_of(obs, nvec, dtype):

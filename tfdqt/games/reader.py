@@ -129,6 +129,11 @@ def _box_reader(part, dtype):
             array = _array(value, part)
         if array.dtype == dtype and not scaled:
             return array
+        if dtype == "uint8" and own != np.uint8:
+            bits = array == 1
+            if (array != bits).any():
+                raise _refused(value, part, "which are not all 0 or 1 as promised by its space")
+            return bits
         if own == np.uint8:
             with np.errstate(invalid="ignore"):  # NaN becomes some byte, which it does not equal
                 bytes_ = array.astype(np.uint8)

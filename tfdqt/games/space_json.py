@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from tfdqt.errors import UsageError
-from tfdqt.games.spaces import describe
+from tfdqt.games.spaces import are_bits, describe, parts_of, without_mask
 
 KINDS = (
     spaces.Box,
@@ -91,6 +91,7 @@ def info_to_json(info):
         observation=space_to_json(info.observation_space),
         action=space_to_json(info.action_space),
         mask=info.mask,
+        kept=info.obs_dtype,
     )
 
 
@@ -100,9 +101,20 @@ def info_from_json(plain, name):
         observations = space_from_json(plain["observation"])
         actions = space_from_json(plain["action"])
         mask = plain["mask"]
+        info = describe(observations, actions, name, mask)
+        kept = plain.get("kept", _kept_before(info))
+        if kept not in (info.obs_dtype, _kept_before(info)):
+            raise ValueError(f"kept as {kept}")
     except (KeyError, TypeError, ValueError, AssertionError) as error:
         raise UsageError(
             f"The spaces in the config.json of this run of {name} can't be read ({error}); put "
             "back the file that the run was started with."
         ) from None
-    return describe(observations, actions, name, mask)
+    return info._replace(obs_dtype=kept)
+
+
+def _kept_before(info):
+    """How a run that does not say it kept observations: bits as numbers, if they are no bytes."""
+    leaves = parts_of(without_mask(info.observation_space))
+    bytes_ = all(part.space.dtype == np.uint8 for part in leaves if part.counts)
+    return "float32" if are_bits(info) and not bytes_ else info.obs_dtype

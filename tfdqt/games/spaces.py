@@ -81,9 +81,13 @@ def grid_part(info):
     """(start, Part) of the one part with rows and columns; None if there is none, or several."""
     if info.observation_space is None:
         return None
+    return _only_grid(parts_of(without_mask(info.observation_space)))
+
+
+def _only_grid(parts):
     start = 0
     grids = []
-    for part in parts_of(without_mask(info.observation_space)):
+    for part in parts:
         if len(part.space.shape or ()) in (2, 3):
             grids.append((start, part))
         start += len(part.counts)
@@ -97,6 +101,26 @@ def _channel_counts(part, channels):
     if whole and part.space.low.min() >= 0 and part.space.high.max() < MOST_CATEGORIES:
         return tuple(int(n) + 1 for n in part.space.high.reshape(-1, channels).max(axis=0))
     return (0,) * channels
+
+
+def are_bits(info):
+    """Whether observations are a grid of 0 and 1 alone, kept as bytes.
+
+    Scaled as other bytes are the two would look the same.
+    """
+    if info.obs_dtype != "uint8" or info.observation_space is None:
+        return False
+    return _are_bits(parts_of(without_mask(info.observation_space)))
+
+
+def _are_bits(parts):
+    shown = [part for part in parts if part.counts]
+    return _only_grid(shown) is not None and all(_is_bits(part.space) for part in shown)
+
+
+def _is_bits(space):
+    whole = isinstance(space, spaces.Box) and space.dtype.kind in "biu"
+    return whole and space.low.min() >= 0 and space.high.max() <= 1
 
 
 def legal_actions(info, obs):
@@ -219,6 +243,8 @@ def _kept_as(parts):
     grid = any(len(part.space.shape or ()) > 1 for part in parts)
     parts = [part for part in parts if part.counts]
     if grid and all(_is_bytes(part.space) or 0 < max(part.counts) <= 256 for part in parts):
+        return "uint8"
+    if _are_bits(parts):
         return "uint8"
     if all(all(part.counts) for part in parts):
         return "int32"
