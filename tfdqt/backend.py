@@ -5,6 +5,7 @@ its top and a command line can still be read at once.
 """
 
 import contextlib
+import functools
 import importlib
 import os
 import sys
@@ -68,6 +69,18 @@ class LazyModule(types.ModuleType):
 # Keras 3 goes first: TensorFlow takes the settings of tfdqt/__init__.py while Keras loads it.
 keras = LazyModule("keras")
 tf = LazyModule("tensorflow", before=("keras",))
+
+
+def traced(function=None, **options):
+    """`tf.function` without AutoGraph: a decorator, with and without options of `tf.function`.
+
+    AutoGraph rewrites the source of all that is called, in a fourth of the time that a short run
+    takes. Without it a loop or branch on a tensor must be a `tf.while_loop` or `tf.cond`; a `for`
+    or an `if` on one raises TypeError.
+    """
+    if function is None:
+        return functools.partial(traced, **options)
+    return tf.function(function, autograph=False, **options)
 
 
 def set_threads(intra_op, inter_op=2):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfdqt import memory
-from tfdqt.backend import quiet, tf
+from tfdqt.backend import quiet, tf, traced
 from tfdqt.errors import MissingPackage
 
 
@@ -124,7 +124,7 @@ def make_add_to(replay) -> Callable:
     Of an uneven buffer; S is at most the length of its streams.
     """
 
-    @tf.function(reduce_retracing=True)
+    @traced(reduce_retracing=True)
     def add(steps, rows):
         count = tf.shape(steps[0], tf.int64)[0]
         positions = (tf.gather(replay.seen, rows) + tf.range(count)[:, None]) % replay.length
@@ -137,10 +137,15 @@ def make_add_to(replay) -> Callable:
 def make_add(replay) -> Callable:
     """Compile `add(steps)`, which appends steps [S, N, ...] to the N streams."""
 
-    @tf.function(reduce_retracing=True)
+    @traced(reduce_retracing=True)
     def add(steps):
-        for i in tf.range(tf.shape(steps[0])[0]):
+        count = tf.shape(steps[0])[0]
+
+        def add_one(i):
             replay.buffer.add_batch(tf.nest.map_structure(lambda field: field[i], steps))
+            return (i + 1,)
+
+        tf.while_loop(lambda i: i < count, add_one, (0,), parallel_iterations=1)
 
     return add
 

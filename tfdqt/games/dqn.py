@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tfdqt import losses
-from tfdqt.backend import keras, tf
+from tfdqt.backend import keras, tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.games.config import check_network
 from tfdqt.games.envs import info_of
@@ -499,7 +499,7 @@ def make_update(net, cfg, strategy=None) -> Callable:
         return DQNState(online, target, acting, moments, updates, state.one_step), norm
 
     if strategy is not None:
-        follow = tf.function(follow, jit_compile=True)
+        follow = traced(follow, jit_compile=True)
         return _make_shared_update(net, cfg, read, strategy, follow)
 
     def one(state, steps):
@@ -515,7 +515,7 @@ def make_update(net, cfg, strategy=None) -> Callable:
         state, norm = follow(state, found["gradient"])
         return state, dict(found, grad_norm=norm)
 
-    @tf.function(jit_compile=True)
+    @traced(jit_compile=True)
     def update(state, steps):
         def on_batch(state, i):
             return one(state, tf.nest.map_structure(lambda field: field[i], steps))
@@ -528,7 +528,7 @@ def make_update(net, cfg, strategy=None) -> Callable:
 def _make_shared_update(net, cfg, read, strategy, follow):
     check_even(cfg, strategy)
 
-    @tf.function(jit_compile=True)
+    @traced(jit_compile=True)
     def learned(state, steps):
         online = draw_loops(net, state.online, state.updates)
         return q_learning(net, cfg, online, state.target, steps, read, state.one_step)
@@ -543,7 +543,7 @@ def _make_shared_update(net, cfg, read, strategy, follow):
 
     means_of = make_means(strategy, share, least=1.0)
 
-    @tf.function
+    @traced
     def one(state, steps, i):
         (means,) = means_of(state, steps, i)
         state, norm = follow(state, means[len(LEARNED) :])
@@ -564,7 +564,7 @@ def _make_shared_update(net, cfg, read, strategy, follow):
 def make_learn(update, sample, cfg, count, seed) -> Callable:
     """`learn(state) -> (state, diagnostics)`: `count` updates, each on a batch it draws."""
 
-    @tf.function
+    @traced
     def draw(updates):
         steps = sample(count * cfg.batch_size, tf.stack([tf.constant(seed, tf.int64), updates]))
         return tf.nest.map_structure(

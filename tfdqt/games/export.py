@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from tfdqt.backend import quiet, tf
+from tfdqt.backend import quiet, tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import ALGORITHMS
 from tfdqt.games.flat import mean_q
@@ -83,7 +83,7 @@ def export_saved_model(net, weights, folder, *, is_policy=False):
     }
     name = "policy" if is_policy else "q_values"
 
-    @tf.function(input_signature=[specs], autograph=False)
+    @traced(input_signature=[specs])
     def numbers(inputs):
         outputs = net.apply(module.weights.value(), inputs)[:, -1]
         if is_policy:
@@ -91,7 +91,7 @@ def export_saved_model(net, weights, folder, *, is_policy=False):
             return dict(policy=tf.exp(log_p), value=outputs[:, -1])
         return dict(q_values=mean_q(outputs))
 
-    @tf.function(input_signature=[specs], autograph=False)
+    @traced(input_signature=[specs])
     def action(inputs):
         return dict(action=best_actions(numbers(inputs)[name], net.parts))
 
@@ -105,5 +105,5 @@ def export_saved_model(net, weights, folder, *, is_policy=False):
 
 def _by_keyword(function, specs):
     """A signature takes its inputs by keyword, not as one dict."""
-    by_keyword = tf.function(lambda **inputs: function(inputs), autograph=False)
+    by_keyword = traced(lambda **inputs: function(inputs))
     return by_keyword.get_concrete_function(**specs)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt import losses
-from tfdqt.backend import keras, tf
+from tfdqt.backend import keras, tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.games.cost import parts_of_batch
 from tfdqt.games.spaces import legal_actions
@@ -341,10 +341,10 @@ def best_at_last(scores_of=mean_q, parts=()) -> Callable:
 def make_scores(net, scores_of=mean_q) -> Callable:
     """Compile `scores(weights, inputs) -> [B, A]` of the actions at the last step of windows."""
     scores = scores_at_last(scores_of)
-    return tf.function(lambda weights, inputs: scores(net.apply(weights, inputs)), jit_compile=True)
+    return traced(lambda weights, inputs: scores(net.apply(weights, inputs)), jit_compile=True)
 
 
 def make_act(net, scores_of=mean_q) -> Callable:
     """Compile `act(weights, inputs) -> best actions [B]` at the last step of windows."""
     best = best_at_last(scores_of, net.parts)
-    return tf.function(lambda weights, inputs: best(net.apply(weights, inputs)), jit_compile=True)
+    return traced(lambda weights, inputs: best(net.apply(weights, inputs)), jit_compile=True)

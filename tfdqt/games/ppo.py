@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from tfdqt import losses
-from tfdqt.backend import keras, tf
+from tfdqt.backend import keras, tf, traced
 from tfdqt.games.config import check_network, check_policy_network
 from tfdqt.games.envs import info_of
 from tfdqt.games.flat import (
@@ -236,7 +236,7 @@ def make_look(net, num_envs) -> Callable:
     names = net.model.input
     if net.stepwise is not None:
         begin_outputs = make_stepwise(net)
-        drawn = tf.function(functools.partial(draw, net), jit_compile=True)
+        drawn = traced(functools.partial(draw, net), jit_compile=True)
 
         def begin(weights):
             outputs = begin_outputs(weights)
@@ -244,7 +244,7 @@ def make_look(net, num_envs) -> Callable:
 
         return begin
 
-    @tf.function(jit_compile=True)
+    @traced(jit_compile=True)
     def look(weights, chance, *inputs):
         return draw(net, net.apply(weights, dict(zip(names, inputs)))[:, -1], chance)
 
@@ -345,7 +345,7 @@ def make_learn(net, cfg) -> Callable:
         )
         return PPOState(weights, moments, updates), dict(found, grad_norm=norm)
 
-    @tf.function(jit_compile=True)
+    @traced(jit_compile=True)
     def learn(state, rollout, order):
         rewards = tf.sign(rollout.reward) if cfg.reward_transform == "sign" else rollout.reward
         values = rollout.outputs[:, :, 1]

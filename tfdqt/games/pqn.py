@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from tfdqt import losses
-from tfdqt.backend import keras, tf
+from tfdqt.backend import keras, tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.games.config import check_network
 from tfdqt.games.envs import info_of
@@ -322,7 +322,7 @@ def make_learn(net, cfg) -> Callable:
         )
         return PQNState(weights, moments, updates), dict(found, grad_norm=norm)
 
-    @tf.function(jit_compile=True)
+    @traced(jit_compile=True)
     def learn(state, rollout, order):
         fields = dict(
             action=rollout.action,

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.backend import tf
+from tfdqt.backend import tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.games.config import EXPLORATION
 from tfdqt.games.copies import states_of
@@ -70,7 +70,7 @@ class Valuer:
                 return scores, outputs[:, -1, -1]
             return scores, tf.reduce_max(scores, axis=-1)
 
-        self.valued = tf.function(valued, jit_compile=True)
+        self.valued = traced(valued, jit_compile=True)
 
     def _of_size(self, size):
         if size not in self.sizes:

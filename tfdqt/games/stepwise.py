@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tfdqt.backend import tf
+from tfdqt.backend import tf, traced
 
 
 def make_stepwise(net, outcome=None) -> Callable:
@@ -24,24 +24,24 @@ def make_stepwise(net, outcome=None) -> Callable:
     outcome = outcome or _as_they_are
 
     if net.stepwise is None:
-        encode_all = tf.function(lambda *of: outcome(net.apply(*of)), jit_compile=True)
+        encode_all = traced(lambda *of: outcome(net.apply(*of)), jit_compile=True)
         return lambda weights: lambda inputs: encode_all(weights, inputs).numpy()
 
     apply_whole, apply_step = net.stepwise()
 
-    @tf.function(jit_compile=True)
+    @traced(jit_compile=True)
     def encode(weights, inputs):
         """As net.apply, of the last step alone: a gpt's last block is run for no other."""
         place = tf.zeros_like(inputs["first"][:, 0])  # nothing is kept
         return outcome(apply_whole(weights, dict(inputs, place=place))[0][:, None])
 
-    @tf.function(jit_compile=True)
+    @traced(jit_compile=True)
     def whole(weights, inputs, place):
         """Encode windows: place [N] of their last steps -> (outcome, what is kept)."""
         outputs, kept = apply_whole(weights, dict(inputs, place=place))
         return outcome(outputs[:, None]), kept
 
-    @tf.function(jit_compile=True)
+    @traced(jit_compile=True)
     def step(weights, inputs, kept, place):
         outputs, kept = apply_step(weights, dict(inputs, kept=kept, place=place))
         return outcome(outputs[:, None]), kept

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from gymnasium.spaces import Discrete
 
-from tfdqt.backend import tf
+from tfdqt.backend import tf, traced
 from tfdqt.games.envs import close_env, env_fn_of, its_failures, without_curriculum
 from tfdqt.games.trained import Policy
 from tfdqt.games.vec_envs import env_seeds, game_seed, make_slots
@@ -145,13 +145,13 @@ class Look:
         self.trained = trained
         self.whole = whole
         self.network = trained.settings["network"]
-        self._compiled = tf.function(trained.net.apply)
+        self._compiled = traced(trained.net.apply)
         self._attend = None
         if whole and self.network.network == "gpt":
             from tfdqt.games.inside import make_attention  # loads Keras
 
             attend = make_attention(trained.net.model, trained.info, self.network)
-            self._attend = tf.function(attend)
+            self._attend = traced(attend)
 
     def _outputs(self, inputs):
         tensors = {name: tf.constant(value) for name, value in inputs.items()}

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.backend import quiet, tf
+from tfdqt.backend import quiet, tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.scale.config import cluster_member
 
@@ -117,7 +117,7 @@ def make_group(strategy):
     if strategy is None or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return SINGLE
     size = _processes(strategy)
-    add_up = tf.function(make_sum(strategy, lambda numbers, part, parts: numbers / parts))
+    add_up = traced(make_sum(strategy, lambda numbers, part, parts: numbers / parts))
 
     def all_sum(numbers):
         with lost_learner_ends_run(size):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tfdqt import memory
-from tfdqt.backend import quiet, tf
+from tfdqt.backend import quiet, tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.text import llama
 from tfdqt.text.tokenizers import loading, tells_kind
@@ -325,7 +325,7 @@ class PrunedTransformerModel(tf_keras.Model):
             (2, 4) if two_of_four else None,
         )
 
-        @tf.function
+        @traced
         def step():
             if two_of_four:  # its mask is made when the step is 1, whatever the schedule
                 self.steps.assign_add(1)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from tfdqt.backend import quiet, tf
+from tfdqt.backend import quiet, tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.text.evaluate import load_text_run
 from tfdqt.text.generation import make_run_scores
@@ -27,11 +27,11 @@ def export_text_model(task, transformer, head, scores, out):
     module = tf.Module()
     module.kept = [*transformer.bert.variables, *head.variables]
 
-    @tf.function(input_signature=[text, at])
+    @traced(input_signature=[text, at])
     def q_values(text, at):
         return dict(q=head(hidden_at(transformer, text, at)))
 
-    @tf.function(input_signature=[text, at])
+    @traced(input_signature=[text, at])
     def action(text, at):
         return dict(action=tf.argmax(scores(text, at) + never, axis=-1, output_type=tf.int32))
 
@@ -46,7 +46,7 @@ def export_tflite(transformer, length, out, *, quantize=True):
     quantize: weights as 8-bit integers (dynamic range). Returns the file's size in bytes.
     """
 
-    @tf.function(input_signature=[tf.TensorSpec([1, length], tf.int32, "text")])
+    @traced(input_signature=[tf.TensorSpec([1, length], tf.int32, "text")])
     def encoder(text):
         return transformer(text)
 
@@ -72,7 +72,7 @@ def compare_tflite(transformer, texts, path, *, repeats=20):
         interpreter.allocate_tensors()
     (inputs,) = interpreter.get_input_details()
     (outputs,) = interpreter.get_output_details()
-    compiled = tf.function(lambda text: transformer(text))
+    compiled = traced(lambda text: transformer(text))
 
     def lite(text):
         interpreter.set_tensor(inputs["index"], text)

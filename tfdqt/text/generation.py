@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt import losses
-from tfdqt.backend import tf
+from tfdqt.backend import tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions
 from tfdqt.settings import is_whole
@@ -34,7 +34,7 @@ class WordScores:
         """values: log-weights by the state of a token, x [B, D] -> [B, A]."""
         self.transformer = transformer
         self.values = values
-        self._compiled = tf.function(self._of_text, jit_compile=JIT)
+        self._compiled = traced(self._of_text, jit_compile=JIT)
 
     def __call__(self, text, at=None):
         # XLA would read numbers from behind the tables' ends.

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt import losses
-from tfdqt.backend import tf
+from tfdqt.backend import tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.scale.distribute import (
     check_even,
@@ -295,7 +295,7 @@ def make_text_update(
                 target.assign_add(cfg.target_tau * (online - target))
         return norm
 
-    @tf.function(jit_compile=JIT)
+    @traced(jit_compile=JIT)
     def update(batch):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(weights)
@@ -311,9 +311,9 @@ def make_text_update(
         return update
     check_even(cfg, strategy)
     means = _make_shared_means(weights, terms, gradients_of, strategy)
-    apply = tf.function(apply, jit_compile=JIT)
+    apply = traced(apply, jit_compile=JIT)
 
-    @tf.function
+    @traced
     def shared_update(batch):
         diagnostics = {name: tf.constant(value) for name, value in missing.items()}
         loss = 0.0
@@ -337,7 +337,7 @@ def _make_shared_means(weights, terms, gradients_of, strategy):
     group = make_group(strategy)
 
     # XLA reads no weights from another device.
-    @tf.function(jit_compile=JIT and strategy.num_replicas_in_sync == group.size)
+    @traced(jit_compile=JIT and strategy.num_replicas_in_sync == group.size)
     def vectors(batch):
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             tape.watch(weights)
@@ -471,7 +471,7 @@ def train_model(
                 place=dict(progress.tree(), unit_known=dq_learning_model.unit_known),
             )
 
-        @tf.function
+        @traced
         def draw_and_update(step):
             seeds = tf.stack([tf.constant(seed, tf.int64), step])
             return update(replay_buffer.draw(cfg.batch_size, seeds))

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tfdqt.backend import tf
+from tfdqt.backend import tf, traced
 
 JIT = True  # compile by XLA, as `learn.JIT`
 CLOSE = 1e-3  # part by which values from what was kept may differ from those of the whole text
@@ -39,7 +39,7 @@ def make_stepwise(transformer, values):
         out = model(input_ids=ids, attention_mask=mask, use_cache=True, training=False, **more)
         return out.last_hidden_state, out.past_key_values
 
-    @tf.function(jit_compile=JIT)
+    @traced(jit_compile=JIT)
     def start(text, at, room):
         places = tf.range(text.shape[1])[None]
         # What lies behind the last token is seen by none before it, and is written over.
@@ -51,7 +51,7 @@ def make_stepwise(transformer, values):
 
         return values(tf.gather(hidden, at, batch_dims=1)), tf.nest.map_structure(widen, kept)
 
-    @tf.function(jit_compile=JIT)
+    @traced(jit_compile=JIT)
     def step(kept, word, at):
         length = tf.nest.flatten(kept)[0].shape[-2]
         here = tf.range(length)[None] == at[:, None]

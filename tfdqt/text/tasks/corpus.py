@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfdqt.backend import tf
+from tfdqt.backend import tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints
 from tfdqt.text.config import IMITATING
@@ -457,7 +457,7 @@ def perplexity(corpus, transformer, head, cfg, *, batch_size=64):
     that are not known left out. NaN if nothing is held out.
     """
 
-    @tf.function
+    @traced
     def cross_entropy(ids, actions, mask):
         logits = head.prior(transformer(ids)[:, :-1])
         each = tf.nn.sparse_softmax_cross_entropy_with_logits(actions, logits)
