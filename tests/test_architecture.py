@@ -146,6 +146,12 @@ class Laws(unittest.TestCase):
                 door = ALONE.get(each.split(".")[0], name)
                 self.assertEqual(name, door, f"{name} imports {each}")
 
+    def test_what_is_compiled_is_traced_as_it_is(self):
+        for name, path in MODULES.items():
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                compiles = isinstance(node, ast.Attribute) and ast.unparse(node) == "tf.function"
+                self.assertFalse(compiles and name != "tfdqt.backend", f"{name}: use traced")
+
     def test_settings_load_no_tensorflow(self):
         for module in ("tfdqt.games.config", "tfdqt.games.algorithms", "tfdqt.text.config"):
             code = f"import sys, {module}; print('tensorflow' in sys.modules)"
