@@ -10,6 +10,8 @@ and recurrent Q-network, and 1 without, the dense one's and that of policies.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -328,32 +330,32 @@ def build_stepwise(info, cfg, head):
               the last is
       step    the named inputs of one step, its `place`, below C, and `kept` of those before
     """
+    keeping = KEEPING[cfg.network]
     each = []
     for steps in (cfg.context, 1):
         inputs = input_layers(info, cfg, steps=steps)
         inputs["place"] = keras.Input((), dtype="int32", name="place")
         if steps == 1:
-            inputs["kept"] = keras.Input(_kept_shape(cfg), name="kept")
-        x, kept = KEEPING[cfg.network](inputs, info, cfg)
+            inputs["kept"] = keras.Input(keeping.shape(cfg), name="kept")
+        x, kept = keeping.read(inputs, info, cfg)
         out = dict(out=head(x, info, cfg), kept=ops.stack(kept, axis=1))
         each.append(keras.Model(inputs, out))
     return each
 
 
-def _kept_shape(cfg):
-    if cfg.network == "gru":
-        return (cfg.layers, cfg.width)
-    return (cfg.layers, 2, cfg.context, cfg.heads, cfg.width // cfg.heads)
+class Keeping(NamedTuple):
+    """How a kind of network keeps what it read."""
+
+    shape: Callable  # (cfg) -> the shape of that in one environment
+    read: Callable  # (inputs, info, cfg) -> (x of the last step for a head, what each layer keeps)
 
 
-def _keeping_gru(inputs, info, cfg):
-    """What a head reads of the last step, and what each layer keeps."""
+def _read_gru(inputs, info, cfg):
     x, kept = gru_layers(inputs, info, cfg, inputs.get("kept"))
     return x[:, -1:], kept
 
 
-def _keeping_gpt(inputs, info, cfg):
-    """The same of a gpt's blocks."""
+def _read_gpt(inputs, info, cfg):
     if "kept" in inputs:
         tokens = next_token(inputs, info, cfg)
     else:
@@ -366,4 +368,9 @@ def _keeping_gpt(inputs, info, cfg):
     return x, kept
 
 
-KEEPING = dict(gpt=_keeping_gpt, gru=_keeping_gru)
+KEEPING = dict(
+    gpt=Keeping(
+        lambda cfg: (cfg.layers, 2, cfg.context, cfg.heads, cfg.width // cfg.heads), _read_gpt
+    ),
+    gru=Keeping(lambda cfg: (cfg.layers, cfg.width), _read_gru),
+)
