@@ -1,10 +1,13 @@
 """An environment of one's own, from training to export, in a module in the current folder."""
 
+import importlib
+import json
 import os
 import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import gymnasium
 import numpy as np
@@ -40,6 +43,20 @@ class Hall(gymnasium.Env):
         return obs, np.array([self.at / 9]), bool(use and self.at > 4), False, info
 
 gymnasium.register("Hall-v0", Hall, max_episode_steps=12)
+
+class Board(gymnasium.Env):
+    observation_space = spaces.Box(0, 1, (3, 3), bool)
+    action_space = spaces.Discrete(9)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.board = np.zeros(self.observation_space.shape, bool)
+        return self.board.copy(), {}
+    def step(self, action):
+        fresh = not self.board.flat[action]
+        self.board.flat[action] = True
+        return self.board.copy(), float(fresh), bool(self.board.all()), False, {}
+
+gymnasium.register("Board-v0", Board, max_episode_steps=12)
 
 def doubled(env, by):
     return gymnasium.wrappers.TransformReward(env, lambda reward: by * reward)
@@ -79,7 +96,8 @@ class OwnEnvironment(unittest.TestCase):
     def forget(cls):
         """As if the module had never been there."""
         sys.modules.pop("my_halls", None)
-        gymnasium.registry.pop("Hall-v0", None)
+        for name in ("Hall-v0", "Board-v0"):
+            gymnasium.registry.pop(name, None)
 
     def setUp(self):
         os.chdir(self.home)
@@ -142,6 +160,38 @@ class OwnEnvironment(unittest.TestCase):
         )
         # A run that can't go on keeps its own settings.
         self.assertEqual((self.run_dir / "config.json").read_text(), config)
+
+    def board_run(self):
+        run_dir = self.home / self.id()
+        flags = ("--total-steps=256", "--learning-starts=64", f"--run-dir={run_dir}", *TINY)
+        succeeds(self, "run_dqn", "--name=my_halls:Board-v0", *flags)
+        return run_dir
+
+    def test_a_run_that_kept_a_board_as_numbers_goes_on(self):
+        with mock.patch("tfdqt.games.spaces._are_bits", return_value=False):  # as it once was
+            run_dir = self.board_run()
+        config = json.loads((run_dir / "config.json").read_text())
+        self.assertEqual(config["spaces"].pop("kept"), "float32")
+        (run_dir / "config.json").write_text(json.dumps(config))
+        done = succeeds(self, "run_dqn", f"--resume={run_dir}", "--total-steps=512")
+        self.assertIn("observations (9,) float32", done.stdout)
+        self.assertEqual(load_checkpoint(run_dir)[0]["progress"]["step"], 512)
+        succeeds(self, "evaluate", run_dir, "--episodes=2")
+
+    def test_an_environment_that_has_changed_is_not_gone_on_with(self):
+        run_dir = self.board_run()
+        module = self.home / "my_halls.py"
+        self.addCleanup(module.write_text, MODULE, encoding="utf-8")
+        module.write_text(MODULE.replace("(3, 3), bool", "(4, 4, 1), bool"), encoding="utf-8")
+        self.forget()
+        importlib.invalidate_caches()
+        refused(
+            self,
+            r"shows Box\(False, True, \(4, 4, 1\), bool\) .* now, .* as it was",
+            "run_dqn",
+            f"--resume={run_dir}",
+            "--total-steps=512",
+        )
 
     def test_wrappers_stay_with_a_run(self):
         refused(

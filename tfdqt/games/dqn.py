@@ -642,13 +642,13 @@ class Learner(NamedTuple):
     group: ProcessGroup
 
 
-def make_learner(env_fn, q_fn, cfg, seed, make_buffer=make_replay, group=SINGLE):
+def make_learner(env_fn, q_fn, cfg, seed, info=None, make_buffer=make_replay, group=SINGLE):
     """Check the settings and make a Learner that has learned nothing yet."""
     check_settings(cfg)
     shared = ("num_envs", "batch_size", "replay_size")
     own = share_settings(cfg, group, even=shared[:2], uneven=("learning_starts",))
     own = dataclasses.replace(own, replay_size=cfg.replay_size // group.size)
-    info = info_of(env_fn)
+    info = info or info_of(env_fn)
     keras.utils.set_random_seed(seed)
     net = flatten_q(q_fn(info), info)
     spec = steps_spec(info)
@@ -757,6 +757,7 @@ def dqn(
     q_fn,
     cfg,
     *,
+    info=None,
     seed=0,
     workers=1,
     strategy=None,
@@ -772,6 +773,7 @@ def dqn(
       env_fn: makes one gymnasium environment.
       q_fn: EnvInfo -> keras.Model from a window to Q [B, P, A, N], as `networks.build_q`.
       cfg: DQNConfig.
+      info: EnvInfo of the environments, by default what one of them shows.
       seed: seeds weights, environments, exploration and replay.
       workers: processes that step the environments; 0 for none. The result does not depend on it.
       strategy: a tf.distribute.Strategy on whose devices every batch is learned from together. Of a
@@ -796,7 +798,7 @@ def dqn(
     >>> dqn(env_fn, q_fn, DQNConfig(total_steps=5_000), workers=0)
     """
     group = make_group(strategy)
-    learner = make_learner(env_fn, q_fn, cfg, seed, group=group)
+    learner = make_learner(env_fn, q_fn, cfg, seed, info, group=group)
     info, net, replay, window_length, _, own, _ = learner
     check_same(group, repr((cfg, seed)), net.start)
     seed = share_seed(seed, group)

@@ -14,7 +14,7 @@ from tfdqt import puzzles
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.config import PUZZLES, EnvConfig
 from tfdqt.games.space_json import info_from_json
-from tfdqt.games.spaces import MASK_KEY, describe
+from tfdqt.games.spaces import MASK_KEY, describe, sizes_of
 from tfdqt.modules import advice_on, import_here
 from tfdqt.runs.processes import close_all, tell_of_close
 
@@ -147,6 +147,18 @@ def saved_info(settings):
     if "spaces" in settings:
         return info_from_json(settings["spaces"], settings["name"])
     return info_of(env_fn_of(settings), settings["name"])
+
+
+def check_goes_on_with(settings):
+    """Raise UsageError if the environment of a run's config.json can't be made, or is another."""
+    known = saved_info(settings)
+    found = info_of(env_fn_of(settings), settings["name"])
+    if sizes_of(found) != sizes_of(known):
+        raise UsageError(
+            f"{known.name} shows {found.observation_space} and takes {found.action_space} now, and "
+            f"the run was started with {known.observation_space} and {known.action_space}; go on "
+            "with the environment as it was."
+        )
 
 
 class ResetOptions(gymnasium.Wrapper):

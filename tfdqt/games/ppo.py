@@ -376,6 +376,7 @@ def ppo(
     pi_v_fn,
     cfg,
     *,
+    info=None,
     seed=0,
     workers=1,
     log=None,
@@ -391,7 +392,7 @@ def ppo(
     included, is as in `dqn.dqn`; `log` gets PPOMetrics.
     """
     check_settings(cfg)
-    info = info_of(env_fn)
+    info = info or info_of(env_fn)
     keras.utils.set_random_seed(seed)
     net = flatten_pi_v(pi_v_fn(info), info)
     state = first_state(net)

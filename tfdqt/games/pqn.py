@@ -351,6 +351,7 @@ def pqn(
     q_fn,
     cfg,
     *,
+    info=None,
     seed=0,
     workers=1,
     log=None,
@@ -366,7 +367,7 @@ def pqn(
     `log` gets PQNMetrics.
     """
     check_settings(cfg)
-    info = info_of(env_fn)
+    info = info or info_of(env_fn)
     keras.utils.set_random_seed(seed)
     net = flatten_q(q_fn(info), info, quantiles=1)
     state = first_state(net)

@@ -24,7 +24,14 @@ from tfdqt.games.algorithms import (
 )
 from tfdqt.games.config import EnvConfig, NetworkConfig
 from tfdqt.games.cost import attention_bytes, check_attention, check_ends, parts_of_batch
-from tfdqt.games.envs import env_fn_of, info_of, make_env, saved_info, without_curriculum
+from tfdqt.games.envs import (
+    check_goes_on_with,
+    env_fn_of,
+    info_of,
+    make_env,
+    saved_info,
+    without_curriculum,
+)
 from tfdqt.games.exact import state_fault
 from tfdqt.games.space_json import info_to_json
 from tfdqt.games.state import make_unsaved
@@ -190,9 +197,9 @@ def resume(args, flags, algorithm):
         check_goes_on(run.saved["progress"]["step"], settings.total_steps, "--total-steps")
     evaluation = evaluation_fields(args, flags, run.settings)
     check_evaluation(dataclasses.replace(args, **evaluation))
+    check_goes_on_with(run.settings)  # a run that can't go on is not changed
     changed = {algorithm: settings, **(evaluation if given_evaluation(flags) else {})}
     if changed != {key: run.settings.get(key) for key in changed}:
-        info_of(env_fn_of(run.settings), name)  # a run that can't go on is not changed
         save_config(run.folder / "config.json", **{**run.settings, **changed})
     parallel = default_parallel(name, algorithm)
     args = dataclasses.replace(
@@ -307,6 +314,7 @@ def main(algorithm, description, argv=None):
             env_fn,
             network_fn,
             cfg,
+            info=info,
             seed=args.seed,
             log=log,
             save=save,

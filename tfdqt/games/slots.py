@@ -10,7 +10,15 @@ import numpy as np
 
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.reader import make_reader, out_of_range
-from tfdqt.games.spaces import GREATEST, MASK_KEY, as_array, describe, make_action, read_mask
+from tfdqt.games.spaces import (
+    GREATEST,
+    MASK_KEY,
+    as_array,
+    describe,
+    make_action,
+    read_mask,
+    sizes_of,
+)
 from tfdqt.games.state import NoState, env_state, restore_env
 from tfdqt.policy import can_act
 from tfdqt.runs.checkpoint import packable
@@ -31,11 +39,7 @@ class Slot:
         self.info = info
         self.life_loss_ends = life_loss_ends
         own = describe(env.observation_space, env.action_space, info.name, info.mask)
-        if (own.obs_shape, own.nvec, own.num_actions) != (
-            info.obs_shape,
-            info.nvec,
-            info.num_actions,
-        ):
+        if sizes_of(own) != sizes_of(info):
             raise EnvFailure(
                 f"it has the spaces {env.observation_space} and {env.action_space}, not "
                 f"{info.observation_space} and {info.action_space} like the others"
