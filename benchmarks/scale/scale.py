@@ -101,7 +101,7 @@ def measure_parts(name):
     env_fn = functools.partial(make_env, name)
     q_fn = functools.partial(build_q, cfg=network)
     small = dataclasses.replace(cfg, replay_size=50_000)
-    learner = dqn.make_learner(env_fn, q_fn, small, 0, make_uneven_replay)
+    learner = dqn.make_learner(env_fn, q_fn, small, 0, make_buffer=make_uneven_replay)
     state = dqn.first_state(learner.net)
     weights = state.online.numpy()
     parts = {}

@@ -135,7 +135,7 @@ def apex(
     starts fresh episodes.
     """
     check_scale(ScaleConfig(actors, broadcast_every=broadcast_every), cfg.num_envs)
-    learner = make_learner(env_fn, q_fn, cfg, seed, info, make_uneven_replay)
+    learner = make_learner(env_fn, q_fn, cfg, seed, info, make_buffer=make_uneven_replay)
     replay = learner.replay
     chunk = steps_in_chunk(cfg, actors)
     steps_per_chunk = chunk * cfg.num_envs // actors
