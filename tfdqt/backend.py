@@ -74,9 +74,9 @@ tf = LazyModule("tensorflow", before=("keras",))
 def traced(function=None, **options):
     """`tf.function` without AutoGraph: a decorator, with and without options of `tf.function`.
 
-    AutoGraph rewrites the source of all that is called, in a fourth of the time that a short run
-    takes. Without it a loop or branch on a tensor must be a `tf.while_loop` or `tf.cond`; a `for`
-    or an `if` on one raises TypeError.
+    AutoGraph rewrites the source of all that is called, which takes a fourth of a short run's time.
+    Without it a loop or branch on a tensor must be a `tf.while_loop` or `tf.cond`; a `for` or an
+    `if` on one raises TypeError.
     """
     if function is None:
         return functools.partial(traced, **options)

@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from tfdqt.errors import UsageError
-from tfdqt.games.spaces import are_bits, describe, parts_of, without_mask
+from tfdqt.games.spaces import are_bits, describe, parts_seen
 
 KINDS = (
     spaces.Box,
@@ -115,6 +115,5 @@ def info_from_json(plain, name):
 
 def _kept_before(info):
     """How a run that does not say it kept observations: bits as numbers, if they are no bytes."""
-    leaves = parts_of(without_mask(info.observation_space))
-    bytes_ = all(part.space.dtype == np.uint8 for part in leaves if part.counts)
+    bytes_ = all(part.space.dtype == np.uint8 for part in parts_seen(info) if part.counts)
     return "float32" if are_bits(info) and not bytes_ else info.obs_dtype

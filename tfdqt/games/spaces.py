@@ -82,11 +82,16 @@ def grid_of(info):
     return Grid(start, height, width, depth, counts, _is_bytes(part.space))
 
 
+def parts_seen(info):
+    """The leaves of an observation without its mask; none where the space is not known."""
+    if info.observation_space is None:
+        return []
+    return parts_of(without_mask(info.observation_space))
+
+
 def grid_part(info):
     """(start, Part) of the one part with rows and columns; None if there is none, or several."""
-    if info.observation_space is None:
-        return None
-    return _only_grid(parts_of(without_mask(info.observation_space)))
+    return _only_grid(parts_seen(info))
 
 
 def _only_grid(parts):
@@ -113,9 +118,7 @@ def are_bits(info):
 
     Scaled as other bytes are the two would look the same.
     """
-    if info.obs_dtype != "uint8" or info.observation_space is None:
-        return False
-    return _are_bits(parts_of(without_mask(info.observation_space)))
+    return info.obs_dtype == "uint8" and _are_bits(parts_seen(info))
 
 
 def _are_bits(parts):
@@ -249,7 +252,7 @@ def _kept_as(parts):
     parts = [part for part in parts if part.counts]
     if grid and all(_is_bytes(part.space) or 0 < max(part.counts) <= 256 for part in parts):
         return "uint8"
-    if _are_bits(parts):
+    if _are_bits(parts):  # of bool or int8, say
         return "uint8"
     if all(all(part.counts) for part in parts):
         return "int32"
