@@ -100,7 +100,8 @@ class Args:
     epsilon: float = 0.05
     """Probability of a random action in these."""
     also: tuple[str, ...] = ()
-    """Settings of every run that are not the defaults, such as min-change=0, without dashes."""
+    """Settings of every run that are not the defaults, without dashes, such as min-change=0, or
+    "hidden 64 64" of several values."""
     report: bool = False
     """Whether to print what the CSV says instead."""
     plot: Path | None = None
@@ -114,7 +115,7 @@ def make_run(args, name, seed, folder):
         run_script([args.bench_python, str(HERE / "sb3_ram.py"), *map(str, rest)])
         return
     flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
-    flags += [f"--{setting}" for setting in args.also]
+    flags += [word for setting in args.also for word in f"--{setting}".split()]
     flags += [f"--wrappers={SMALL[name]}"] if SMALL.get(name) else []
     flags = start_or_resume(folder, [*flags, "--workers=0", "--threads=1"])
     run_script([sys.executable, str(SCRIPTS / f"run_{args.algorithm}.py"), *flags])

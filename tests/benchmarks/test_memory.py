@@ -41,6 +41,9 @@ class TestSuite(unittest.TestCase):
             given("popgym-RepeatFirstEasy-v0")
         )
         self.assertEqual(more, {f"--wrappers={suite.TORQUES}"})
+        for domain in suite.SUCCESS:  # DTQN's discount, and random actions to the end
+            other = set(given(domain)) - set(given("popgym-RepeatFirstEasy-v0"))
+            self.assertEqual(other, {"--gamma=0.99", "--epsilon-end=0.1"})
 
     def test_domains_are_reported_by_their_success(self):
         rows = [
