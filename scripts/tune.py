@@ -11,6 +11,7 @@ with seeds of its own before you believe its score.
 
 import contextlib
 import dataclasses
+import re
 import shlex
 import signal
 import subprocess
@@ -32,7 +33,7 @@ from tfdqt.runs.folder import as_folder
 from tfdqt.runs.log import log_so_far
 from tfdqt.runs.plots import make_figure
 from tfdqt.runs.processes import last_line, run_script
-from tfdqt.settings import check_at_least_one, check_not_negative, flag_of
+from tfdqt.settings import check_at_least_one, check_not_negative, flag_of, words_of
 
 HERE = Path(__file__).parent
 POLL = 2.0  # seconds between two looks at a log
@@ -105,8 +106,8 @@ def load_optuna():
 
 
 def names_of(also):
-    """The names of settings such as replay-size=100000, spelled with dashes."""
-    return {setting.partition("=")[0].replace("_", "-") for setting in also}
+    """The names of settings such as replay-size=100000 or "hidden 64 64", spelled with dashes."""
+    return {re.split(r"[=\s]", setting)[0].replace("_", "-") for setting in also}
 
 
 def settings_of(trial, algorithm, also=()):
@@ -131,7 +132,7 @@ def command_of(args, settings, folder, seed):
     command += [f"--run-dir={folder}", f"--seed={seed}", "--threads=1", "--workers=0"]
     if args.total_steps:
         command.append(f"--total-steps={args.total_steps}")
-    command += [f"--{setting}" for setting in args.also]
+    command += words_of(args.also)
     return command + [f"--{name}={value:g}" for name, value in settings.items()]
 
 

@@ -128,6 +128,11 @@ def flag_of(field):
     return f"--{field.replace('_', '-')}"
 
 
+def words_of(settings):
+    """The words of a command for settings without dashes, "min-change=0" or "hidden 64 64" each."""
+    return [word for setting in settings for word in f"--{setting}".split()]
+
+
 def check_left_out(args, why, *fields):
     """Raise UsageError for a flag that says nothing of such a run.
 

@@ -30,6 +30,7 @@ from tfdqt.runs.folder import as_folder
 from tfdqt.runs.log import add_row, add_rows, read_csv, read_rows
 from tfdqt.runs.plots import band, make_figure
 from tfdqt.runs.processes import run_script
+from tfdqt.settings import words_of
 from tfdqt.stats import confidence, decimals, interquartile_mean
 
 HERE = Path(__file__).parent
@@ -115,7 +116,7 @@ def make_run(args, name, seed, folder):
         run_script([args.bench_python, str(HERE / "sb3_ram.py"), *map(str, rest)])
         return
     flags = [f"--name={name}", f"--seed={seed}", f"--total-steps={args.total_steps}"]
-    flags += [word for setting in args.also for word in f"--{setting}".split()]
+    flags += words_of(args.also)
     flags += [f"--wrappers={SMALL[name]}"] if SMALL.get(name) else []
     flags = start_or_resume(folder, [*flags, "--workers=0", "--threads=1"])
     run_script([sys.executable, str(SCRIPTS / f"run_{args.algorithm}.py"), *flags])

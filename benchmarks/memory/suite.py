@@ -121,8 +121,12 @@ class Args:
 
 
 def settings_of(env):
-    """The settings of any network for an environment."""
-    return SETTINGS | DOMAIN_SETTINGS if env in SUCCESS else SETTINGS
+    """What every network is given in an environment."""
+    if env in SUCCESS:
+        return SETTINGS | DOMAIN_SETTINGS
+    if "Pendulum" in env:
+        return SETTINGS | dict(wrappers=TORQUES)
+    return SETTINGS
 
 
 def command_of(args, env, network, seed, folder):
@@ -134,8 +138,6 @@ def command_of(args, env, network, seed, folder):
         total_steps=args.total_steps,
         replay_size=args.total_steps,
     )
-    if "Pendulum" in env:
-        settings["wrappers"] = TORQUES
     return training(folder, settings_of(env) | NETWORKS[network] | settings)
 
 

@@ -42,7 +42,7 @@ from tfdqt.runs.cli import run_main
 from tfdqt.runs.evaluation import read_returns
 from tfdqt.runs.log import read_log, write_rows
 from tfdqt.runs.processes import run_script
-from tfdqt.settings import check_at_least_one, load_config
+from tfdqt.settings import check_at_least_one, load_config, words_of
 from tfdqt.stats import confidence, improvement, interquartile_mean
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,7 +240,7 @@ def training_command(args, cell, rate, seed, folder):
         f"--learning-rate={rate}",
         f"--final-learning-rate={rate / 10}",
         *cell.flags,
-        *(f"--{setting}" for setting in args.also),
+        *words_of(args.also),
     ]
     return ["run_dqn.py", *start_or_resume(folder, flags)]
 

@@ -47,8 +47,16 @@ class TestTune(InFolder):
         tried = module["settings_of"](trial, "dqn", ("width=8", "learning_rate=0.1"))
         self.assertEqual({"width", "learning-rate", "final-learning-rate"} & set(tried), set())
         self.assertIn("context", tried)
-        refused(self, "--also can't set total-steps", "tune", "--name=CartPole-v1", "--also",
-                "total-steps=9")  # fmt: skip
+        for fault in ("total-steps=9", "total-steps 9"):
+            refused(self, "--also can't set total-steps", "tune", "--name=CartPole-v1", "--also",
+                    fault)  # fmt: skip
+
+    def test_a_setting_may_have_several_values(self):
+        module = runpy.run_path(str(SCRIPT))
+        args = module["Args"]("CartPole-v1", also=("network=dense", "hidden 32 16", "residual"))
+        parsed, _ = parse(module["command_of"](args, {}, "folder", 0)[2:], "dqn", "")
+        self.assertEqual(parsed.network.hidden, (32, 16))
+        self.assertTrue(parsed.network.residual)
 
     def test_no_trial_is_stopped_before_three_tenths(self):
         import optuna
