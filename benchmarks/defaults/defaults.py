@@ -8,9 +8,9 @@
 The runs are those of run_dqn.py and its like, in folders under --out. A run that is done is not
 trained again, so the command can be stopped and given again, and several can share --out: each
 takes the environments that it is told. Adds a row to CSV for every run. `--report` prints the table
-of the CSV for so many steps, games of Atari also as a part of a human's score; `--plot` draws the
-learning curves of all algorithms, which stand in curves.csv beside it. `--also` changes a default
-in all runs, which have rows of their own.
+of the CSV for so many steps, games of Atari also as a part of a human's score and beside what
+Dopamine's DQN had learned from pixels; `--plot` draws the learning curves of all algorithms, which
+stand in curves.csv beside it. `--also` changes a default in all runs, which have rows of their own.
 """
 
 import dataclasses
@@ -48,6 +48,11 @@ ATARI = {
     "Asteroids": (719, 13_157),
     "Breakout": (1.7, 31.8),
 }
+# Mean returns of Dopamine's two DQN agents (Castro et al., 2018), in training from pixels with
+# sticky actions at epsilon 0.01, five seeds each: of the games between the steps `from` and `to`.
+# The one is as published in 2015, the other, their default since, has Adam and a squared error.
+DOPAMINE = HERE / "dopamine.csv"
+AGENTS = {"dqn": "DQN of 2015", "dqn-adam": "DQN with Adam"}
 POINTS = 100  # of a learning curve
 GAMES = {f"{game}-ram-v0": scores for game, scores in ATARI.items()}
 # Small environments, each with the wrapper by which it can be read, or ends.
@@ -72,7 +77,13 @@ SUITES = {
 }
 
 # What each is called in a picture.
-ALGORITHMS = {"dqn": "DQN", "ppo": "PPO", "pqn": "PQN", "sb3": "Stable-Baselines3's DQN"}
+ALGORITHMS = {
+    "dqn": "DQN",
+    "ppo": "PPO",
+    "pqn": "PQN",
+    "sb3": "Stable-Baselines3's DQN",
+    "dopamine": "Dopamine's DQN, from pixels",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +250,36 @@ def report(args):
             f"\nOf a human, over {len(parts)} games: median {np.median(parts):.0%}, mean of the "
             f"middle half {middle:.0%} [{low:.0%}, {high:.0%}]"
         )
+    report_pixels(args)
+
+
+def report_pixels(args):
+    """A line of a Markdown table for every game: what Dopamine's agents had by then, and later."""
+    names = args.names
+    found = {}
+    for row in read_rows(DOPAMINE):
+        agent, name, to = row["agent"], row["name"], int(row["to"])
+        if name in names and to >= args.total_steps:
+            means = found.setdefault((agent, to), {})
+            means.setdefault(name, []).append(float(row["mean"]))
+    if not found:
+        return
+    heads = [f"{AGENTS[agent]}, {to:,} steps" for agent, to in found]
+    print("\n| Dopamine, from pixels | " + " | ".join(heads) + " |")
+    print("|---" * (1 + len(heads)) + "|")
+    for name in names:
+        each = [of_seeds(means.get(name, [])) for means in found.values()]
+        if any(each):
+            print(f"| {name} | " + " | ".join(each) + " |")
+
+
+def of_seeds(means):
+    """The mean over seeds, with the least and the greatest of them; nothing of none."""
+    if not means:
+        return ""
+    digits = decimals([np.mean(means)])
+    least, greatest = (f"{x:,.{digits}f}" for x in (min(means), max(means)))
+    return f"{np.mean(means):,.{digits}f} ({least} to {greatest})"
 
 
 def plot(args):
@@ -247,6 +288,10 @@ def plot(args):
     for row in rows_of_all(args, args.csv.with_name("curves.csv")):
         curve = curves.setdefault((row["name"], row["algorithm"], row["seed"]), [])
         curve.append((float(row["step"]) / 1e3, float(row["mean"])))
+    for row in read_rows(DOPAMINE) if curves else ():
+        if row["agent"] == "dqn-adam" and int(row["to"]) <= args.total_steps:
+            curve = curves.setdefault((row["name"], "dopamine", row["seed"]), [])
+            curve.append(((int(row["from"]) + int(row["to"])) / 2e3, float(row["mean"])))
     names = [name for name in args.names if any(name == key[0] for key in curves)]
     if not names:
         raise UsageError("There is no curve of such runs yet; leave out --plot to train them.")

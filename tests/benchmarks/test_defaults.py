@@ -44,6 +44,17 @@ class TestTable(InFolder):
         self.assertIn("| Freeway-ram-v0 |  | 3.000 [3.000, 3.000] |  |", other)
         self.assertIn("over 2 games: median 88%, mean of the middle half 88% [75%, 100%]", said)
 
+    def test_what_dopamine_had_by_then_stands_beside_it(self):
+        self.assertEqual(defaults.of_seeds([1, 2, 6]), "3.000 (1.000 to 6.000)")
+        self.assertEqual(defaults.of_seeds([]), "")
+        names = ["--names", "Pong-ram-v0", "CartPole-v1"]
+        said = call(defaults, self.rows(), "--total-steps=1000000", "--report", *names)
+        *_, head, _, row = said.splitlines()
+        self.assertEqual(head.count("1,000,000 steps"), 2)
+        self.assertEqual(head.count("10,000,000 steps"), 2)
+        self.assertEqual(row.count("|"), head.count("|"))
+        self.assertTrue(row.startswith("| Pong-ram-v0 | -16.6 (-20.1 to -14.5) |"), row)
+
     def test_what_stable_baselines3_is_not_asked(self):
         for flags, sentence in (
             ((), "give --bench-python"),
