@@ -366,6 +366,16 @@ class EachAlgorithm(unittest.TestCase):
         with self.assertRaisesRegex(UsageError, "sarsa, which is not known here"):
             tfdqt.load_policy(run)
 
+    def test_a_config_without_a_name_is_refused(self):
+        run = folder() / "nameless"
+        shutil.copytree(trained("dqn")[0], run)
+        path = run / "config.json"
+        settings = json.loads(path.read_text())
+        del settings["name"]
+        path.write_text(json.dumps(settings))
+        with self.assertRaisesRegex(UsageError, "config.json has no name; put back"):
+            tfdqt.load_policy(run)
+
     def test_nothing_to_draw_from_is_refused(self):
         with self.assertRaisesRegex(UsageError, "--sample draws from the policy"):
             tfdqt.load_policy(trained("dqn")[0], sample=True)

@@ -15,6 +15,7 @@ import numpy as np
 from tfdqt.errors import EnvFailure, UsageError
 from tfdqt.games.config import EnvConfig
 from tfdqt.games.envs import (
+    check_goes_on_with,
     env_fn_of,
     env_info,
     info_of,
@@ -22,6 +23,7 @@ from tfdqt.games.envs import (
     with_env_options,
     without_curriculum,
 )
+from tfdqt.games.space_json import info_to_json
 
 GAMES = sorted(
     match[1]
@@ -146,12 +148,21 @@ def leaves(env):
         before = with_env_options(dict(name="Sokoban-v0"), '{"size": 3}')  # a run from before 0.2
         self.assertEqual(env_fn_of(before)().spec.kwargs, dict(size=3))
 
+    def test_a_run_goes_on_with_its_own_spaces_only(self):
+        spaces = info_to_json(info_of(env_fn_of(dict(name="CartPole-v1"))))
+        settings = dict(name="CartPole-v1", spaces=spaces)
+        check_goes_on_with(settings)
+        settings["spaces"] = dict(spaces, observation=spaces["observation"] | dict(dtype="float64"))
+        with self.assertRaisesRegex(UsageError, "go on with the environment as it was"):
+            check_goes_on_with(settings)
+
     def test_what_cannot_be_used_is_one_sentence(self):
         for wrapper, words in (
             ("twice", "MODULE:FUNCTION"),
             ("mine_at_hand:twice(", "MODULE:FUNCTION"),
             ("mine_at_hand:twice(by=open)", "MODULE:FUNCTION"),
             ("mine_at_hand:twice(by=2)(by=3)", "MODULE:FUNCTION"),
+            ("mine_at_hand:twice({[]: 1})", "MODULE:FUNCTION"),
             ("mine_at_hand:twice(by=2).x(by=3)", "MODULE:FUNCTION"),
             ("mine_at_hand:none", "AttributeError"),
             ("no_such_module:x", "ModuleNotFoundError"),

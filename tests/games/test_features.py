@@ -121,6 +121,15 @@ class Features(tf.test.TestCase):
                 atol=1e-4,
             )
 
+    def test_standardize_is_exact_far_from_zero(self):
+        noise = np.random.default_rng(0).normal(size=(20_000, 2))
+        layer = features.Standardize()
+        x = np.float32(1e6 + noise)
+        layer(x)
+        layer.adapt(x, None)
+        self.assertAllClose(layer.mean, [1e6, 1e6], rtol=1e-7)
+        self.assertAllClose(layer.scale, [1, 1], atol=0.02)
+
     def test_what_is_standardized(self):
         mixed = describe(
             spaces.Dict(a=spaces.Discrete(3), b=spaces.Box(-1, 1, (2,), np.float32)),

@@ -301,9 +301,43 @@ class Word(unittest.TestCase):
         vec.step([0])
 
     def test_another_space_than_the_first_has(self):
-        made = iter([VECTOR, VECTOR, spaces.Box(-1, 1, (4,), np.float32)])
-        with self.assertRaisesRegex(EnvFailure, "like the others"):
-            vec_of(self, lambda: Spaces(next(made), TWO, show=np.zeros(3, "f")), 2, workers=0)
+        a = spaces.Box(-1, 1, (2,), np.float32)
+        b = spaces.Box(-1, 1, (1,), np.float32)
+        ordered = spaces.Dict([("a", a), ("b", b)])
+        for first, other in (
+            (VECTOR, spaces.Box(-1, 1, (4,), np.float32)),
+            (VECTOR, spaces.Box(-1, 1, (3,), np.float64)),
+            (BYTES, spaces.Box(0, 1, (3,), np.float32)),
+            (ordered, spaces.Dict([("b", a), ("a", b)])),
+            (ordered, spaces.Dict([("b", b), ("a", a)])),
+            (spaces.Tuple((a, b)), spaces.Tuple((b, a))),
+            (spaces.Discrete(3), spaces.Discrete(3, start=1)),
+            (spaces.Box(0, 1, (2, 2), np.int8), spaces.Box(0, 9, (2, 2), np.int8)),
+        ):
+            made = iter([first, first, other])
+            show = first.sample()
+            with self.subTest(other=other), self.assertRaisesRegex(EnvFailure, "like the others"):
+                vec_of(
+                    self, lambda made=made, show=show: Spaces(next(made), TWO, show), 2, workers=0
+                )
+
+    def test_bounds_of_numbers_may_be_others(self):
+        whole = spaces.Box(0, 100, (3,), np.int64)
+        for first, other in (
+            (VECTOR, spaces.Box(-2, 3, (3,), np.float32)),
+            (whole, spaces.Box(-5, 1_000, (3,), np.int64)),
+        ):
+            made = iter([first, first, other])
+            show = np.ones(3, first.dtype)
+            make = functools.partial(lambda made, show: Spaces(next(made), TWO, show), made, show)
+            vec = vec_of(self, make, 2, workers=0)
+            np.testing.assert_array_equal(vec.out["obs"], np.ones((2, 3)))
+
+    def test_parts_with_nothing_in_them(self):
+        nothing = dict(a=VECTOR, b=spaces.Dict(), c=spaces.Tuple(()))
+        show = dict(a=np.ones(3, "f"), b={}, c=())
+        vec = vec_of(self, lambda: Spaces(spaces.Dict(nothing), TWO, show), workers=0)
+        np.testing.assert_array_equal(vec.out["obs"], np.ones((1, 3)))
 
 
 class Overstepping(gymnasium.Env):

@@ -1,5 +1,6 @@
 """Many environments: the stream they give, worker processes, failures, and their states."""
 
+import collections
 import functools
 import io
 import multiprocessing
@@ -34,6 +35,24 @@ from tfdqt.games.slots import REST
 from tfdqt.games.state import NoState, env_state
 from tfdqt.games.vec_envs import make_vec_env
 from tfdqt.runs.checkpoint import load_checkpoint, save_checkpoint
+
+
+class Telling(gymnasium.Env):
+    """Its infos, one a step, the first at the reset."""
+
+    observation_space = spaces.Discrete(2)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, infos):
+        self.infos = infos
+
+    def reset(self, *, seed=None, options=None):
+        self.at = 0
+        return 0, self.infos[0]
+
+    def step(self, action):
+        self.at += 1
+        return 0, 0.0, False, False, self.infos[self.at]
 
 
 class Stream(unittest.TestCase):
@@ -78,6 +97,23 @@ class Stream(unittest.TestCase):
         np.testing.assert_array_equal(
             follow(vec, np.zeros((7, 1), int))["discount"][:, 0], [1, 1, 0, 1, 1, 1, 1, 1]
         )
+
+    def test_lives_are_as_last_told(self):
+        told = collections.OrderedDict  # of a subclass of dict they are read too
+        for infos, discounts in (
+            ([{}, told(lives=2), {}, told(lives=2), told(lives=1)], [1, 1, 1, 1, 0]),
+            ([told(lives=3), told(lives=2), {}, dict(lives=None), {}], [1, 0, 1, 1, 1]),
+        ):
+            make = functools.partial(Telling, infos)
+            vec = vec_of(self, make, workers=0, life_loss_ends=True)
+            seen = follow(vec, np.zeros((len(infos) - 1, 1), int))
+            np.testing.assert_array_equal(seen["discount"][:, 0], discounts)
+
+    def test_a_mask_that_comes_late_is_seen_in_any_dict(self):
+        infos = [{}, collections.OrderedDict(action_mask=np.array([1, 0], np.int8))]
+        vec = vec_of(self, lambda: Telling(infos), workers=0)
+        with self.assertRaisesRegex(EnvFailure, "legal .* only now"):
+            vec.step(np.array([0]))
 
     def test_spaces_that_do_not_start_at_zero(self):
         env = Spaces(spaces.Discrete(9, start=-4), spaces.Discrete(3, start=1), show=-2)

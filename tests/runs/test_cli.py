@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import unittest
 from types import SimpleNamespace
@@ -65,6 +66,25 @@ class Scripts(unittest.TestCase):
             raise KeyboardInterrupt
 
         self.assertEqual(self.ended(interrupt), (130, "Stopped.\n"))
+
+    def test_a_reader_that_leaves_ends_it_quietly(self):
+        code = (
+            "from tfdqt.runs.cli import run_main\n"
+            "run_main(lambda: [print('h\\u00e9' * 99) for _ in range(9_999)] and 0)\n"
+        )
+        env = dict(os.environ, PYTHONIOENCODING="ascii")
+        child = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+        )
+        self.assertTrue(child.stdout.readline().startswith("h\\xe9h"))
+        child.stdout.close()
+        self.assertEqual(child.stderr.read(), "")
+        child.stderr.close()
+        self.assertEqual(child.wait(), 128 + signal.SIGPIPE)
 
     def test_other_errors_are_not_hidden(self):
         with self.assertRaises(ZeroDivisionError):

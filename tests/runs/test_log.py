@@ -2,7 +2,9 @@
 
 import contextlib
 import csv
+import errno
 import io
+import os
 import unittest
 from typing import NamedTuple
 from unittest import mock
@@ -11,6 +13,7 @@ import numpy as np
 
 from tests.helpers import InFolder
 from tfdqt.errors import UsageError
+from tfdqt.runs.evaluation import read_returns
 from tfdqt.runs.folder import start_run
 from tfdqt.runs.log import add_row, make_logger, read_csv, read_log, read_rows, write_rows
 
@@ -139,6 +142,28 @@ class Log(InFolder):
         close()
         self.assertEqual([row["step"] for row in self.rows(run)], ["60"])
 
+    def test_a_damaged_log_is_put_aside(self):
+        for damage in (b"\xff\x00\xfe,\n", b"step,games\n1,2\n", b"step\nfew\n"):
+            run = self.started(f"run{len(damage)}")
+            (run / "log.csv").write_bytes(damage)
+            log, close = self.logger(run, 100, 10, resume_step=50, show=False)
+            log(Metrics(60, 1, 1.0, 0.0))
+            close()
+            self.assertEqual([row["step"] for row in self.rows(run)], ["60"])
+            self.assertEqual((run / "log.csv.damaged").read_bytes(), damage)
+            self.assertIn("log.csv.damaged now", self.shown.getvalue())
+
+    def test_a_full_disk_is_one_sentence(self):
+        run = self.started()
+        log, close = self.logger(run, 100, 10, show=False)
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with (
+            mock.patch("csv.DictWriter.writerow", side_effect=full),
+            self.assertRaisesRegex(UsageError, "can't be written .*No space .*make room"),
+        ):
+            log(Metrics(60, 1, 1.0, 0.0))
+        close()
+
     def test_progress_line(self):
         run = self.started()
         log, close = self.logger(run, 1_024_000, 1_000)
@@ -228,6 +253,13 @@ class Tables(InFolder):
         (self.tmp / "words.csv").write_text("step\n1\nx\n")
         with self.assertRaisesRegex(UsageError, "a cell that is no number .*'x'"):
             read_csv(self.tmp / "words.csv")
+
+    def test_what_is_no_csv_is_one_sentence(self):
+        path = self.tmp / "evaluation.csv"
+        for damage, words in ((b"\xff\xfe", "is no CSV"), (b"a,b\n1,2\n", "are no games")):
+            path.write_bytes(damage)
+            with self.assertRaisesRegex(UsageError, f"evaluation.csv .*{words}.*; move it away"):
+                read_returns(self.tmp)
 
     def test_rows_of_before_are_there_until_all_of_now_are(self):
         path = self.tmp / "rows.csv"

@@ -1,5 +1,6 @@
 """Folders of texts are streamed whole and in order, and every pass over a corpus is the same."""
 
+import errno
 import os
 import tempfile
 import unittest
@@ -10,7 +11,7 @@ from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.text import files
 from tfdqt.text.config import TextConfig
-from tfdqt.text.files import fingerprint
+from tfdqt.text.files import fingerprint, text_files
 from tfdqt.text.tasks import corpus
 from tfdqt.text.tokenizers import make_tokenizer
 
@@ -108,6 +109,28 @@ class TestTexts(tf.test.TestCase):
         Path(self.tmp, "gone.txt").symlink_to(self.tmp / "nowhere")
         with self.assertRaisesRegex(UsageError, "gone.txt can't be read"):
             list(corpus.read_texts(self.tmp))
+
+    def test_runs_models_and_what_is_hidden_are_no_texts(self):
+        for name in ("a.txt", "more/b.txt", "run/tokenizer/vocab.txt", ".copies/a.txt", ".a.txt"):
+            Path(self.tmp, name).parent.mkdir(parents=True, exist_ok=True)
+            Path(self.tmp, name).write_text("sun", encoding="utf-8")
+        before = fingerprint(self.tmp)
+        Path(self.tmp, "run", "config.json").write_text("{}", encoding="utf-8")
+        Path(self.tmp, "config.json").write_text("{}", encoding="utf-8")
+        found = [str(path.relative_to(self.tmp)) for path in text_files(self.tmp)]
+        self.assertEqual(found, ["a.txt", "more/b.txt"])
+        learned = fingerprint(self.tmp)
+        self.assertNotEqual(learned, before)
+        Path(self.tmp, "run", "failure.txt").write_text("what failed", encoding="utf-8")
+        self.assertEqual(fingerprint(self.tmp), learned)
+
+    def test_a_folder_that_can_not_be_read_is_said(self):
+        denied = PermissionError(errno.EACCES, "Permission denied", "locked")
+        with (
+            mock.patch("os.scandir", side_effect=denied),
+            self.assertRaisesRegex(UsageError, "locked can't be read .Permission denied.; mend"),
+        ):
+            text_files(self.tmp)
 
     def test_bad_bytes_are_named_with_file_and_offset(self):
         Path(self.tmp, "bad.txt").write_bytes("sunny día ".encode() + b"\xff more")

@@ -137,6 +137,8 @@ class TestWordScores(tf.test.TestCase):
         for beta in (math.nan, -1.0, -math.inf):
             with self.assertRaisesRegex(UsageError, "beta must be 0 or more"):
                 make_run_scores(*self.networks, TextConfig(cloning=1.0), beta=beta)
+        with self.assertRaisesRegex(UsageError, "beta=1e.40 is beyond float32; give inf"):
+            make_run_scores(*self.networks, TextConfig(cloning=1.0), beta=1e40)
 
     def test_only_plausible_words_are_chosen_by_their_values(self):
         q = self.q[0]

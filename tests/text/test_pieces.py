@@ -43,6 +43,15 @@ def nothing(text):
     return 0.0
 
 
+def of_words(words):
+    """A tokenizer of these words with their numbers, and of no other."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    plain = Tokenizer(models.WordLevel(words))
+    plain.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="[BOS]")
+
+
 class TestPieces(InFolder):
     def write(self, *texts):
         for i, text in enumerate(texts):
@@ -96,6 +105,19 @@ class TestPieces(InFolder):
         tokenizer = train_tokenizer(["the sun"], 300)
         with self.assertRaisesRegex(UsageError, "'caf.*' is not Unicode; give it in UTF-8"):
             token_rows(tokenizer, ["caf\udce9"])
+
+    def test_tokenizers_that_can_not_be_learned_with_are_refused(self):
+        words = {"[BOS]": 0, "the": 1, "sun": 2}
+        tokenizer = of_words(words)
+        with self.assertRaisesRegex(
+            UsageError, "can't read a text .*; give it a token"
+        ):
+            token_rows(tokenizer, ["the moon"])
+        self.write("the sun the sun")
+        corpus.make_corpus(self.tmp, "sentiment", tokenizer=tokenizer, rule=RAW)
+        gap = of_words(dict(words, sun=9))
+        with self.assertRaisesRegex(UsageError, "has 3 tokens, but one with the number 9; number"):
+            corpus.make_corpus(self.tmp, "sentiment", tokenizer=gap, rule=RAW)
 
     def test_windows_tile_each_file(self):
         self.write("one two three " * 30, "four five " * 40)

@@ -53,6 +53,19 @@ class TestExperienceReplay(tf.test.TestCase):
         with self.assertRaisesRegex(UsageError, "one length"):
             replay.push([1, 2], 0, 0.0, [1, 2], False)
 
+    def test_numbers_that_nothing_can_be_learned_from(self):
+        for changes, said in (
+            (dict(reward=[0.0, np.nan]), "reward must hold finite numbers"),
+            (dict(reward=["0.5", "1"]), "reward must hold numbers, not <U3"),
+            (dict(discount=[1.0, 7.0]), "discount must lie between 0 and 1"),
+            (dict(discount=[1.0, -1.0]), "discount must lie between 0 and 1"),
+            (dict(action=["a", "b"]), "action must hold numbers"),
+        ):
+            whole = Transition(*map(np.array, zip(*map(transition, range(2)))))
+            whole = whole._replace(**{name: np.array(x) for name, x in changes.items()})
+            with self.subTest(said=said), self.assertRaisesRegex(UsageError, said):
+                ExperienceReplay().extend(whole)
+
     def test_all_of_it_can_be_put_back(self):
         replay = ExperienceReplay(capacity=4)
         for i in range(6):

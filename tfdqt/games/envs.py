@@ -13,8 +13,8 @@ import warnings
 from tfdqt import puzzles
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.config import PUZZLES, EnvConfig
-from tfdqt.games.space_json import info_from_json
-from tfdqt.games.spaces import MASK_KEY, describe, sizes_of
+from tfdqt.games.space_json import info_from_json, told_apart
+from tfdqt.games.spaces import MASK_KEY, describe
 from tfdqt.modules import advice_on, import_here
 from tfdqt.runs.processes import close_all, tell_of_close
 
@@ -153,7 +153,7 @@ def check_goes_on_with(settings):
     """Raise UsageError if the environment of a run's config.json can't be made, or is another."""
     known = saved_info(settings)
     found = info_of(env_fn_of(settings), settings["name"])
-    if sizes_of(found) != sizes_of(known):
+    if told_apart(found) != told_apart(known):
         raise UsageError(
             f"{known.name} shows {found.observation_space} and takes {found.action_space} now, and "
             f"the run was started with {known.observation_space} and {known.action_space}; go on "
@@ -261,7 +261,7 @@ def wrap(env, wrapper):
         name = node.func.id
         values = [ast.literal_eval(each) for each in node.args]
         named = {each.arg: ast.literal_eval(each.value) for each in node.keywords}
-    except (SyntaxError, ValueError, AttributeError):
+    except (SyntaxError, ValueError, AttributeError, TypeError, RecursionError, MemoryError):
         colon = ""
     if not (colon and module and None not in named):
         raise UsageError(

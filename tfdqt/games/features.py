@@ -105,9 +105,9 @@ class Standardize(layers.Layer):
     def adapt(self, x, first):
         """Take mean and deviation of x [M, ..., F]."""
         axes = tuple(range(x.ndim - 1))
-        deviation = np.maximum(x.std(axis=axes), LEAST_DEVIATION)
+        deviation = np.maximum(x.std(axis=axes, dtype="float64"), LEAST_DEVIATION)
         deviation = np.where(np.ptp(x, axis=axes) > 0, deviation, UNKNOWN_DEVIATION)
-        self.mean.assign(np.where(self.keep, 0.0, x.mean(axis=axes)))
+        self.mean.assign(np.where(self.keep, 0.0, x.mean(axis=axes, dtype="float64")))
         self.scale.assign(np.where(self.keep, 1.0, deviation))
 
     def call(self, x):

@@ -78,15 +78,20 @@ def _joined(space, readers, path):
                     f"it returned an observation{path and ' in '}{path} without "
                     f"{', '.join(sorted(map(str, keys - value.keys())))}"
                 )
-            return np.concatenate([one(value[key]) for key, one in inner])
+            return _row([one(value[key]) for key, one in inner])
         if not named and isinstance(value, (tuple, list)) and len(value) == len(inner):
-            return np.concatenate([one(value[key]) for key, one in inner])
+            return _row([one(value[key]) for key, one in inner])
         raise EnvFailure(
             f"it returned the observation{path and ' in '}{path} {in_short(value)}, which is not "
             f"{kind} like its space {space}"
         )
 
     return read
+
+
+def _row(parts):
+    """Arrays one behind another; of an empty Dict or Tuple there are none."""
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
 def _leaf_reader(part, dtype):

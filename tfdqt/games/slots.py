@@ -10,6 +10,7 @@ import numpy as np
 
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.reader import make_reader, out_of_range
+from tfdqt.games.space_json import told_apart
 from tfdqt.games.spaces import (
     GREATEST,
     MASK_KEY,
@@ -17,7 +18,6 @@ from tfdqt.games.spaces import (
     describe,
     make_action,
     read_mask,
-    sizes_of,
 )
 from tfdqt.games.state import NoState, env_state, restore_env
 from tfdqt.policy import can_act
@@ -39,7 +39,7 @@ class Slot:
         self.info = info
         self.life_loss_ends = life_loss_ends
         own = describe(env.observation_space, env.action_space, info.name, info.mask)
-        if sizes_of(own) != sizes_of(info):
+        if told_apart(own) != told_apart(info):
             raise EnvFailure(
                 f"it has the spaces {env.observation_space} and {env.action_space}, not "
                 f"{info.observation_space} and {info.action_space} like the others"
@@ -50,10 +50,10 @@ class Slot:
         self._reset(seed=seed)
 
     def _reset(self, **seed):
-        self.lives = 0
         self.ret = 0.0
         self.length = 0
         obs, info = checked_reset(self.env.reset(**seed))
+        self.lives = lives_in(info, 0)
         self._show(obs, info, first=True)
 
     def _show(
@@ -72,7 +72,7 @@ class Slot:
         self.ended = ended
         out = self.out
         if self.info.mask is None:
-            if type(info) is dict and MASK_KEY in info:
+            if isinstance(info, dict) and MASK_KEY in info:
                 raise EnvFailure(
                     f"its info says which actions are legal ({MASK_KEY}) only now, and not at the "
                     "first reset; say it at every reset and step"
@@ -119,8 +119,7 @@ class Slot:
             return
         answer = checked_step(self.env.step(self.action_of(action)))
         obs, reward, terminated, truncated, info = answer
-        lives = info.get("lives", 0) if type(info) is dict else 0
-        lives = lives if isinstance(lives, (int, float, np.number)) else 0
+        lives = lives_in(info, self.lives)
         lost_life = lives < self.lives
         self.lives = lives
         over = terminated or (self.life_loss_ends and lost_life)
@@ -167,6 +166,13 @@ class Slot:
             setattr(self, key, value)
         for key, value in state["out"].items():
             self.out[key][...] = value
+
+
+def lives_in(info, before):
+    """The lives left by an `info`; `before` where it does not say."""
+    lives = info.get("lives") if isinstance(info, dict) else None
+    known = isinstance(lives, (int, float, np.number)) and lives == lives  # NaN is none
+    return lives if known else before
 
 
 def checked_reset(answer):

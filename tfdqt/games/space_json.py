@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 from tfdqt.errors import UsageError
-from tfdqt.games.spaces import are_bits, describe, parts_seen
+from tfdqt.games.spaces import are_bits, describe, grid_of, parts_seen
 
 KINDS = (
     spaces.Box,
@@ -93,6 +93,28 @@ def info_to_json(info):
         mask=info.mask,
         kept=info.obs_dtype,
     )
+
+
+def told_apart(info):
+    """What must not differ between environments that a network is to play, as plain values.
+
+    The parts in their order and how each is read, and what an action means. Bounds of numbers are
+    not among it, but what they say of bits and categories is.
+    """
+    plain = info_to_json(info)
+    del plain["kept"]
+    grid = grid_of(info)
+    counts = (are_bits(info), info.nvec, grid and grid.counts)
+    return dict(plain, observation=_without_bounds(plain["observation"]), counts=counts)
+
+
+def _without_bounds(plain):
+    """A space as plain values, without the bounds of numbers."""
+    if plain["kind"] == "Dict":
+        return dict(plain, parts=[[key, _without_bounds(part)] for key, part in plain["parts"]])
+    if plain["kind"] == "Tuple":
+        return dict(plain, parts=[_without_bounds(part) for part in plain["parts"]])
+    return {key: value for key, value in plain.items() if key not in ("low", "high")}
 
 
 def info_from_json(plain, name):

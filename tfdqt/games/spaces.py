@@ -46,11 +46,6 @@ class EnvInfo(NamedTuple):
         return self.obs_shape[0] - (self.outputs if self.mask else 0)
 
 
-def sizes_of(info):
-    """What must not differ between environments that a network is to play."""
-    return info.obs_shape, info.nvec, info.num_actions
-
-
 class Grid(NamedTuple):
     """The one part of an observation that has rows and columns, such as a board or an image."""
 

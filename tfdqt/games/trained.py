@@ -25,7 +25,7 @@ from tfdqt.games.stepwise import make_stepwise
 from tfdqt.games.window import make_window, network_inputs, push
 from tfdqt.policy import can_act, draw_actions, epsilon_greedy
 from tfdqt.runs.checkpoint import load_checkpoint
-from tfdqt.runs.cli import read_settings
+from tfdqt.runs.cli import check_complete, read_settings
 from tfdqt.runs.folder import find_run
 
 
@@ -50,6 +50,7 @@ def load_run(run_dir, checkpoint=None, loops=None):
     plain = read_settings(folder)
     if not is_game_run(plain):
         raise UsageError(f"{run_dir} is a text run; load_writer opens it.")
+    check_complete(folder, plain)
     name = plain["algorithm"]
     algorithm = ALGORITHMS[name]
     settings = read_settings(folder, **settings_classes(name, plain))

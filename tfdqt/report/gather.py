@@ -11,8 +11,9 @@ from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import ALGORITHMS, default_settings
 from tfdqt.report.kinds import group_runs, settings_of, task_of
 from tfdqt.runs.checkpoint import checkpoints
+from tfdqt.runs.evaluation import read_games
 from tfdqt.runs.folder import find_run
-from tfdqt.runs.log import EVALUATION, log_so_far, read_rows
+from tfdqt.runs.log import EVALUATION, log_so_far
 from tfdqt.runs.plots import band
 from tfdqt.stats import confidence, improvement, interquartile_mean
 from tfdqt.text.tasks.table import default_text_config
@@ -194,7 +195,7 @@ def evaluations(groups):
     for group in groups:
         for folder, name in zip(group.runs, group.names):
             ways = collections.defaultdict(dict)
-            for row in read_rows(Path(folder, "evaluation.csv")):
+            for row in read_games(Path(folder)):
                 way = {key: value for key, value in row.items() if key not in OF_A_GAME and value}
                 # Played again with the same seed it is the same game.
                 ways[json.dumps(way)][row["seed"], row["episode"]] = row

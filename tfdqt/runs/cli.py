@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import os
+import select
 import signal
 import sys
 import traceback
@@ -37,6 +39,8 @@ from tfdqt.version import __version__
 def run_main(main):
     """Call `main()` as a script: what a user can mend becomes one sentence and exit code 2."""
     code = 1  # of a traceback
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # where the terminal's letters are few
     try:
         with a_script():
             code = main() or 0
@@ -46,10 +50,28 @@ def run_main(main):
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        code = 128 + signal.SIGPIPE
     finally:
         unlock_runs()
         end_in_time(code)
     sys.exit(code)
+
+
+def _nobody_reads():
+    """Whether what is printed has no reader any more, as behind `| head`; then it goes nowhere."""
+    try:
+        number = sys.stdout.fileno()
+    except OSError:  # it is no file
+        return False
+    poll = select.poll()
+    poll.register(number, 0)  # errors are told without being asked for
+    gone = bool(poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return gone
 
 
 # -------------------------------------------------------------------------------------------------

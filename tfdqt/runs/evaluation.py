@@ -3,13 +3,26 @@
 import csv
 import sys
 
+from tfdqt.errors import UsageError
 from tfdqt.runs.folder import locked
 from tfdqt.runs.log import read_rows, write_rows
 
 
+def read_games(run_dir):
+    """The rows of a run's evaluation.csv, dicts of strings. Raises UsageError if it is none."""
+    path = run_dir / "evaluation.csv"
+    rows = read_rows(path)
+    try:
+        for row in rows:
+            int(row["step"]), row["seed"], row["episode"], float(row["return"]), row["length"]
+    except (KeyError, TypeError, ValueError):
+        raise UsageError(f"{path} has rows that are no games; move it away.") from None
+    return rows
+
+
 def read_returns(run_dir):
     """The returns in a run's evaluation.csv, a list of floats."""
-    return [float(row["return"]) for row in read_rows(run_dir / "evaluation.csv")]
+    return [float(row["return"]) for row in read_games(run_dir)]
 
 
 def append_evaluation(run_dir, step, seed, how, returns, lengths, more=None):

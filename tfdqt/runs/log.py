@@ -1,5 +1,6 @@
 """A run's log: log.csv, TensorBoard and the progress line; and CSV files read and written."""
 
+import contextlib
 import csv
 import math
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tfdqt.backend import tf
-from tfdqt.errors import UsageError
+from tfdqt.errors import UsageError, first_line
 from tfdqt.runs.folder import find_run, locked
 
 EVALUATION = "evaluation"  # the column of what is played in between
@@ -82,9 +83,18 @@ def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=T
         row = dict(epoch=epoch, seconds=seconds, **metrics._asdict())
         if evaluation is not None:
             row[EVALUATION] = evaluation
+        try:
+            write(row, metrics.step)
+        except (OSError, tf.errors.OpError) as error:
+            raise UsageError(
+                f"The log in {path.parent} can't be written ({first_line(str(error))}); make room, "
+                f"then go on with --resume={path.parent}."
+            ) from None
+
+    def write(row, step):
         writer.writerow(_short(row))
         file.flush()
-        with board.as_default(step=metrics.step):
+        with board.as_default(step=step):
             for key, value in row.items():
                 if key not in ("step", "epoch", "seconds") and not (
                     isinstance(value, float) and math.isnan(value)
@@ -96,21 +106,35 @@ def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=T
         for bar in bars:
             bar.refresh()
             bar.close()
-        file.close()
-        board.close()
+        for each in (file, board):
+            # A full disk was told of where it mattered.
+            with contextlib.suppress(OSError, tf.errors.OpError):
+                each.close()
 
     return log, close
 
 
 def _rows_until(path, step):
-    """The whole rows of a log up to `step`; none without a step."""
+    """The whole rows of a log up to `step`; none without a step.
+
+    A log that is none any more is put aside, for what was learned does not hang on it.
+    """
     if step is None or not path.exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    for row in rows:
-        row.setdefault("samples", row.get("games"))  # what text runs called them before 0.2
-    return [row for row in rows if int(row["step"]) <= step]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        for row in rows:
+            row.setdefault("samples", row.get("games"))  # what text runs called them before 0.2
+        rows = [row for row in rows if int(row["step"]) <= step]
+        for row in rows[-1:]:  # from which it is counted on
+            float(row["seconds"]), int(row["epoch"]), int(row["samples"])
+        return rows
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        aside = path.with_name("log.csv.damaged")
+        path.replace(aside)
+        print(f"note: {path} was no log ({error!r}); it is {aside.name} now.", file=sys.stderr)
+        return []
 
 
 def _short(row):
@@ -140,8 +164,18 @@ def read_rows(path):
     """What `write_rows` wrote, as dicts of strings; none if the file is not there."""
     if not Path(path).exists():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return _read(path)
+
+
+def _read(path):
+    """The rows of a CSV as dicts of strings. Raises UsageError if it can't be read."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except OSError as error:
+        raise UsageError(f"{path} can't be read ({error.strerror}).") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} is no CSV ({error}); move it away.") from None
 
 
 def add_row(path, row):
@@ -173,11 +207,7 @@ def read_csv(path):
 
     Raises UsageError if it is empty, or has something else in it.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-    except OSError as error:
-        raise UsageError(f"{path} can't be read ({error.strerror}).") from None
+    rows = [row for row in _read(path) if None not in row.values()]
     if not rows:
         raise UsageError(f"{path} has no rows yet; let the run train for longer.")
     try:

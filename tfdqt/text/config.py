@@ -104,7 +104,8 @@ class TextConfig:
     """implicit: actions count exp(this x advantage) when they are cloned, so that better ones are
     (Peng et al., 2019); 0: all alike."""
     keep_best: float = 0.1
-    """filtered: part of the episodes, those of the highest return, that is imitated."""
+    """filtered: part of the episodes, those of the highest return, that is imitated; of a corpus,
+    which is streamed, of each --new-items."""
     greedy: bool = True
     """Whether the best action is taken when acting; otherwise one is drawn in proportion to the
     policy, or to exp(Q), in typical rewards with reward_units."""

@@ -304,8 +304,6 @@ def evaluate_text(run_dir, args):
         f"{'texts' if texts else 'games'}: mean {returns.mean():.3f}, std {returns.std():.3f}, "
         f"95% CI of the mean [{low:.3f}, {high:.3f}]. {task.compare(texts)}"
     )
-    for line in task.details(writer.scores, run.transformer, run.head, cfg, returns, texts):
-        print(line)
     how = dict(
         beta=cfg.beta if args.beta is None else args.beta,
         temperature=0 if cfg.greedy else cfg.temperature,
@@ -313,3 +311,5 @@ def evaluate_text(run_dir, args):
     )
     lengths = [len(words_of(text)) for text in texts] if texts else [""] * len(returns)
     append_evaluation(run_dir, writer.step, args.seed, how, returns, lengths)
+    for line in task.details(writer.scores, run.transformer, run.head, cfg, returns, texts):
+        print(line)

@@ -12,13 +12,34 @@ BLOCK = 1 << 20  # bytes of a file read at a time
 
 
 def text_files(folder):
-    """All *.txt files under a folder, or the file itself. Raises UsageError if there are none."""
+    """All *.txt files under a folder, or the file itself.
+
+    Hidden files and folders are left out, and folders with a config.json: runs and models, whose
+    files are no texts. Raises UsageError if there are none, or a folder can't be read.
+    """
     folder = Path(folder)
-    found = sorted(folder.rglob("*.txt")) if folder.is_dir() else [folder]
-    paths = [path for path in found if not path.is_dir()]
+    paths = sorted(_texts_under(folder)) if folder.is_dir() else [folder]
     if not paths:
         raise UsageError(f"There are no .txt files under {folder}; give a folder with texts.")
     return paths
+
+
+def _texts_under(folder):
+    for here, folders, names in os.walk(folder, onerror=_refuse):
+        here = Path(here)
+        if here != folder and "config.json" in names:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if name.endswith(".txt") and not name.startswith("."):
+                yield here / name
+
+
+def _refuse(error):
+    raise UsageError(
+        f"{error.filename} can't be read ({error.strerror or error}); mend that, or take it out."
+    ) from None
 
 
 def fingerprint(folder):
@@ -41,9 +62,7 @@ def _blocks(path):
             while block := file.read(BLOCK):
                 yield block
     except OSError as error:
-        raise UsageError(
-            f"{path} can't be read ({error.strerror or error}); mend that, or take it out."
-        ) from None
+        _refuse(error)
 
 
 def read_blocks(path, *, nul=False):

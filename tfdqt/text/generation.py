@@ -84,6 +84,8 @@ def make_run_scores(transformer, head, cfg, *, beta=None):
     imitates = cfg.method in IMITATING
     if beta is not None and not beta >= 0:
         raise UsageError(f"beta must be 0 or more, or inf, not {beta}.")
+    if beta is not None and beta != math.inf and beta > float(np.finfo(np.float32).max):
+        raise UsageError(f"beta={beta} is beyond float32; give inf for Q alone.")
     if imitates and beta:
         raise UsageError(f"A {cfg.method} run has no values to steer by; leave out --beta.")
     if beta is None:
@@ -314,6 +316,11 @@ class _Next:
 def _allowed_words(logits, tokenizer, rows, allowed):
     """Log-weights of what may be written behind rows of ids: [N, A], -inf for what may not."""
     logits = np.array(logits, np.float64)
+    if np.isnan(logits).any():
+        raise UsageError(
+            "What the network says of the next word is no number; its weights, or beta, are not "
+            "finite. Take an older checkpoint, or a smaller beta."
+        )
     logits[:, tokenizer.all_special_ids] = -np.inf
     if allowed is None:
         return logits

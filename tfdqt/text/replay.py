@@ -146,6 +146,12 @@ def _checked(items):
     items = with_imitated(items)
     fields = []
     for name, field, dtype in zip(kind._fields, map(np.asarray, items), _dtypes(kind)):
+        if field.dtype.kind not in "biuf":
+            raise UsageError(f"{name} must hold numbers, not {field.dtype}.")
+        if not np.isfinite(field).all():
+            raise UsageError(f"{name} must hold finite numbers, also where nothing is learned.")
+        if name in ("discount", "mask") and ((field < 0) | (field > 1)).any():
+            raise UsageError(f"{name} must lie between 0 and 1.")
         with np.errstate(invalid="ignore"):  # of what is refused below
             kept = field.astype(dtype, copy=False)
         if dtype == np.int32 and (kept != field).any():

@@ -176,6 +176,8 @@ def check(args):
         )
     check_not_negative(args, "episodes")
     check_seed(args)
+    if args.corpus == "":
+        raise UsageError("--corpus is empty; give a folder of .txt files, or leave it out.")
     if args.corpus is not None and not Path(args.corpus).exists():
         raise UsageError(f"--corpus={args.corpus} does not exist; give a folder of .txt files.")
 

@@ -22,11 +22,16 @@ class Stepwise(NamedTuple):
     step: Callable
 
 
+PROBED = 3  # tokens of the texts by which it is seen that both ways agree
+
+
 def make_stepwise(transformer, values):
     """The Stepwise of a PrunedTransformerModel, or None if it keeps nothing that can be gone on by.
 
     values: what a state of a token is worth, x [B, D] -> [B, A].
     """
+    if transformer.context < PROBED:
+        return None
     model = transformer.bert
     asked = inspect.signature(model.call).parameters
     if not (transformer.causal and {"past_key_values", "use_cache"} <= set(asked)):
@@ -71,7 +76,7 @@ def make_stepwise(transformer, values):
 def _agrees(transformer, values, stepwise):
     """Whether texts of two lengths, gone on with by a word, are worth what whole ones are."""
     ids = [i for i in range(transformer.vocabulary) if i != transformer.bert.config.pad_token_id]
-    one, two, three = (ids * 3)[:3]
+    one, two, three = (ids * PROBED)[:PROBED]
     texts = tf.constant([[one, two, three], [two, three, one]])
     at = tf.constant([1, 0])  # the last tokens known at first
     known = values(tf.gather(transformer(texts), at + 1, batch_dims=1))

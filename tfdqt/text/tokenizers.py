@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from tfdqt.backend import quiet
-from tfdqt.errors import UsageError
+from tfdqt.errors import UsageError, first_line
 
 SHOWN = 300  # characters of a library's error that are passed on
 
@@ -158,7 +158,15 @@ def read_ids(tokenizer, texts):
     if not len(texts):  # which a tokenizer takes for a mistake
         return []
     how = dict(add_special_tokens=False, split_special_tokens=True)
-    return tokenizer(list(texts), **how)["input_ids"]
+    try:
+        return tokenizer(list(texts), **how)["input_ids"]
+    except Exception as error:
+        if type(error) is not Exception:  # which the library raises for what it does not know
+            raise
+        raise UsageError(
+            f"The tokenizer can't read a text ({first_line(error)}); give it a token for what it "
+            "does not know (unk_token), or choose another --encoder."
+        ) from None
 
 
 def pad_rows(rows, length, pad):

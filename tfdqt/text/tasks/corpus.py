@@ -351,6 +351,12 @@ def make_corpus(folder, reward, *, tokenizer=None, vocabulary=2_000, length=33, 
             "The encoder's tokenizer has no token for the beginning of a text, neither [CLS] nor "
             "BOS, so nothing can be written with it; choose another --encoder."
         )
+    greatest = max(tokenizer.get_vocab().values())
+    if greatest >= len(tokenizer):
+        raise UsageError(
+            f"The encoder's tokenizer has {len(tokenizer)} tokens, but one with the number "
+            f"{greatest}; number them from 0 without a gap, or choose another --encoder."
+        )
     actions = tuple(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
     return Corpus(tokenizer, actions, length, str(folder), reward, rule)
 
