@@ -109,15 +109,27 @@ class TestPieces(InFolder):
     def test_tokenizers_that_can_not_be_learned_with_are_refused(self):
         words = {"[BOS]": 0, "the": 1, "sun": 2}
         tokenizer = of_words(words)
-        with self.assertRaisesRegex(
-            UsageError, "can't read a text .*; give it a token"
-        ):
+        with self.assertRaisesRegex(UsageError, "can't read a text .*; give it a token"):
             token_rows(tokenizer, ["the moon"])
         self.write("the sun the sun")
         corpus.make_corpus(self.tmp, "sentiment", tokenizer=tokenizer, rule=RAW)
         gap = of_words(dict(words, sun=9))
         with self.assertRaisesRegex(UsageError, "has 3 tokens, but one with the number 9; number"):
             corpus.make_corpus(self.tmp, "sentiment", tokenizer=gap, rule=RAW)
+
+    def test_what_is_left_out_of_a_text_is_counted(self):
+        from tokenizers import Tokenizer, models
+
+        self.write("ab ba\nabx 日月")
+        plain = Tokenizer(models.BPE({"a": 0, "b": 1, "[BOS]": 2}, []))  # drops what it has not
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="[BOS]")
+        self.assertEqual(pieces.survey_pieces(self.tmp, 2, tokenizer).unread, 3)
+        made = corpus.make_corpus(self.tmp, "sentiment", tokenizer=tokenizer, rule=RAW)
+        said, _ = made._replace(length=3).look_over()
+        self.assertIn("3 characters left out, which it has no token for", said)
+        bytes_ = train_tokenizer(SCRIPTS, 300)
+        bytes_.unk_token = None
+        self.assertEqual(pieces.survey_pieces(self.tmp, 2, bytes_).unread, 0)
 
     def test_windows_tile_each_file(self):
         self.write("one two three " * 30, "four five " * 40)

@@ -224,10 +224,12 @@ class Corpus(NamedTuple):
             known = 1 - found.unknown / found.tokens
             if not known:
                 raise _nothing_known(self.folder)
+            unread = f", {found.unread:,} characters left out, which it has no token for"
             return (
                 f"{count_files(found.files)}, {found.characters:,} characters, {found.tokens:,} "
                 f"tokens (sub-words, NFC), {known:.1%} of them known ({vocabulary}), "
                 f"{found.characters / found.tokens:.2f} characters each"
+                f"{unread if found.unread else ''}"
             ), found.windows
         found = survey(self.folder, self.length - 1, self.rule)
         if not found.counts:

@@ -59,6 +59,7 @@ class PieceSurvey(NamedTuple):
     characters: int
     tokens: int
     unknown: int  # of the tokens
+    unread: int  # of the characters but blanks, which no token stands for
     windows: int  # of so many tokens, those held out included
 
 
@@ -66,11 +67,21 @@ def survey_pieces(folder, length, tokenizer):
     """Read all texts of a folder once: -> PieceSurvey; windows are of `length` tokens."""
     characters = 0
     unknown = 0
+    unread = 0
     tokens = collections.Counter()
     for path, text in read_pieces(folder):
         characters += len(text)
         (ids,) = read_ids(tokenizer, [text])
+        if tokenizer.unk_token_id is None:
+            unread += _unread(tokenizer, text, ids)
         tokens[path] += len(ids)
         unknown += ids.count(tokenizer.unk_token_id)
     windows = sum(count // length for count in tokens.values())
-    return PieceSurvey(len(text_files(folder)), characters, tokens.total(), unknown, windows)
+    files = len(text_files(folder))
+    return PieceSurvey(files, characters, tokens.total(), unknown, unread, windows)
+
+
+def _unread(tokenizer, text, ids):
+    """How many characters, but blanks, do not come back from its ids, whatever their case."""
+    whole, back = (collections.Counter(each.casefold()) for each in (text, tokenizer.decode(ids)))
+    return sum(count for letter, count in (whole - back).items() if not letter.isspace())
