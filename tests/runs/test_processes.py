@@ -13,7 +13,26 @@ import unittest
 
 from tests.runs.children import sleep
 from tfdqt.errors import UsageError
-from tfdqt.runs.processes import close_all, last_line, run_script, take_signals, tell_of_close
+from tfdqt.runs.processes import (
+    close_all,
+    last_line,
+    one_thread,
+    run_script,
+    take_signals,
+    tell_of_close,
+)
+
+
+class Threads(unittest.TestCase):
+    def test_one_is_waited_for_but_behind_ctrl_c(self):
+        for error, done in ((ZeroDivisionError, True), (KeyboardInterrupt, False)):
+            goes_on = threading.Event()
+            self.addCleanup(goes_on.set)
+            with self.subTest(error=error), self.assertRaises(error):
+                with one_thread("test") as pool:
+                    task = pool.submit(goes_on.wait, 0.3 if done else 60)
+                    raise error
+            self.assertEqual(task.done(), done)
 
 
 class Signals(unittest.TestCase):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -64,6 +63,7 @@ from tfdqt.replay import (
     stored_obs,
     stored_rewards,
 )
+from tfdqt.runs.processes import one_thread
 from tfdqt.scale.distribute import (
     SINGLE,
     ProcessGroup,
@@ -813,7 +813,7 @@ def dqn(
     steps_here = dict(seed=seed, workers=workers, saved=saved)
     with (
         stepping(env_fn, info, net.context, own, **steps_here) as stepper,
-        ThreadPoolExecutor(1, "collect") as pool,
+        one_thread("collect") as pool,
     ):
         collect = make_collect(make_greedy(net), stepper, info, cfg)
         diagnostics = NO_DIAGNOSTICS

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tfdqt.errors import UsageError
@@ -202,6 +203,20 @@ def end_own_group_in(seconds):
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()
+
+
+@contextlib.contextmanager
+def one_thread(name):
+    """An executor of one thread, which is waited for unless Ctrl-C ends the process."""
+    pool = ThreadPoolExecutor(1, name)
+    wait = True
+    try:
+        yield pool
+    except KeyboardInterrupt:
+        wait = False  # the thread may hang in an environment
+        raise
+    finally:
+        pool.shutdown(wait=wait, cancel_futures=not wait)
 
 
 def end_in_time(code):
