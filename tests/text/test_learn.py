@@ -528,7 +528,10 @@ class TestTrainModel(Eager):
             with self.assertRaisesRegex(UsageError, "ended before its first update"):
                 how = dict(tokenizer=make_tokenizer("a"), reward_fn=len, length=2)
                 train(networks(causal=True), 1, empty, cfg=self.cfg, **how)
-        poisoned = corridor()._replace(reward=np.full(300, np.inf))
+        endless = corridor()._replace(reward=np.full(300, np.inf))
+        with self.assertRaisesRegex(UsageError, "reward must hold finite numbers"):
+            train(pair, 1, Batches(endless, 150), cfg=self.cfg)
+        poisoned = corridor()._replace(reward=np.full(300, 3e38))
         with self.assertRaisesRegex(UsageError, "loss is"):
             train(pair, 1, Batches(poisoned, 150), cfg=self.cfg)
 

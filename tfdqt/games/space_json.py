@@ -103,6 +103,8 @@ def told_apart(info):
     """
     plain = info_to_json(info)
     del plain["kept"]
+    # However the observations of a run are kept.
+    info = describe(info.observation_space, info.action_space, info.name, info.mask)
     grid = grid_of(info)
     counts = (are_bits(info), info.nvec, grid and grid.counts)
     return dict(plain, observation=_without_bounds(plain["observation"]), counts=counts)
