@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.helpers import InFolder
 from tfdqt.errors import UsageError
-from tfdqt.runs.evaluation import read_returns
+from tfdqt.runs.evaluation import read_games, read_returns
 from tfdqt.runs.folder import start_run
 from tfdqt.runs.log import add_row, make_logger, read_csv, read_log, read_rows, write_rows
 
@@ -258,8 +258,11 @@ class Tables(InFolder):
         path = self.tmp / "evaluation.csv"
         for damage, words in ((b"\xff\xfe", "is no CSV"), (b"a,b\n1,2\n", "are no games")):
             path.write_bytes(damage)
-            with self.assertRaisesRegex(UsageError, f"evaluation.csv .*{words}.*; move it away"):
-                read_returns(self.tmp)
+            for read in (read_returns, read_games):
+                with self.assertRaisesRegex(UsageError, f"evaluation.csv .*{words}.*; move it"):
+                    read(self.tmp)
+        path.write_text("return\n1.5\n")  # as a peer's run has it
+        self.assertEqual(read_returns(self.tmp), [1.5])
 
     def test_rows_of_before_are_there_until_all_of_now_are(self):
         path = self.tmp / "rows.csv"

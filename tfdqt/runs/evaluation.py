@@ -1,5 +1,6 @@
 """What evaluating a run leaves behind: evaluation.csv."""
 
+import contextlib
 import csv
 import sys
 
@@ -10,19 +11,27 @@ from tfdqt.runs.log import read_rows, write_rows
 
 def read_games(run_dir):
     """The rows of a run's evaluation.csv, dicts of strings. Raises UsageError if it is none."""
-    path = run_dir / "evaluation.csv"
-    rows = read_rows(path)
-    try:
+    rows = read_rows(run_dir / "evaluation.csv")
+    with _of_games(run_dir):
         for row in rows:
             int(row["step"]), row["seed"], row["episode"], float(row["return"]), row["length"]
-    except (KeyError, TypeError, ValueError):
-        raise UsageError(f"{path} has rows that are no games; move it away.") from None
     return rows
 
 
 def read_returns(run_dir):
-    """The returns in a run's evaluation.csv, a list of floats."""
-    return [float(row["return"]) for row in read_games(run_dir)]
+    """The returns in a run's evaluation.csv, a list of floats. Raises UsageError if it has none."""
+    rows = read_rows(run_dir / "evaluation.csv")
+    with _of_games(run_dir):
+        return [float(row["return"]) for row in rows]
+
+
+@contextlib.contextmanager
+def _of_games(run_dir):
+    try:
+        yield
+    except (KeyError, TypeError, ValueError):
+        path = run_dir / "evaluation.csv"
+        raise UsageError(f"{path} has rows that are no games; move it away.") from None
 
 
 def append_evaluation(run_dir, step, seed, how, returns, lengths, more=None):

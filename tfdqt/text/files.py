@@ -36,9 +36,11 @@ def _texts_under(folder):
                 yield here / name
 
 
-def _refuse(error):
+def _refuse(error, path=None):
+    """Raise UsageError for a file or folder that can't be read; path None: the error names it."""
+    path = path or error.filename
     raise UsageError(
-        f"{error.filename} can't be read ({error.strerror or error}); mend that, or take it out."
+        f"{path} can't be read ({error.strerror or error}); mend that, or take it out."
     ) from None
 
 
@@ -62,7 +64,7 @@ def _blocks(path):
             while block := file.read(BLOCK):
                 yield block
     except OSError as error:
-        _refuse(error)
+        _refuse(error, path)
 
 
 def read_blocks(path, *, nul=False):
