@@ -13,6 +13,7 @@ import numpy as np
 
 from tests.helpers import InFolder
 from tfdqt.errors import UsageError
+from tfdqt.runs.checkpoint import save_checkpoint
 from tfdqt.runs.evaluation import read_games, read_returns
 from tfdqt.runs.folder import start_run
 from tfdqt.runs.log import add_row, make_logger, read_csv, read_log, read_rows, write_rows
@@ -160,6 +161,14 @@ class Log(InFolder):
         with (
             mock.patch("csv.DictWriter.writerow", side_effect=full),
             self.assertRaisesRegex(UsageError, "can't be written .*No space .*make room"),
+        ):
+            log(Metrics(60, 1, 1.0, 0.0))
+        close()
+        save_checkpoint(run, 50, {})
+        log, close = self.logger(run, 100, 10, show=False)
+        with (
+            mock.patch("csv.DictWriter.writerow", side_effect=full),
+            self.assertRaisesRegex(UsageError, "make room, then go on with --resume=.*run.*\\.$"),
         ):
             log(Metrics(60, 1, 1.0, 0.0))
         close()

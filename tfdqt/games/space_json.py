@@ -18,12 +18,17 @@ KINDS = (
 )
 
 
-def space_to_json(space):
-    """A space that can be read, as plain values for JSON; a subclass is written as its kind."""
+def space_to_json(space, bounds=True):
+    """A space that can be read, as plain values for JSON; a subclass is written as its kind.
+
+    bounds: whether those of numbers are among them.
+    """
     plain = dict(kind=next(kind.__name__ for kind in KINDS if isinstance(space, kind)))
     if isinstance(space, spaces.Box):
-        bounds = dict(low=_bound_to_json(space.low), high=_bound_to_json(space.high))
-        return dict(plain, shape=list(space.shape), dtype=str(space.dtype), **bounds)
+        plain.update(shape=list(space.shape), dtype=str(space.dtype))
+        if bounds:
+            plain.update(low=_bound_to_json(space.low), high=_bound_to_json(space.high))
+        return plain
     if isinstance(space, spaces.Discrete):
         return dict(plain, n=int(space.n), start=int(space.start))
     if isinstance(space, spaces.MultiDiscrete):
@@ -31,10 +36,9 @@ def space_to_json(space):
     if isinstance(space, spaces.MultiBinary):
         return dict(plain, shape=list(space.shape))
     if isinstance(space, spaces.Dict):
-        return dict(
-            plain, parts=[[_key(key), space_to_json(part)] for key, part in space.spaces.items()]
-        )
-    return dict(plain, parts=[space_to_json(part) for part in space.spaces])
+        parts = [[_key(key), space_to_json(part, bounds)] for key, part in space.spaces.items()]
+        return dict(plain, parts=parts)
+    return dict(plain, parts=[space_to_json(part, bounds) for part in space.spaces])
 
 
 def _key(key):
@@ -101,22 +105,15 @@ def told_apart(info):
     The parts in their order and how each is read, and what an action means. Bounds of numbers are
     not among it, but what they say of bits and categories is.
     """
-    plain = info_to_json(info)
-    del plain["kept"]
     # However the observations of a run are kept.
     info = describe(info.observation_space, info.action_space, info.name, info.mask)
     grid = grid_of(info)
-    counts = (are_bits(info), info.nvec, grid and grid.counts)
-    return dict(plain, observation=_without_bounds(plain["observation"]), counts=counts)
-
-
-def _without_bounds(plain):
-    """A space as plain values, without the bounds of numbers."""
-    if plain["kind"] == "Dict":
-        return dict(plain, parts=[[key, _without_bounds(part)] for key, part in plain["parts"]])
-    if plain["kind"] == "Tuple":
-        return dict(plain, parts=[_without_bounds(part) for part in plain["parts"]])
-    return {key: value for key, value in plain.items() if key not in ("low", "high")}
+    return dict(
+        observation=space_to_json(info.observation_space, bounds=False),
+        action=space_to_json(info.action_space),
+        mask=info.mask,
+        counts=(are_bits(info), info.nvec, grid and grid.counts),
+    )
 
 
 def info_from_json(plain, name):

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError, first_line
+from tfdqt.runs.checkpoint import checkpoints, quoted
 from tfdqt.runs.folder import find_run, locked
 
 EVALUATION = "evaluation"  # the column of what is played in between
@@ -86,9 +87,11 @@ def make_logger(run_dir, fields, total_steps, lines, *, resume_step=None, show=T
         try:
             write(row, metrics.step)
         except (OSError, tf.errors.OpError) as error:
+            saved = checkpoints(path.parent)
+            on = f"go on with --resume={quoted(path.parent)}" if saved else "start again"
             raise UsageError(
-                f"The log in {path.parent} can't be written ({first_line(str(error))}); make room, "
-                f"then go on with --resume={path.parent}."
+                f"The log in {path.parent} can't be written ({first_line(error)}); make room, then "
+                f"{on}."
             ) from None
 
     def write(row, step):
@@ -122,8 +125,7 @@ def _rows_until(path, step):
     if step is None or not path.exists():
         return []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        rows = _whole_rows(_rows_in(path))
         for row in rows:
             row.setdefault("samples", row.get("games"))  # what text runs called them before 0.2
         rows = [row for row in rows if int(row["step"]) <= step]
@@ -167,11 +169,20 @@ def read_rows(path):
     return _read(path)
 
 
+def _rows_in(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _whole_rows(rows):
+    """Without one that was cut off while it was written."""
+    return [row for row in rows if None not in row.values()]
+
+
 def _read(path):
     """The rows of a CSV as dicts of strings. Raises UsageError if it can't be read."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        return _rows_in(path)
     except OSError as error:
         raise UsageError(f"{path} can't be read ({error.strerror}).") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -207,7 +218,7 @@ def read_csv(path):
 
     Raises UsageError if it is empty, or has something else in it.
     """
-    rows = [row for row in _read(path) if None not in row.values()]
+    rows = _whole_rows(_read(path))
     if not rows:
         raise UsageError(f"{path} has no rows yet; let the run train for longer.")
     try:
