@@ -83,6 +83,13 @@ def traced(function=None, **options):
     return tf.function(function, autograph=False, **options)
 
 
+def optimization_barrier(x):
+    """A tensor as it is, past which XLA moves nothing. Only in what XLA compiles."""
+    from tensorflow.compiler.tf2xla.python import xla
+
+    return xla.optimization_barrier(x)[0]
+
+
 def set_threads(intra_op, inter_op=2):
     """Threads inside one operation, and operations at a time. Only before TensorFlow's first one.
 

@@ -28,6 +28,7 @@ PLAIN = dict(
     checkpoint_every=(int, 1),
     epochs=(int, 1),
     vocabulary=(int, 1),
+    words=(Literal["unicode", "plain", "raw"], None),
     window=(int, 1),
     new_items=(int, 1),
     evaluate_every=(int, 0),
@@ -79,7 +80,7 @@ def load_config(path, **classes):
 def _check_plain(key, value, path):
     hint, least = PLAIN[key]
     if not _fits(value, hint):
-        raise UsageError(f"{path}: {key} can't be {value!r}; it takes {hint}.")
+        raise UsageError(f"{path}: {key} can't be {value!r}; it takes {_in_words(hint)}.")
     if least is not None and value < least:
         raise UsageError(f"{path}: {key} must be at least {least}, not {value}.")
 
@@ -93,7 +94,7 @@ def _strict(cls, value, path):
     for key, item in fields.items():
         if not _fits(item, hints[key]):
             raise UsageError(
-                f"{path}: {cls.__name__}.{key} can't be {item!r}; it takes {hints[key]}."
+                f"{path}: {cls.__name__}.{key} can't be {item!r}; it takes {_in_words(hints[key])}."
             )
     return cls(**fields)
 
@@ -112,6 +113,20 @@ def _fits(value, hint):
     if hint is float:
         return isinstance(value, numbers.Real) and not isinstance(value, bool)
     return isinstance(value, hint)
+
+
+def _in_words(hint):
+    """What a hint lets a JSON file hold, for people: `int | None` -> "a whole number or null"."""
+    origin = typing.get_origin(hint)
+    args = typing.get_args(hint)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_in_words, args))
+    if origin is tuple:
+        return f"a list, each of {_in_words(args[0])}"
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(hint, "null" if hint is types.NoneType else str(hint))
 
 
 def is_whole(value):

@@ -385,6 +385,33 @@ class Parts(tf.test.TestCase):
                 model([x, visible]), expected, rtol=1e-4, atol=1e-5, msg=f"length {length}"
             )
 
+    def test_a_narrowing_map_and_its_gradient_agree_with_keras(self):
+        rng = np.random.default_rng(0)
+        for shape in ((6, 8), (3, 5, 8)):
+            for units in (2, 8, 12):
+                layer = blocks.Linear(units, activation="relu")
+                other = keras.layers.Dense(units, activation="relu")
+                for each in (layer, other):
+                    each.build((None, *shape[1:]))
+                weights = [rng.normal(size=weight.shape) for weight in other.get_weights()]
+                layer.set_weights(weights)
+                other.set_weights(weights)
+                x = tf.constant(rng.normal(size=shape), tf.float32)
+                pull = tf.constant(rng.normal(size=(*shape[:-1], units)), tf.float32)
+                expected, *gradients = pulled(other, other, x, pull)
+                ours = functools.partial(pulled, layer, layer)
+                for way in (ours, tf.function(ours), tf.function(ours, jit_compile=True)):
+                    said, *found = way(x, pull)
+                    self.assertAllClose(said, expected, atol=1e-5, msg=f"{shape} to {units}")
+                    self.assertAllClose(found, gradients, atol=1e-5, msg=f"{shape} to {units}")
+
+    def test_what_is_not_visible_weighs_nothing(self):
+        scores = np.array([[3.0, -80.0, 3000.0]], np.float32)
+        visible = np.array([[1, 1, 0]], np.float32)
+        added = blocks.unseen(tf.constant(visible)).numpy()
+        self.assertAllEqual(added[visible == 1], [0.0, 0.0])
+        self.assertAllEqual(tf.nn.softmax(scores + added)[0, 2], 0.0)
+
     def test_gru_and_its_gradient_agree_with_keras(self):
         rng = np.random.default_rng(0)
         for length in (5, FEW_STEPS + 4):  # unrolled, and in a loop

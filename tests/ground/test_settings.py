@@ -88,11 +88,25 @@ class SaveAndLoad(InFolder):
             ("version", 0.2),
             ("corpus", 3),
             ("epochs", "2"),
+            ("words", "thai"),
         ):
             with self.subTest(key=key, value=value):
                 self.path.write_text(json.dumps({**good, key: value}))
                 with self.assertRaisesRegex(UsageError, f"config.json: {key} "):
                     load_config(self.path)
+
+    def test_what_a_setting_takes_is_told_in_words(self):
+        for key, value, takes in (
+            ("seed", "0", "a whole number."),
+            ("corpus", 3, "a text or null."),
+            ("words", "thai", "'unicode' or 'plain' or 'raw'."),
+        ):
+            self.path.write_text(json.dumps({key: value}))
+            with self.assertRaisesRegex(UsageError, f"it takes {takes}$"):
+                load_config(self.path)
+        self.write(network=dict(hidden=[8, "16"]))
+        with self.assertRaisesRegex(UsageError, "it takes a list, each of a whole number.$"):
+            self.load()
 
     def test_part_is_no_settings(self):
         for part in (None, 3, [], "gpt"):

@@ -72,7 +72,13 @@ class TestGenerate(tf.test.TestCase):
             (name,) = fault
             with self.assertRaisesRegex(UsageError, f"{name} must be above 0"):
                 write(["blue"], **fault)
-        for fault in (dict(words=2.5), dict(seed=-1), dict(top_k=1.5), dict(beams=True)):
+        for fault in (
+            dict(words=2.5),
+            dict(length=0),
+            dict(seed=-1),
+            dict(top_k=1.5),
+            dict(beams=True),
+        ):
             (name,) = fault
             with self.assertRaisesRegex(UsageError, f"{name} must be a whole number"):
                 write(["blue"], **fault)

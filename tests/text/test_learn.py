@@ -501,6 +501,12 @@ class TestTrainModel(Eager):
             train(pair, 1, [["red red"]], reward_fn=lambda text: 1 / 0, **how)
         with self.assertRaisesRegex(UsageError, "list of texts is asked for, not the text 'red'"):
             train(pair, 1, ["red", "red red"], reward_fn=len, **how)
+        with self.assertRaisesRegex(UsageError, r"gives b'caf\\xe9', which is not UTF-8"):
+            train(pair, 1, [["café".encode("latin-1")]], reward_fn=len, **how)
+        for length in (0, 1, 2.5):
+            how["length"] = length
+            with self.assertRaisesRegex(UsageError, f"length must .* at least 2, not {length}"):
+                train(pair, 1, [["red"]], reward_fn=len, **how)
 
     def test_an_encoder_that_sees_the_word_that_it_is_to_choose_is_refused(self):
         tokenizer = make_tokenizer(["red", "sun"])

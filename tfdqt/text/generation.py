@@ -161,6 +161,7 @@ def write_rows(
     for name, value, fits, rule in (
         ("method", method, method in ("greedy", "sample", "beam"), "greedy, sample or beam"),
         ("words", words, is_whole(words) and words >= 1, "a whole number of at least 1"),
+        ("length", length, is_whole(length) and length >= 1, "a whole number of at least 1"),
         ("beams", beams, is_whole(beams) and beams >= 1, "a whole number of at least 1"),
         ("temperature", temperature, 0 < temperature < math.inf, "above 0 and finite"),
         ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),

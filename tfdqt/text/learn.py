@@ -24,6 +24,7 @@ from tfdqt.scale.distribute import (
     make_means,
     slice_batch,
 )
+from tfdqt.settings import is_whole
 from tfdqt.text.config import IMITATING, TextConfig, check_text
 from tfdqt.text.methods import prepared_episodes
 from tfdqt.text.replay import Episode, Transition, take_imitated, with_imitated
@@ -448,6 +449,8 @@ def train_model(
     cfg = cfg or TextConfig()
     check_text(cfg)
     if tokenizer is not None and reward_fn is not None:  # which strings need
+        if not (is_whole(length) and length >= 2):
+            raise UsageError(f"length must be a whole number of at least 2, not {length}.")
         transformer.check_reads(length, len(tokenizer))
     if epochs < 1:
         raise UsageError(f"epochs must be at least 1, not {epochs}.")
@@ -673,7 +676,7 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
     if isinstance(items, tf.Tensor):
         items = items.numpy().tolist()
     check_list(items)
-    texts = [text.decode() if isinstance(text, bytes) else text for text in items]
+    texts = [_decoded(text) if isinstance(text, bytes) else text for text in items]
     if not all(isinstance(text, str) for text in texts):
         raise UsageError("The data loader must give batches of strings, Transition or Episode.")
     if reward_fn is None:
@@ -681,6 +684,15 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
             "Batches of strings need a reward_fn (text -> float) that says what a text is worth."
         )
     return prepared_episodes(tokenizer, token_rows(tokenizer, texts), length, reward_fn, cfg)
+
+
+def _decoded(text):
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        raise UsageError(
+            f"The data loader gives {text[:40]!r}, which is not UTF-8; decode it, and give strings."
+        ) from None
 
 
 def _count_learned(items, cfg):
