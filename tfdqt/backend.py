@@ -5,6 +5,7 @@ its top and a command line can still be read at once.
 """
 
 import contextlib
+import contextvars
 import functools
 import importlib
 import os
@@ -81,6 +82,24 @@ def traced(function=None, **options):
     if function is None:
         return functools.partial(traced, **options)
     return tf.function(function, autograph=False, **options)
+
+
+_LEARNING = contextvars.ContextVar("learning", default=False)
+
+
+@contextlib.contextmanager
+def learning():
+    """In the block layers of ours may have gradients that only what XLA compiles can work out."""
+    token = _LEARNING.set(True)
+    try:
+        yield
+    finally:
+        _LEARNING.reset(token)
+
+
+def is_learning():
+    """Whether this is called in a block of `learning`."""
+    return _LEARNING.get()
 
 
 def optimization_barrier(x):

@@ -329,6 +329,8 @@ class EachAlgorithm(unittest.TestCase):
             given, action = alone["q"], alone["a"]
         else:  # test_scripts does the same in a process with TensorFlow alone
             expected = scores
+            # Nothing that a TensorFlow without XLA would not know.
+            self.assertNotIn(b"XlaOptimizationBarrier", (out / "saved_model.pb").read_bytes())
             model = tf.saved_model.load(str(out))
             tensors = {key: tf.constant(value) for key, value in inputs.items()}
             given = model.signatures[signature](**tensors)[signature].numpy()

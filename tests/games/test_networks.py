@@ -1,6 +1,8 @@
 """Q-networks: shapes, what a step can and can't see, and numbers worked by hand."""
 
+import contextlib
 import functools
+import tempfile
 import unittest
 
 import numpy as np
@@ -17,7 +19,7 @@ from tests.games.toys import (
     random_window,
     shared,
 )
-from tfdqt.backend import keras, tf
+from tfdqt.backend import keras, learning, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import blocks, networks, tokens
 from tfdqt.games.config import NetworkConfig
@@ -400,10 +402,38 @@ class Parts(tf.test.TestCase):
                 pull = tf.constant(rng.normal(size=(*shape[:-1], units)), tf.float32)
                 expected, *gradients = pulled(other, other, x, pull)
                 ours = functools.partial(pulled, layer, layer)
-                for way in (ours, tf.function(ours), tf.function(ours, jit_compile=True)):
-                    said, *found = way(x, pull)
-                    self.assertAllClose(said, expected, atol=1e-5, msg=f"{shape} to {units}")
-                    self.assertAllClose(found, gradients, atol=1e-5, msg=f"{shape} to {units}")
+                for learns in (False, True):
+                    for way in (ours, tf.function(ours), tf.function(ours, jit_compile=True)):
+                        with learning() if learns else contextlib.nullcontext():
+                            said, *found = way(x, pull)
+                        self.assertAllClose(said, expected, atol=1e-5, msg=f"{shape} to {units}")
+                        self.assertAllClose(found, gradients, atol=1e-5, msg=f"{shape} to {units}")
+
+    def test_a_network_is_saved_and_loaded_by_keras(self):
+        model, cfg = shared(BOX, ())
+        inputs = random_window(BOX, cfg.context)
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/q.keras"
+            model.save(path)
+            loaded = keras.models.load_model(path)
+        self.assertAllEqual(q_of(loaded, inputs), q_of(model, inputs))
+
+    def test_random_loops_of_steps_are_learned_in_what_xla_compiles(self):
+        for context in (4, 16):  # few steps, and many
+            sizes = dict(context=context, loops=2, loops_random=True, width=8, heads=2)
+            model, _ = build(BOX, **sizes)
+            net = flatten_q(model, BOX)
+            inputs = random_window(BOX, context)
+
+            def gradient(net=net, inputs=inputs):
+                trained, fixed = net.unflatten(net.start)
+                with tf.GradientTape() as tape:
+                    tape.watch(trained)
+                    loss = tf.reduce_sum(net.apply((trained, fixed), inputs) ** 2)
+                return tape.gradient(loss, trained)
+
+            for of_xla, plain in zip(tf.function(gradient, jit_compile=True)(), gradient()):
+                self.assertAllClose(of_xla, plain, rtol=1e-3, atol=1e-5)
 
     def test_what_is_not_visible_weighs_nothing(self):
         scores = np.array([[3.0, -80.0, 3000.0]], np.float32)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.backend import keras, optimization_barrier, tf, traced
+from tfdqt.backend import is_learning, keras, optimization_barrier, tf, traced
 
 layers = keras.layers
 ops = keras.ops
@@ -22,11 +22,15 @@ def normal(stddev):
     return keras.initializers.RandomNormal(stddev=stddev)
 
 
+@keras.saving.register_keras_serializable("tfdqt")
 class Linear(layers.Dense):
-    """A Dense whose kernel has its gradient worked out the faster way, where it narrows."""
+    """A Dense; while `learning`, its kernel has its gradient the faster way, where it narrows.
+
+    Elsewhere it is Keras' own, so that it is saved, exported and differentiated twice as that is.
+    """
 
     def call(self, x):
-        if self.kernel.shape[0] <= self.kernel.shape[1]:
+        if not is_learning() or self.kernel.shape[0] <= self.kernel.shape[1]:
             return super().call(x)
         rows = ops.reshape(x, (-1, x.shape[-1]))
         y = _narrowed(rows, tf.convert_to_tensor(self.kernel))
@@ -193,7 +197,9 @@ def _attend_few(q, k, v, visible, shrink):
     """
     scores = ops.sum(q[:, :, None] * k[:, None], axis=-1) * shrink  # [B, T, S, H]
     scores = scores + unseen(visible)[..., None]
-    return ops.sum(ops.softmax(scores, axis=2)[..., None] * v[:, None], axis=2)
+    # Swapped here: how softmax swaps axes itself XLA does not know in a branch of random loops.
+    weights = ops.swapaxes(ops.softmax(ops.swapaxes(scores, 2, 3)), 2, 3)
+    return ops.sum(weights[..., None] * v[:, None], axis=2)
 
 
 def _attend(q, k, v, visible, add_bias=None):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt import losses
-from tfdqt.backend import keras, tf, traced
+from tfdqt.backend import keras, learning, tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.games.cost import parts_of_batch
 from tfdqt.games.spaces import legal_actions
@@ -63,9 +63,11 @@ def flatten_model(model, info=None):
         return parts[: len(trained)], parts[len(trained) :]
 
     def apply_of(model, weights, inputs):
-        parts = weights if isinstance(weights, tuple) else unflatten(weights)
-        names = list(model.input)
-        return model.stateless_call(*parts, {name: inputs[name] for name in names})[0]
+        named = {name: inputs[name] for name in model.input}
+        if not isinstance(weights, tuple):
+            return model.stateless_call(*unflatten(weights), named)[0]
+        with learning():  # weights by themselves are those that a gradient is asked of
+            return model.stateless_call(*weights, named)[0]
 
     def apply(weights, inputs):
         return told(apply_of(model, weights, inputs), inputs)
