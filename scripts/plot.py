@@ -1,6 +1,7 @@
 """Draw the learning curves of runs: python scripts/plot.py RUN... --out=curves.png"""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,7 +51,9 @@ def main(argv=None):
             for label, _, height in (pair.rpartition("=") for pair in args.level)
         }
     except ValueError:
-        raise UsageError("--level takes LABEL=HEIGHT, such as --level human=31.8.") from None
+        levels = {"": math.nan}
+    if not all(map(math.isfinite, levels.values())):
+        raise UsageError("--level takes LABEL=HEIGHT, such as --level human=31.8.")
     out = Path(args.out or find_run(args.runs[0]) / "learning.png")
     if not out.suffix:
         out = out.with_suffix(".png")

@@ -90,7 +90,7 @@ def make_server(runs, host, port):
             try:
                 text = page() if path == "/" else stamp_of(folders)
             except UsageError as error:
-                self.send_error(503, str(error))
+                self.send_error(503, explain=str(error))
                 return
             body = text.encode()
             self.send_response(200)

@@ -9,8 +9,12 @@ class MissingPackage(UsageError, ImportError):
     """A package that is installed apart is missing. The message says how to install it."""
 
 
-class EnvFailure(RuntimeError):
-    """An environment raised, or returned something that is not a number."""
+class EnvFailure(Exception):
+    """An environment raised, or returned something that is not a number.
+
+    No RuntimeError: one that comes of a StopIteration a context manager takes for Python's own, and
+    lets the StopIteration go on in its place.
+    """
 
 
 DIVERGED = "Learning diverged"  # with which the message of a Diverged begins

@@ -73,6 +73,10 @@ class Failing(Scripted):
     def step(self, action):
         if self.fault == "raises":
             raise ZeroDivisionError("the ball left the field")
+        if self.fault == "ends":
+            next(iter([]))
+        if self.fault == "interrupts":
+            raise KeyboardInterrupt
         if self.fault == "reward":
             return self.shown(), math.nan, False, False, {}
         return np.array([np.inf], np.float32), 0.0, False, False, {}

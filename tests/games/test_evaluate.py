@@ -44,13 +44,17 @@ class Shifted(Corridor):
 
 
 class Blind(Corridor):
-    """A corridor that says it draws pictures, and draws none."""
+    """A corridor that says it draws pictures, and draws none, or something else than bytes."""
 
     metadata = dict(render_modes=["rgb_array"])
     render_mode = "rgb_array"
 
+    def __init__(self, picture=None):
+        super().__init__()
+        self.picture = picture
+
     def render(self):
-        return None
+        return self.picture
 
 
 class Noisy(Corridor):
@@ -182,8 +186,14 @@ class TestPolicy(tf.test.TestCase):
                 self.policy(obs)
         with self.assertRaisesRegex(UsageError, "first must tell of each of 3"):
             self.policy(np.zeros(3, int), first=True)
-        with self.assertRaisesRegex(UsageError, "epsilon must lie between 0 and 1"):
-            Policy(self.trained, epsilon=1.5)
+        for epsilon in (1.5, "x", None):
+            with self.assertRaisesRegex(UsageError, "epsilon must lie between 0 and 1"):
+                Policy(self.trained, epsilon=epsilon)
+        for seed in (-1, 0.5, None):
+            with self.assertRaisesRegex(UsageError, "seed must be a whole number"):
+                Policy(self.trained, seed=seed)
+        with self.assertRaisesRegex(UsageError, "num_envs must be a whole number"):
+            Policy(self.trained).reset(num_envs=1.5)
         # A Discrete observation may be a number or a vector of one.
         self.assertAllEqual(self.policy(np.zeros(3, int)).shape, (3,))
         self.assertAllEqual(self.policy(np.zeros((3, 1), int)).shape, (3,))
@@ -343,6 +353,17 @@ class TestGames(tf.test.TestCase):
             vec.step(self.greedy(vec.out["obs"], first=vec.out["first"]))
             steps += 1
         self.assertEqual(steps, lengths[0])
+
+    def test_pictures_of_floats_give_no_film(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with self.assertRaisesRegex(UsageError, "pictures of float64, not of uint8"):
+                play.film(lambda: Blind(np.ones((16, 16, 3))), self.policy, folder)
+
+    def test_a_film_has_a_speed_if_the_environment_has_none(self):
+        for fps, known in ((None, 30), (12, 12), ("fast", 30), (0, 30), (np.nan, 30)):
+            env = Blind()
+            env.metadata = dict(env.metadata, render_fps=fps)
+            self.assertEqual(play.fps_of(env), known)
 
     def test_an_environment_that_draws_nothing_gives_no_film(self):
         with tempfile.TemporaryDirectory() as folder:

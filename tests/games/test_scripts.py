@@ -148,6 +148,7 @@ class TestScripts(unittest.TestCase):
         self.assertGreater(picture.stat().st_size, 5_000)
         refused(self, "no column 'los'", "plot", self.run_dir, "--column=los")
         refused(self, "LABEL=HEIGHT", "plot", self.run_dir, "--level", "human")
+        refused(self, "LABEL=HEIGHT", "plot", self.run_dir, "--level", "human=nan")
         done = succeeds(self, "plot", self.run_dir, *flags[1:], f"--out={self.tmp / 'plain'}")
         self.assertEqual(done.stdout.strip(), str(self.tmp / "plain.png"))
         self.assertTrue((self.tmp / "plain.png").exists())

@@ -224,7 +224,9 @@ class Word(unittest.TestCase):
             (spaces.Discrete(5), -1, "does not lie"),
             (spaces.Discrete(5), 2**32 + 1, "does not lie"),
             (spaces.Discrete(5), 2.5, "no whole number"),
-            (spaces.Discrete(5), np.inf, "does not lie"),
+            (spaces.Discrete(5), np.inf, "no whole number"),
+            (spaces.Discrete(10, start=-5), np.inf, "no whole number"),
+            (spaces.Discrete(10, start=-5), np.nan, "no whole number"),
             (spaces.Discrete(5), np.array([1, 2]), "shape"),
             (spaces.MultiDiscrete([3, 4]), np.array([3, 0]), "does not lie"),
             (spaces.MultiDiscrete([3, 4]), np.array([0.5, 0]), "does not lie"),
@@ -269,6 +271,9 @@ class Word(unittest.TestCase):
         with redirect_stderr(io.StringIO()) as told:
             self.first(space, np.array([0.0, 3e9]))
         self.assertRegex(told.getvalue(), r"entry \[1\] is 3e\+09; float32 keeps 7 digits")
+        with redirect_stderr(io.StringIO()) as told:
+            self.first(spaces.Box(0, np.inf, (1,), np.float64), np.array([1.7e9]))
+        self.assertRegex(told.getvalue(), "is 1.7e.09; float32 keeps 7 digits")
 
     def test_resets_and_steps_of_another_kind(self):
         for env, words in (
@@ -278,6 +283,8 @@ class Word(unittest.TestCase):
             (Odd(step=(np.zeros(3, "f"), None, True, False, {})), "no number: None"),
             (Odd(step=(np.zeros(3, "f"), np.ones(2), True, False, {})), "no number: array"),
             (Odd(step=(np.zeros(3, "f"), 1e39, True, False, {})), "no number in float32: 1e"),
+            (Odd(step=(np.zeros(3, "f"), 10**39, True, False, {})), "no number in float32: 1e"),
+            (Odd(step=(np.zeros(3, "f"), 10**400, True, False, {})), "no number: 1000"),
             (Odd(step=(np.zeros(3, "f"), 1.0, np.ones(2), False, {})), "as terminated"),
             (Odd(step=(np.zeros(3, "f"), 1.0, False, "no", {})), "as truncated"),
             (Odd(step=(np.zeros(3, "f"), 1.0, 2.5, False, {})), "as terminated"),
@@ -297,6 +304,9 @@ class Word(unittest.TestCase):
                     vec.step([0])
                     out = [vec.out[key][0] for key in ("reward", "discount", "ended", "ret")]
                     self.assertEqual(out, [1, 0, True, 1])
+        vec = vec_of(self, lambda: Odd(step=(np.zeros(3, "f"), 10**30, True, False, {})), workers=0)
+        vec.step([0])
+        self.assertEqual(vec.out["ret"][0], 1e30)
         vec = vec_of(self, lambda: Odd(step=(np.zeros(3, "f"), 0, False, False, None)), workers=0)
         vec.step([0])
 

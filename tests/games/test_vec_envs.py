@@ -35,6 +35,7 @@ from tfdqt.games.slots import REST
 from tfdqt.games.state import NoState, env_state
 from tfdqt.games.vec_envs import make_vec_env
 from tfdqt.runs.checkpoint import load_checkpoint, save_checkpoint
+from tfdqt.runs.cli import stop_on_signals
 
 
 class Telling(gymnasium.Env):
@@ -199,6 +200,7 @@ class Failures(unittest.TestCase):
         for workers in (0, 1):
             for fault, words in (
                 ("raises", "the ball left the field"),
+                ("ends", "StopIteration"),
                 ("reward", "reward.*nan"),
                 ("obs", "observation.*inf"),
             ):
@@ -206,6 +208,18 @@ class Failures(unittest.TestCase):
                     vec = vec_of(self, functools.partial(Failing, fault), 1, workers=workers)
                     with self.assertRaisesRegex(EnvFailure, words):
                         vec.step(np.zeros(1, int))
+
+    def test_an_interruption_that_no_signal_made_is_its_failure(self):
+        vec = vec_of(self, functools.partial(Failing, "interrupts"), 1, workers=0)
+        with self.assertRaises(KeyboardInterrupt):  # whoever calls this handles no signals
+            vec.step(np.zeros(1, int))
+        with stop_on_signals() as stop:
+            with self.assertRaisesRegex(EnvFailure, "KeyboardInterrupt"):
+                vec.step(np.zeros(1, int))
+            signal.raise_signal(signal.SIGINT)
+            self.assertTrue(stop())
+            with self.assertRaises(KeyboardInterrupt):  # a second Ctrl-C may be this one
+                vec.step(np.zeros(1, int))
 
     def test_what_an_environment_of_ours_refuses_in_a_game_is_a_failure_too(self):
         # A run saves what was learned before a failure, and before nothing else.

@@ -48,6 +48,16 @@ class TestWatch(InFolder):
             self.assertNotEqual(get(address + "/stamp"), before)
             self.assertIn("finished, 1,200 steps", get(address + "/").split("<script")[0])
 
+    def test_what_cannot_be_read_is_told_wherever_it_lies(self):
+        run_dir = self.tmp / "mäuse 鼠"
+        shutil.copytree(cartpole_run(), run_dir)
+        (run_dir / "evaluation.csv").write_bytes(b"\xff\xfeabc")
+        with served(run_dir) as address:
+            with self.assertRaises(urllib.error.HTTPError) as caught:
+                get(address + "/")
+        self.assertEqual(caught.exception.code, 503)
+        self.assertIn("鼠/evaluation.csv is no CSV", caught.exception.read().decode())
+
     def test_nothing_else_is_served(self):
         with served(cartpole_run()) as address:
             for path in (

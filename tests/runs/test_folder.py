@@ -202,6 +202,15 @@ class Locks(InFolder):
             append_evaluation(self.tmp, 10, 0, dict(epsilon=0.0), [1.0], [5])
         self.assertRegex(said.getvalue(), "evaluation.csv can't be written .Permission denied")
 
+    def test_what_is_no_csv_loses_no_evaluation(self):
+        path = self.tmp / "evaluation.csv"
+        path.write_bytes(b"\xff\xfeabc")
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            append_evaluation(self.tmp, 10, 0, dict(epsilon=0.0), [1.0], [5])
+        self.assertRegex(said.getvalue(), "evaluation.csv is no CSV .*, move it away; what is")
+        self.assertEqual(path.read_bytes(), b"\xff\xfeabc")
+
     def test_columns_that_only_some_evaluations_have_are_kept(self):
         plain = dict(epsilon=0.5)
         append_evaluation(self.tmp, 10, 0, plain, [1.0], [5])

@@ -65,6 +65,11 @@ class Picture(InFolder):
         self.assertIn((31, 119, 180), colours)  # the first line of matplotlib's cycle
         self.assertIn((255, 127, 14), colours)  # the second
 
+    def test_dollars_are_no_mathematics(self):
+        for text in (r"a $\foo$ b", "$", "$x$ $"):
+            groups = {text: [log([0, 10], [1, 2])]}
+            plot_learning(groups, self.path, title=text, levels={text: 1})
+
     def test_nothing_to_draw(self):
         for runs in (
             [log([0, 10], [np.nan, np.nan])],

@@ -16,7 +16,7 @@ from tfdqt.games.config import PUZZLES, EnvConfig
 from tfdqt.games.space_json import info_from_json, told_apart
 from tfdqt.games.spaces import MASK_KEY, describe
 from tfdqt.modules import advice_on, import_here
-from tfdqt.runs.processes import close_all, tell_of_close
+from tfdqt.runs.processes import close_all, is_ctrl_c, tell_of_close
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -329,9 +329,11 @@ def its_failures(name, where):
     """Turn what an environment of `name` raises in the block into an EnvFailure that says where."""
     try:
         yield
-    except (UsageError, EnvFailure, KeyboardInterrupt):
+    except (UsageError, EnvFailure):
         raise
     except BaseException as error:  # sys.exit() among them
+        if is_ctrl_c(error):
+            raise
         raise EnvFailure(
             f"An environment of {name} failed {where}: {sentence_of(error)}\n"
             f"{traceback.format_exc()}"

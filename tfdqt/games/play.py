@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
+import numbers
 from pathlib import Path
 from typing import NamedTuple
 
+import gymnasium
 import numpy as np
 
 from tfdqt import memory
@@ -144,6 +147,22 @@ def games_that_fit(env_fn, count, info, network):
     return max(1, min(count, int(0.8 * room / a_game))), a_game
 
 
+class Pictures(gymnasium.Wrapper):
+    """Its pictures are of bytes: others, such as of floats from 0 to 1, would be filmed black.
+
+    What is no array RecordVideo tells itself.
+    """
+
+    def render(self):
+        picture = self.env.render()
+        if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
+            raise UsageError(
+                f"No film was written: the environment's render() gives pictures of "
+                f"{picture.dtype}, not of uint8 from 0 to 255; mend that, or leave out --video."
+            )
+        return picture
+
+
 def film(env_fn, policy, folder, *, seed=0, max_steps=None):
     """Play one game with gymnasium's RecordVideo: -> (path of the MP4 in `folder`, its return).
 
@@ -176,8 +195,19 @@ def _recorded(env_fn, folder):
     if env.render_mode != "rgb_array":
         raise UsageError('A film needs an environment made with render_mode="rgb_array".')
     return RecordVideo(
-        env, str(folder), episode_trigger=lambda episode: episode == 0, disable_logger=True
+        Pictures(env),
+        str(folder),
+        episode_trigger=lambda episode: episode == 0,
+        fps=fps_of(env),
+        disable_logger=True,
     )
+
+
+def fps_of(env):
+    """How many pictures a second an environment says it draws; 30 if it does not."""
+    fps = env.metadata.get("render_fps")
+    known = isinstance(fps, numbers.Real) and math.isfinite(fps) and fps > 0
+    return fps if known else 30
 
 
 def gif_of(mp4, path, *, every=4, width=160):

@@ -170,9 +170,9 @@ def _discrete_reader(part):
     def read(value):
         if type(value) is not int:
             array = _array(value, part)
-            if array.dtype.kind == "f" and array[0] != np.round(array[0]):
+            if not np.isfinite(array[0]) or array[0] != np.round(array[0]):
                 raise _refused(value, part, "which is no whole number as promised by its space")
-            value = int(array[0]) if np.isfinite(array[0]) else -1
+            value = int(array[0])
         if not start <= value < start + count:
             raise _refused(value, part, "which does not lie in its space")
         return np.array([value - start], np.int32)
@@ -213,7 +213,7 @@ def out_of_range(reader, obs):
     others = f" (and {len(entries) - 1:,} others are like it)" if len(entries) > 1 else ""
     low = reader.low[entry]
     high = reader.high[entry]
-    if -low == high == WHOLE:
+    if abs(high if value > high else low) == WHOLE:
         return entries, (
             f"{where} is {value:g}{others}; float32 keeps 7 digits of it, so scale it or take off "
             "what is constant in a wrapper if small changes matter."

@@ -26,6 +26,7 @@ from tfdqt.runs.processes import (
     close_all,
     end_group,
     end_own_group_in,
+    is_ctrl_c,
     take_signals,
     tell_of_close,
 )
@@ -310,9 +311,11 @@ def _in_process(env_fn, info, seeds, life_loss_ends, arrays, tell):
     def failures(*others):
         try:
             yield
-        except (KeyboardInterrupt, *others):
+        except others:
             raise
         except BaseException as error:  # sys.exit() among them
+            if is_ctrl_c(error):
+                raise
             raise EnvFailure(f"An environment of {info.name} failed: {_words(error)}") from error
 
     def close(seconds=CLOSE_SECONDS):

@@ -60,10 +60,13 @@ def append_evaluation(run_dir, step, seed, how, returns, lengths, more=None):
         with locked(run_dir / ".evaluation.lock"):  # another process may add rows just now
             _add_rows(path, columns, new)
     except OSError as error:
-        print(
-            f"note: {path} can't be written ({error.strerror}); what is printed stands there only.",
-            file=sys.stderr,
-        )
+        _tell(f"{path} can't be written ({error.strerror})")
+    except (UnicodeDecodeError, csv.Error) as error:
+        _tell(f"{path} is no CSV ({error}), move it away")
+
+
+def _tell(why):
+    print(f"note: {why}; what is printed stands there only.", file=sys.stderr)
 
 
 def _add_rows(path, columns, new):

@@ -202,7 +202,14 @@ def add_rows(path, rows):
 
 def read_log(run_dir):
     """The rows of a run's log.csv; see read_csv."""
-    return read_csv(find_run(run_dir) / "log.csv")
+    folder = find_run(run_dir)
+    path = folder / "log.csv"
+    if not path.exists():
+        raise UsageError(
+            f"{folder} has no log.csv, as an exported policy and a run that has just begun have "
+            "none; give a run that has trained."
+        )
+    return read_csv(path)
 
 
 def log_so_far(run_dir):

@@ -15,6 +15,11 @@ def make_figure(*grid, size, **options):
     return figure, figure.subplots(*grid, **options)
 
 
+def as_it_is(text):
+    """A text for a picture, in which matplotlib takes no part between dollars for mathematics."""
+    return text.replace("$", r"\$")
+
+
 def band(runs, column, points=400, *, x="step"):
     """Runs of one kind on common steps: (steps [T], values [runs, T]), until one ends.
 
@@ -55,7 +60,8 @@ def plot_learning(
                 f"The log of {label} has no {column} yet; let the run train for longer."
             )
         steps, values = band(runs, column, x=x)
-        label = textwrap.fill(f"{label} ({len(runs)} seed{'s' * (len(runs) > 1)})", 110)
+        label = f"{as_it_is(label)} ({len(runs)} seed{'s' * (len(runs) > 1)})"
+        label = textwrap.fill(label, 110)
         (line,) = axes.plot(steps, values.mean(axis=0), label=label)
         low = values.min(axis=0)
         high = values.max(axis=0)
@@ -63,7 +69,7 @@ def plot_learning(
     for label, height in (levels or {}).items():
         axes.axhline(height, linestyle="--", color="grey", linewidth=1)
         axes.annotate(
-            label,
+            as_it_is(label),
             (1, height),
             xycoords=("axes fraction", "data"),
             ha="right",
@@ -72,7 +78,7 @@ def plot_learning(
             color="dimgrey",
         )
     xlabel = xlabel or dict(step="environment steps", seconds="seconds").get(x, x)
-    axes.set(xlabel=xlabel, ylabel=column.replace("_", " "), title=title)
+    axes.set(xlabel=xlabel, ylabel=column.replace("_", " "), title=as_it_is(title))
     axes.xaxis.set_major_formatter(_short_number)
     figure.legend(
         loc="outside lower left", frameon=False, fontsize=8

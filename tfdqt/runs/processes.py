@@ -49,6 +49,15 @@ def take_signals(handle):
     return give_back
 
 
+def is_ctrl_c(error):
+    """Whether an error is the KeyboardInterrupt of whoever wants the end at once.
+
+    While `take_signals` handles the first signal none can come of it: then it is someone else's,
+    such as an environment's own.
+    """
+    return isinstance(error, KeyboardInterrupt) and not _before
+
+
 def _before_fork():
     # A signal that reaches the child before it has its own handlers would be lost.
     _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if _before else None
