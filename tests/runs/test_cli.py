@@ -226,13 +226,23 @@ class Sessions(InFolder):
         self.assertFalse((run / "config.json").exists())
 
     def test_a_stopped_run_says_how_to_go_on(self):
+        run = start_run(self.tmp / "run", name="CartPole-v1", seed=0)
         said = io.StringIO()
         with stop_on_signals() as stop, contextlib.redirect_stdout(said):
             os.kill(os.getpid(), signal.SIGTERM)
-            save_checkpoint(self.tmp, 1, dict(step=1))
-            code = cli.stopped("run_pqn", self.tmp, stop)
+            save_checkpoint(run, 1, dict(step=1))
+            code = cli.stopped("run_pqn", run, stop)
         self.assertEqual(code, 128 + signal.SIGTERM)
-        self.assertIn(f"python scripts/run_pqn.py --resume={self.tmp}", said.getvalue())
+        self.assertIn(f"python scripts/run_pqn.py --resume={run}", said.getvalue())
+
+    def test_a_run_whose_folder_was_moved_is_told_where_its_parts_are(self):
+        run = start_run(self.tmp / "run", name="CartPole-v1", seed=0)
+        run.rename(self.tmp / "moved")
+        save_checkpoint(run, 1, dict(step=1))
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            cli.stopped("run_pqn", run, SimpleNamespace(signal=signal.SIGTERM))
+        self.assertIn(f"{run} was moved while it trained: put what is left there", said.getvalue())
 
     def test_a_run_that_was_stopped_before_its_first_checkpoint_is_promised_nothing(self):
         run = start_run(self.tmp / "run", name="CartPole-v1", seed=0)
@@ -243,7 +253,7 @@ class Sessions(InFolder):
         self.assertFalse((run / "config.json").exists())
 
     def test_commands_are_quoted(self):
-        run = self.tmp / "a run; of mine"
+        run = start_run(self.tmp / "a run; of mine", name="CartPole-v1", seed=0)
         save_checkpoint(run, 1, dict(step=1))
         said = io.StringIO()
         with contextlib.redirect_stdout(said):

@@ -265,7 +265,12 @@ def session(run, fields, total_steps, lines, checkpoint_every, step=None):
 
 def stopped(script, run_dir, stop):
     """Tell how to go on with a run that was stopped: -> exit code."""
-    if checkpoints(run_dir):
+    if checkpoints(run_dir) and not Path(run_dir, "config.json").exists():
+        print(
+            f"{quoted(run_dir)} was moved while it trained: put what is left there, the newest "
+            f"checkpoint among it, back beside config.json, then --resume that."
+        )
+    elif checkpoints(run_dir):
         print(f"Go on with: python scripts/{script}.py --resume={quoted(run_dir)}")
     else:
         clear(run_dir)
