@@ -33,6 +33,7 @@ from tfdqt.runs.cli import run_main
 from tfdqt.runs.evaluation import read_returns
 from tfdqt.runs.log import add_row, read_log, read_rows
 from tfdqt.runs.processes import run_script
+from tfdqt.settings import words_of
 from tfdqt.stats import confidence
 
 HERE = Path(__file__).parent
@@ -116,6 +117,8 @@ class Args:
     """Seeds of each."""
     total_steps: int = 500_000
     """Environment steps of each run."""
+    also: tuple[str, ...] = ()
+    """Settings of every run that are not those above, without dashes, such as hold=4."""
     report: bool = False
     """Whether to print what the CSV says instead."""
 
@@ -138,12 +141,13 @@ def command_of(args, env, network, seed, folder):
         total_steps=args.total_steps,
         replay_size=args.total_steps,
     )
-    return training(folder, settings_of(env) | NETWORKS[network] | settings)
+    return training(folder, settings_of(env) | NETWORKS[network] | settings, args.also)
 
 
-def training(folder, settings):
+def training(folder, settings, also=()):
     """The words that train a run in a folder by settings of run_dqn.py, or go on with it."""
     flags = [_flag(key.replace("_", "-"), value) for key, value in settings.items()]
+    flags += words_of(also)
     script = str(ROOT / "scripts" / "run_dqn.py")
     return [sys.executable, script, *start_or_resume(folder, flags)]
 
@@ -176,7 +180,8 @@ def succeeded(env, folder):
 
 def train(args, env, network, seed):
     """Train one run and return its row."""
-    folder = args.out / f"{env}-{network}-{args.context}-{args.total_steps}-{seed}"
+    parts = (env, network, args.context, args.total_steps, seed, *args.also)
+    folder = args.out / "-".join(map(str, parts))
     run_script(command_of(args, env, network, seed, folder))
     log = read_log(folder)
     return dict(
@@ -186,6 +191,7 @@ def train(args, env, network, seed):
         steps=args.total_steps,
         gamma=settings_of(env)["gamma"],
         context=args.context,
+        also=" ".join(args.also),
         mmer=greatest_mean(log),
         last=float(log["mean_return"][-1]),
         success=succeeded(env, folder) if env in SUCCESS else "",
@@ -205,9 +211,10 @@ def measure(args):
     """Train what has no row yet."""
     args.csv.parent.mkdir(parents=True, exist_ok=True)
     find_environments()
-    names = ("env", "network", "seed", "steps", "context")
+    also = " ".join(args.also)
+    names = ("env", "network", "seed", "steps", "context", "also")
     for seed, env, network in itertools.product(args.seeds, environments(args), args.networks):
-        key = (env, network, *map(str, (seed, args.total_steps, args.context)))
+        key = (env, network, *map(str, (seed, args.total_steps, args.context)), also)
         if key in {tuple(row[name] for name in names) for row in read_rows(args.csv)}:
             continue
         row = train(args, env, network, seed)
@@ -225,8 +232,9 @@ def published():
 
 def report(args):
     """A line of a Markdown table for every environment, and of POPGym's the means over them."""
-    wanted = str(args.total_steps), str(args.context)
-    rows = [row for row in read_rows(args.csv) if (row["steps"], row["context"]) == wanted]
+    wanted = [str(args.total_steps), str(args.context), " ".join(args.also)]
+    names = ("steps", "context", "also")
+    rows = [row for row in read_rows(args.csv) if [row[name] for name in names] == wanted]
     key = "success" if args.domains else "mmer"
     found = {}
     for row in rows:

@@ -44,14 +44,19 @@ class TestSuite(unittest.TestCase):
         for domain in suite.SUCCESS:  # DTQN's discount, and random actions to the end
             other = set(given(domain)) - set(given("popgym-RepeatFirstEasy-v0"))
             self.assertEqual(other, {"--gamma=0.99", "--epsilon-end=0.1"})
+        also = suite.Args(also=("hold=4", "epsilon-fraction=1"))
+        command = suite.command_of(also, "HeavenHell-v0", "gpt", 1, Path("none"))
+        self.assertEqual(command[-2:], ["--hold=4", "--epsilon-fraction=1"])  # the last word counts
 
     def test_domains_are_reported_by_their_success(self):
+        same = dict(network="gpt", steps=9, context=50, also="")
         rows = [
-            dict(env="CarFlag-v0", network="gpt", steps=9, context=50, mmer=0.1, success=0.75),
-            dict(env="CarFlag-v0", network="gpt", steps=9, context=50, mmer=0.2, success=0.5),
-            dict(env="CarFlag-v0", network="gpt", steps=9, context=72, mmer=0.3, success=0.1),
-            dict(env="HeavenHell-v0", network="gpt", steps=9, context=50, mmer=0.4, success=0.2),
-            dict(env="popgym-RepeatFirstEasy-v0", network="gpt", steps=9, context=50, mmer=0.5),
+            dict(same, env="CarFlag-v0", mmer=0.1, success=0.75),
+            dict(same, env="CarFlag-v0", mmer=0.2, success=0.5),
+            dict(same, env="CarFlag-v0", context=72, mmer=0.3, success=0.1),
+            dict(same, env="CarFlag-v0", also="hold=4", mmer=0.3, success=0.2),
+            dict(same, env="HeavenHell-v0", mmer=0.4, success=0.2),
+            dict(same, env="popgym-RepeatFirstEasy-v0", mmer=0.5),
         ]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "suite.csv")
@@ -59,6 +64,8 @@ class TestSuite(unittest.TestCase):
             flags = ("--report", f"--csv={path}", "--total-steps=9", "--context=50")
             said = call(suite, *flags, "--domains", "CarFlag-v0")
             self.assertEqual(said.splitlines()[2:], ["| CarFlag | 0.750, 0.500 |"])
+            said = call(suite, *flags, "--domains", "CarFlag-v0", "--also", "hold=4")
+            self.assertEqual(said.splitlines()[2:], ["| CarFlag | 0.200 |"])
             said = call(suite, *flags)
             self.assertEqual(said.splitlines()[2], "| RepeatFirstEasy | 0.500 | 1.000 | 1.000 |")
             self.assertIn("gpt: 0.500", said)
