@@ -88,9 +88,12 @@ _LEARNING = contextvars.ContextVar("learning", default=False)
 
 
 @contextlib.contextmanager
-def learning():
-    """In the block layers of ours may have gradients that only what XLA compiles can work out."""
-    token = _LEARNING.set(True)
+def learning(quick=True):
+    """In the block layers of ours may have gradients that only what XLA compiles can work out.
+
+    quick: False: in this block, maybe inside of another, they have TensorFlow's own.
+    """
+    token = _LEARNING.set(quick)
     try:
         yield
     finally:

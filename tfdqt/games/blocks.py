@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.backend import is_learning, keras, optimization_barrier, tf, traced
+from tfdqt.backend import is_learning, keras, learning, optimization_barrier, tf, traced
 
 layers = keras.layers
 ops = keras.ops
@@ -332,11 +332,13 @@ class LoopLimit(layers.Layer):
 
     def call(self, x, tokens=None, visible=None, *, index, loop):
         """As `run_block`, of block `index` in loop `loop`; x as it is if there is no such loop."""
-        return ops.cond(
-            loop < self.loop_limit,
-            lambda: run_block(self.blocks[index], x, tokens, visible),
-            lambda: x,
-        )
+        # In a loop of updates TensorFlow does not find what a gradient of ours keeps of a branch.
+        with learning(quick=False):
+            return ops.cond(
+                loop < self.loop_limit,
+                lambda: run_block(self.blocks[index], x, tokens, visible),
+                lambda: x,
+            )
 
 
 def decode(x, sight, cfg, *, depth=None, after=None, last=None):
