@@ -50,10 +50,10 @@ def main(argv=None):
             label: float(height)
             for label, _, height in (pair.rpartition("=") for pair in args.level)
         }
+        if not all(map(math.isfinite, levels.values())):
+            raise ValueError
     except ValueError:
-        levels = {"": math.nan}
-    if not all(map(math.isfinite, levels.values())):
-        raise UsageError("--level takes LABEL=HEIGHT, such as --level human=31.8.")
+        raise UsageError("--level takes LABEL=HEIGHT, such as --level human=31.8.") from None
     out = Path(args.out or find_run(args.runs[0]) / "learning.png")
     if not out.suffix:
         out = out.with_suffix(".png")

@@ -84,25 +84,25 @@ def traced(function=None, **options):
     return tf.function(function, autograph=False, **options)
 
 
-_LEARNING = contextvars.ContextVar("learning", default=False)
+_QUICK = contextvars.ContextVar("quick", default=False)
 
 
 @contextlib.contextmanager
-def learning(quick=True):
+def quick_gradients(on=True):
     """In the block layers of ours may have gradients that only what XLA compiles can work out.
 
-    quick: False: in this block, maybe inside of another, they have TensorFlow's own.
+    on: False: in this block, maybe inside of another, they have TensorFlow's own.
     """
-    token = _LEARNING.set(quick)
+    token = _QUICK.set(on)
     try:
         yield
     finally:
-        _LEARNING.reset(token)
+        _QUICK.reset(token)
 
 
-def is_learning():
-    """Whether this is called in a block of `learning`."""
-    return _LEARNING.get()
+def are_gradients_quick():
+    """Whether this is called in a block of `quick_gradients`."""
+    return _QUICK.get()
 
 
 def optimization_barrier(x):

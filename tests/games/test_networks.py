@@ -1,6 +1,5 @@
 """Q-networks: shapes, what a step can and can't see, and numbers worked by hand."""
 
-import contextlib
 import functools
 import tempfile
 import unittest
@@ -19,7 +18,7 @@ from tests.games.toys import (
     random_window,
     shared,
 )
-from tfdqt.backend import keras, learning, tf
+from tfdqt.backend import keras, quick_gradients, tf
 from tfdqt.errors import UsageError
 from tfdqt.games import blocks, networks, tokens
 from tfdqt.games.config import NetworkConfig
@@ -402,9 +401,9 @@ class Parts(tf.test.TestCase):
                 pull = tf.constant(rng.normal(size=(*shape[:-1], units)), tf.float32)
                 expected, *gradients = pulled(other, other, x, pull)
                 ours = functools.partial(pulled, layer, layer)
-                for learns in (False, True):
+                for quick in (False, True):
                     for way in (ours, tf.function(ours), tf.function(ours, jit_compile=True)):
-                        with learning() if learns else contextlib.nullcontext():
+                        with quick_gradients(quick):
                             said, *found = way(x, pull)
                         self.assertAllClose(said, expected, atol=1e-5, msg=f"{shape} to {units}")
                         self.assertAllClose(found, gradients, atol=1e-5, msg=f"{shape} to {units}")

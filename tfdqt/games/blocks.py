@@ -4,7 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.backend import is_learning, keras, learning, optimization_barrier, tf, traced
+from tfdqt.backend import (
+    are_gradients_quick,
+    keras,
+    optimization_barrier,
+    quick_gradients,
+    tf,
+    traced,
+)
 
 layers = keras.layers
 ops = keras.ops
@@ -24,13 +31,13 @@ def normal(stddev):
 
 @keras.saving.register_keras_serializable("tfdqt")
 class Linear(layers.Dense):
-    """A Dense; while `learning`, its kernel has its gradient the faster way, where it narrows.
+    """A Dense; by `quick_gradients` the gradient of a kernel that narrows comes the faster way.
 
     Elsewhere it is Keras' own, so that it is saved, exported and differentiated twice as that is.
     """
 
     def call(self, x):
-        if not is_learning() or self.kernel.shape[0] <= self.kernel.shape[1]:
+        if not are_gradients_quick() or self.kernel.shape[0] <= self.kernel.shape[1]:
             return super().call(x)
         rows = ops.reshape(x, (-1, x.shape[-1]))
         y = _narrowed(rows, tf.convert_to_tensor(self.kernel))
@@ -333,7 +340,7 @@ class LoopLimit(layers.Layer):
     def call(self, x, tokens=None, visible=None, *, index, loop):
         """As `run_block`, of block `index` in loop `loop`; x as it is if there is no such loop."""
         # In a loop of updates TensorFlow does not find what a gradient of ours keeps of a branch.
-        with learning(quick=False):
+        with quick_gradients(on=False):
             return ops.cond(
                 loop < self.loop_limit,
                 lambda: run_block(self.blocks[index], x, tokens, visible),

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tfdqt import losses
-from tfdqt.backend import keras, learning, tf, traced
+from tfdqt.backend import keras, quick_gradients, tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.games.cost import parts_of_batch
 from tfdqt.games.spaces import legal_actions
@@ -66,7 +66,7 @@ def flatten_model(model, info=None):
         named = {name: inputs[name] for name in model.input}
         if not isinstance(weights, tuple):
             return model.stateless_call(*unflatten(weights), named)[0]
-        with learning():  # weights by themselves are those that a gradient is asked of
+        with quick_gradients():  # weights by themselves are those that a gradient is asked of
             return model.stateless_call(*weights, named)[0]
 
     def apply(weights, inputs):

@@ -157,7 +157,7 @@ class Pictures(gymnasium.Wrapper):
         picture = self.env.render()
         if isinstance(picture, np.ndarray) and picture.dtype != np.uint8:
             raise UsageError(
-                f"No film was written: the environment's render() gives pictures of "
+                "No film was written: the environment's render() gives pictures of "
                 f"{picture.dtype}, not of uint8 from 0 to 255; mend that, or leave out --video."
             )
         return picture

@@ -6,7 +6,7 @@ after it that means nothing and that the learner recognises, because the observa
 the first of an episode.
 """
 
-import sys
+import contextlib
 
 import numpy as np
 
@@ -210,15 +210,13 @@ def checked_step(answer):
 
 def _number(reward):
     """A reward as a float. Raises EnvFailure if it is none, or several."""
-    array = as_array(float(reward) if _is_long(reward) else reward)
+    if type(reward) is int:  # of any length, for some of which numpy has no type
+        with contextlib.suppress(OverflowError):
+            reward = float(reward)
+    array = as_array(reward)
     if array.dtype.kind not in "biuf" or array.size != 1:
         raise EnvFailure(f"it returned a reward that is no number: {reward!r:.60}")
     return float(array.reshape(-1)[0])
-
-
-def _is_long(reward):
-    """Whether it is a whole number of Python's that numpy has no type for, but a float holds."""
-    return type(reward) is int and -sys.float_info.max <= reward <= sys.float_info.max
 
 
 def _truth(value, name):

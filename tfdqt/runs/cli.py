@@ -268,7 +268,7 @@ def stopped(script, run_dir, stop):
     if checkpoints(run_dir) and not Path(run_dir, "config.json").exists():
         print(
             f"{quoted(run_dir)} was moved while it trained: put what is left there, the newest "
-            f"checkpoint among it, back beside config.json, then --resume that."
+            "checkpoint among it, back beside config.json, then --resume that."
         )
     elif checkpoints(run_dir):
         print(f"Go on with: python scripts/{script}.py --resume={quoted(run_dir)}")
