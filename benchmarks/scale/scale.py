@@ -134,8 +134,12 @@ def measure_update(learner, state, cfg, rows, steps, count=16):
             add(chunk, tf.constant(rows + row))
     update = dqn.make_update(learner.net, cfg)
     sample = make_sampler(learner.replay, learner.window)
-    learn = dqn.make_learn(update, sample, cfg, count, 0)
-    return seconds_of(lambda: learn(state)[1]["loss"].numpy(), 10.0) / count
+    draw = dqn.make_draw(sample, cfg, count, 0)
+
+    def learn():
+        return update(state, draw(state.updates))[1]["loss"].numpy()
+
+    return seconds_of(learn, 10.0) / count
 
 
 def measure_chunks(learner, weights, rows, steps):

@@ -43,10 +43,14 @@ class Defaults(InFolder):
     def test_processes_and_threads(self):
         with mock.patch("os.cpu_count", return_value=4):
             self.assertEqual(default_parallel("CartPole-v1"), dict(workers=3, threads=4))
+            self.assertEqual(default_parallel("Pong-ram-v0"), dict(workers=3, threads=4))
             self.assertEqual(default_parallel("CartPole-v1", "ppo"), dict(workers=0, threads=1))
             self.assertEqual(default_parallel("ALE/Breakout-v5", "ppo"), dict(workers=4, threads=4))
             for name in ("Sokoban-v0", "LightsOut-v0", "RushHour-v0"):
                 self.assertEqual(default_parallel(name, "pqn"), dict(workers=0, threads=4))
+        with mock.patch("os.cpu_count", return_value=2):
+            self.assertEqual(default_parallel("CartPole-v1"), dict(workers=1, threads=2))
+            self.assertEqual(default_parallel("Pong-ram-v0"), dict(workers=0, threads=2))
 
 
 class Checks(unittest.TestCase):

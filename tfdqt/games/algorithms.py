@@ -123,7 +123,10 @@ def default_parallel(name, algorithm="dqn"):
     if ALGORITHMS[algorithm].overlaps:
         # It learns while they step, and keeps a core for that.
         cores = max(1, os.cpu_count() or 1)
-        return dict(workers=max(1, cores - 1), threads=cores)
+        workers = max(1, cores - 1)
+        if workers == 1 and environment_kind(name) == "atari":
+            workers = 0  # a thread steps emulators as fast, without messages
+        return dict(workers=workers, threads=cores)
     return lockstep_parallel(name)
 
 

@@ -28,8 +28,8 @@ from tfdqt.games.dqn import (
     can_learn,
     check_fills,
     make_collect,
+    make_draw,
     make_greedy,
-    make_learn,
     make_learner,
     make_update,
     resume_learner,
@@ -149,7 +149,7 @@ def apex(
     updates_per_call = max(1, round(cfg.updates_per_step * steps_per_chunk))
     update = make_update(learner.net, cfg, strategy)
     sample = make_sampler(replay, learner.window)
-    learn = make_learn(update, sample, cfg, updates_per_call, seed)
+    draw = make_draw(sample, cfg, updates_per_call, seed)
     # `life` is a number that no earlier start of this run had, for the actors' seeds.
     life = 0 if saved is None else saved["life"] + 1
     began = None if saved is None else saved["began"]  # the step at which learning began
@@ -190,7 +190,8 @@ def apex(
         while began is not None and updates + updates_per_call <= cfg.updates_per_step * (
             progress.step - began
         ):
-            state, means = learn(adapt_once(learner, state))
+            state = adapt_once(learner, state)
+            state, means = update(state, draw(state.updates))
             diagnostics = {name: float(means[name]) for name in DIAGNOSTICS}
             updates += updates_per_call
         alive, replaced = pool.counts()

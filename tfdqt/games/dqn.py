@@ -561,8 +561,11 @@ def _make_shared_update(net, cfg, read, strategy, follow):
     return update
 
 
-def make_learn(update, sample, cfg, count, seed) -> Callable:
-    """`learn(state) -> (state, diagnostics)`: `count` updates, each on a batch it draws."""
+def make_draw(sample, cfg, count, seed) -> Callable:
+    """Compile `draw(updates) -> Steps [count, B, ...]`, the batches of the next `count` updates.
+
+    updates: how many there were before.
+    """
 
     @traced
     def draw(updates):
@@ -571,10 +574,7 @@ def make_learn(update, sample, cfg, count, seed) -> Callable:
             lambda field: tf.reshape(field, [count, cfg.batch_size, *field.shape[1:]]), steps
         )
 
-    def learn(state):
-        return update(state, draw(state.updates))
-
-    return learn
+    return draw
 
 
 # -------------------------------------------------------------------------------------------------
@@ -807,7 +807,7 @@ def dqn(
     add = make_add(replay)
     update = make_update(net, cfg, strategy)
     sample = make_sampler(replay, window_length)
-    learn = make_learn(update, sample, own, updates_per_iteration, seed)
+    draw = make_draw(sample, own, updates_per_iteration, seed)
     state = resume_learner(learner, saved)
     check_fills(learner, state, restore_progress(saved), cfg, per_iteration)
     steps_here = dict(seed=seed, workers=workers, saved=saved)
@@ -822,11 +822,17 @@ def dqn(
             nonlocal diagnostics
             chunk = pool.submit(collect, state.acting, progress.step)
             with lost_learner_ends_run(group.size):
+                batches = None
                 if can_learn(learner, state):
-                    state, means = learn(adapt_once(learner, state))
+                    state = adapt_once(learner, state)
+                    batches = draw(state.updates)
+                # Only behind the draw, which then knows no step of this iteration.
+                added = pool.submit(lambda: add(chunk.result()[0]))
+                if batches is not None:
+                    state, means = update(state, batches)
                     diagnostics = {name: float(means[name]) for name in DIAGNOSTICS}
-            steps, games = chunk.result()
-            add(steps)
+            _, games = chunk.result()
+            added.result()
             progress = progress.after(per_iteration, games)
             return (
                 state,
