@@ -13,6 +13,7 @@ import unittest
 
 from tests.runs.children import sleep
 from tfdqt.errors import UsageError
+from tfdqt.runs.cli import stop_on_signals
 from tfdqt.runs.processes import (
     close_all,
     last_line,
@@ -173,6 +174,10 @@ class Closing(unittest.TestCase):
 
         with self.assertRaises(KeyboardInterrupt):
             self.close_all(interrupted)
+        with stop_on_signals():  # then none of Ctrl-C can come
+            self.assertEqual(
+                self.close_all(interrupted), ["it raised KeyboardInterrupt: without a message"]
+            )
 
     def test_outside_of_the_main_thread(self):
         faults = []

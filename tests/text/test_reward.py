@@ -13,6 +13,7 @@ import numpy as np
 from tests.helpers import InFolder
 from tfdqt.backend import tf
 from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.runs.cli import stop_on_signals
 from tfdqt.text.reward import Reward, RewardFailure, make_reward
 
 TEXT = "the sun is red and the moon is pale and nothing else is said"
@@ -74,7 +75,9 @@ class TestReward(unittest.TestCase):
         def stopped(text):
             raise KeyboardInterrupt
 
-        with self.assertRaises(KeyboardInterrupt):
+        with self.assertRaises(KeyboardInterrupt):  # whoever calls this handles no signals
+            Reward(stopped)(TEXT)
+        with stop_on_signals(), self.assertRaisesRegex(RewardFailure, "KeyboardInterrupt"):
             Reward(stopped)(TEXT)
 
 

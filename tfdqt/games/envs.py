@@ -209,9 +209,9 @@ def make_env(name, cfg=DEFAULT, **kwargs):
             ) from None
         except UsageError:
             raise
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # whatever its constructor raises, sys.exit() among it
+            if is_ctrl_c(error):
+                raise
             raise UsageError(
                 f"The environment {name!r} can't be made: {sentence_of(error)}"
                 f"{_advice(name, error)}"
@@ -269,9 +269,9 @@ def wrap(env, wrapper):
         )
     try:
         wrapped = getattr(import_here(module), name)(env, *values, **named)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # whatever is raised in it
+        if is_ctrl_c(error):
+            raise
         raise UsageError(f"The wrapper {wrapper!r} can't be used: {sentence_of(error)}") from None
     if not isinstance(wrapped, gymnasium.Env):
         raise UsageError(f"The wrapper {wrapper!r} gave {type(wrapped).__name__}, no environment.")

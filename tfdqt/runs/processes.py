@@ -172,11 +172,11 @@ def close_all(closers, seconds=CLOSE_SECONDS):
         for close in closers:
             try:
                 _call(close)
-            except KeyboardInterrupt:
-                raise
             except _TooLong:
                 faults.append(f"it did not end within {seconds:g} seconds")
             except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 text = (str(error).strip() or "without a message").splitlines()[0]
                 faults.append(f"it raised {type(error).__name__}: {text}")
     return faults

@@ -16,6 +16,7 @@ import numpy as np
 from tfdqt import losses
 from tfdqt.backend import tf, traced
 from tfdqt.errors import UsageError
+from tfdqt.runs.processes import is_ctrl_c
 from tfdqt.scale.distribute import (
     check_even,
     check_same,
@@ -484,9 +485,9 @@ def train_model(
         def measure():
             try:
                 progress.mean_return = float(evaluate())
-            except KeyboardInterrupt:
-                raise
             except BaseException as failure:  # sys.exit in a reward included
+                if is_ctrl_c(failure):
+                    raise
                 failures.append(failure)
 
         def learn():

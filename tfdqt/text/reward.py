@@ -14,6 +14,7 @@ import numpy as np
 
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.modules import advice_on, import_here
+from tfdqt.runs.processes import is_ctrl_c
 
 LARGEST = 1e7  # either way; float32, which learning is done in, has no halves beyond 1.6e7
 SHOWN = 40  # characters of a text that an error shows
@@ -66,9 +67,9 @@ class Reward:
     def _call(self, given, text):
         try:
             return self.function(given)
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # sys.exit in a reward must not lose what was learned
+            if is_ctrl_c(error):
+                raise
             raise RewardFailure(
                 f"{self.name} fails on the text {_begin(text)} "
                 f"({sentence_of(error)})\n{traceback.format_exc()}"
