@@ -182,6 +182,13 @@ def leaves(env):
         with self.assertRaisesRegex(EnvFailure, "first reset: .*subscriptable"):
             info_of(functools.partial(make_env, "mine_at_hand:Level-v0"))
 
+        class Old(gymnasium.Env):
+            def reset(self):
+                raise AssertionError
+
+        with self.assertRaisesRegex(EnvFailure, "first reset: .*'seed'; .*old Gym.*--wrappers"):
+            info_of(lambda: gymnasium.wrappers.OrderEnforcing(Old()))
+
     def test_evaluations_leave_a_curriculum_out(self):
         options = EnvConfig(env_options='{"size": 4, "curriculum": 2}')
         settings = dict(name="Sokoban-v0", env=options, more=1)

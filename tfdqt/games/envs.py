@@ -14,7 +14,7 @@ from tfdqt import puzzles
 from tfdqt.errors import EnvFailure, UsageError, sentence_of
 from tfdqt.games.config import PUZZLES, EnvConfig
 from tfdqt.games.space_json import info_from_json, told_apart
-from tfdqt.games.spaces import MASK_KEY, describe
+from tfdqt.games.spaces import MASK_KEY, OLD_GYM, describe
 from tfdqt.modules import advice_on, import_here
 from tfdqt.runs.processes import close_all, is_ctrl_c, tell_of_close
 
@@ -335,9 +335,15 @@ def its_failures(name, where):
         if is_ctrl_c(error):
             raise
         raise EnvFailure(
-            f"An environment of {name} failed {where}: {sentence_of(error)}\n"
+            f"An environment of {name} failed {where}: {sentence_of(error)}{_old_gym(error)}\n"
             f"{traceback.format_exc()}"
         ) from error
+
+
+def _old_gym(error):
+    """What to do where `reset` takes no seed or options, or nothing."""
+    refused = re.search("unexpected keyword argument '(seed|options)'", str(error))
+    return f"; {OLD_GYM}" if refused and isinstance(error, TypeError) else ""
 
 
 def close_env(env, name=None):

@@ -16,6 +16,7 @@ from tfdqt.games.space_json import told_apart
 from tfdqt.games.spaces import (
     GREATEST,
     MASK_KEY,
+    OLD_GYM,
     as_array,
     describe,
     make_action,
@@ -181,8 +182,8 @@ def checked_reset(answer):
     """What `reset` returned: -> observation, info. Raises EnvFailure if it is no such pair."""
     if type(answer) is not tuple or len(answer) != 2:
         raise EnvFailure(
-            "its reset returned no pair of an observation and an info dict, as gymnasium's do; an "
-            "environment of the old Gym needs a wrapper (--wrappers MODULE:FUNCTION)"
+            "its reset returned no pair of an observation and an info dict, as gymnasium's do; "
+            f"{OLD_GYM}"
         )
     return answer
 
@@ -195,8 +196,7 @@ def checked_step(answer):
     if type(answer) is not tuple or len(answer) != 5:
         raise EnvFailure(
             "its step returned no (observation, reward, terminated, truncated, info), as "
-            "gymnasium's do; an environment of the old Gym needs a wrapper "
-            "(--wrappers MODULE:FUNCTION)"
+            f"gymnasium's do; {OLD_GYM}"
         )
     obs, reward, terminated, truncated, info = answer
     if type(reward) is not float:

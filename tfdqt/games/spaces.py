@@ -20,6 +20,7 @@ MOST_JOINT = 256  # actions of several parts that are one choice of their produc
 MOST_ACTIONS = 2**31 - 1  # that can be counted
 GREATEST = float(np.finfo(np.float32).max)
 MASK_KEY = "action_mask"  # what a mask of actions is called by PettingZoo and sb3-contrib
+OLD_GYM = "an environment of the old Gym needs a wrapper (--wrappers MODULE:FUNCTION)"
 
 
 class EnvInfo(NamedTuple):
