@@ -231,31 +231,39 @@ def published():
 
 
 def report(args):
-    """A line of a Markdown table for every environment, and of POPGym's the means over them."""
-    wanted = [str(args.total_steps), str(args.context), " ".join(args.also)]
-    names = ("steps", "context", "also")
-    rows = [row for row in read_rows(args.csv) if [row[name] for name in names] == wanted]
+    """A line of a Markdown table for every environment, and of POPGym's the means over them.
+
+    A mean over environments takes of each the runs of the most steps.
+    """
+    wanted = [str(args.context), " ".join(args.also)]
+    rows = [row for row in read_rows(args.csv) if [row["context"], row["also"]] == wanted]
     key = "success" if args.domains else "mmer"
     found = {}
     for row in rows:
         if row["env"] in environments(args):
-            found.setdefault((row["env"], row["network"]), []).append(float(row[key]))
-    trained = {env for env, _ in found}
-    named = [env for env in environments(args) if env in trained]
-    networks = [name for name in NETWORKS if any(name == of for _, of in found)]
+            of = found.setdefault(row["env"], {}).setdefault(row["network"], {})
+            of.setdefault(int(row["steps"]), []).append(float(row[key]))
+    named = [env for env in environments(args) if env in found]
+    columns = [
+        (network, steps)
+        for network in NETWORKS
+        for steps in sorted({steps for of in found.values() for steps in of.get(network, ())})
+    ]
     elsewhere = () if args.domains else ("published: GRU", "best")
     known = published() if elsewhere else {}
     lines = {}
     for env in named:
-        cells = [found.get((env, name), ()) for name in networks]
+        cells = [found[env].get(network, {}).get(steps, ()) for network, steps in columns]
         others = known.get(env, (None,) * len(elsewhere))
         cells += [() if figure is None else (figure,) for figure in others]
         lines[env.removeprefix("popgym-").removesuffix("-v0")] = cells
-    print_table("environment", [*networks, *elsewhere], lines)
-    for name in networks if elsewhere else ():
-        of_network = [env for env in named if (env, name) in found]
-        means = {env: np.mean(found[env, name]) for env in of_network}
-        _print_mean(name, means, {env: known[env][0] for env in means if env in known})
+    titles = [f"{network}, {steps:,}" for network, steps in columns]
+    print_table("environment", [*titles, *elsewhere], lines)
+    for network in NETWORKS if elsewhere else ():
+        runs = {env: found[env][network] for env in named if network in found[env]}
+        means = {env: np.mean(of[max(of)]) for env, of in runs.items()}
+        if means:
+            _print_mean(network, means, {env: known[env][0] for env in means if env in known})
 
 
 def _print_mean(name, means, gru):

@@ -48,7 +48,7 @@ class TestSuite(unittest.TestCase):
         command = suite.command_of(also, "HeavenHell-v0", "gpt", 1, Path("none"))
         self.assertEqual(command[-2:], ["--hold=4", "--epsilon-fraction=1"])  # the last word counts
 
-    def test_domains_are_reported_by_their_success(self):
+    def test_the_report_has_a_column_for_each_number_of_steps(self):
         same = dict(network="gpt", steps=9, context=50, also="")
         rows = [
             dict(same, env="CarFlag-v0", mmer=0.1, success=0.75),
@@ -57,19 +57,25 @@ class TestSuite(unittest.TestCase):
             dict(same, env="CarFlag-v0", also="hold=4", mmer=0.3, success=0.2),
             dict(same, env="HeavenHell-v0", mmer=0.4, success=0.2),
             dict(same, env="popgym-RepeatFirstEasy-v0", mmer=0.5),
+            dict(same, env="popgym-RepeatFirstEasy-v0", steps=18, mmer=0.75),
+            dict(same, env="popgym-RepeatFirstHard-v0", mmer=0.25),
         ]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "suite.csv")
             write_rows(path, rows)
-            flags = ("--report", f"--csv={path}", "--total-steps=9", "--context=50")
+            flags = ("--report", f"--csv={path}", "--context=50")
             said = call(suite, *flags, "--domains", "CarFlag-v0")
             self.assertEqual(said.splitlines()[2:], ["| CarFlag | 0.750, 0.500 |"])
             said = call(suite, *flags, "--domains", "CarFlag-v0", "--also", "hold=4")
             self.assertEqual(said.splitlines()[2:], ["| CarFlag | 0.200 |"])
             said = call(suite, *flags)
-            self.assertEqual(said.splitlines()[2], "| RepeatFirstEasy | 0.500 | 1.000 | 1.000 |")
+            lines = [
+                "| RepeatFirstEasy | 0.500 | 0.750 | 1.000 | 1.000 |",
+                "| RepeatFirstHard | 0.250 |  | 0.940 | 0.969 |",
+            ]
+            self.assertEqual(said.splitlines()[2:4], lines)
             self.assertIn("gpt: 0.500", said)
-            self.assertIn("over 1 of them: 0.500, published GRU 1.000", said)
+            self.assertIn("over 2 of them: 0.500, published GRU 0.970", said)
 
     def test_what_is_published_is_of_environments_of_the_suite(self):
         self.assertLessEqual(set(suite.published()), set(suite.environments(suite.Args())))
