@@ -19,7 +19,7 @@ from tests.runs.children import Children, is_running
 from tfdqt.errors import EnvFailure
 from tfdqt.games.envs import env_info
 from tfdqt.games.vec_envs import make_vec_env
-from tfdqt.runs.processes import take_signals
+from tfdqt.runs.processes import CLOSE_SECONDS, take_signals
 
 CHILDREN = env_info(Children())
 
@@ -46,8 +46,8 @@ class Ends(unittest.TestCase):
     def children(self):
         return [int(pid) for pid in self.pids.read_text().split()]
 
-    def assertEnded(self, pids):
-        deadline = time.monotonic() + 5
+    def assertEnded(self, pids, seconds=5):
+        deadline = time.monotonic() + seconds
         while any(map(is_running, pids)):
             self.assertLess(time.monotonic(), deadline, "it runs on")
             time.sleep(0.02)
@@ -141,17 +141,22 @@ class Ends(unittest.TestCase):
 
     def test_workers_end_with_their_children_when_the_learner_is_killed(self):
         code = (
-            "import os, signal\n"
+            "import os, signal, threading\n"
             "from tests.games.test_vec_ends import CHILDREN, Children, make_vec_env\n"
             "if __name__ == '__main__':\n"
-            "    make_vec_env(Children, CHILDREN, 1, 0, workers=1)\n"
-            "    os.kill(os.getpid(), signal.SIGKILL)\n"
+            "    vec = make_vec_env(Children, CHILDREN, 1, 0, workers=1)\n"
+            "    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()\n"
+            "    while True:\n"
+            "        vec.step([0])\n"
         )
         path = self.pids.with_name("learner.py")
         path.write_text(code)
-        environ = dict(KIND="leave", PIDS=str(self.pids), PYTHONPATH=os.pathsep.join(sys.path))
-        subprocess.run([sys.executable, path], env={**os.environ, **environ}, timeout=60)
-        self.assertEnded(self.children())
+        for kind in ("leave", "step hangs"):
+            with self.subTest(kind=kind):
+                self.pids.unlink(missing_ok=True)
+                environ = dict(KIND=kind, PIDS=str(self.pids), PYTHONPATH=os.pathsep.join(sys.path))
+                subprocess.run([sys.executable, path], env={**os.environ, **environ}, timeout=60)
+                self.assertEnded(self.children(), CLOSE_SECONDS + 5)
 
 
 if __name__ == "__main__":

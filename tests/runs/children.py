@@ -50,7 +50,7 @@ class Children(gymnasium.Env):
         super().reset(seed=seed)
         self.fail("reset")
         self.steps = 0
-        if self.child is None and self.kind in ("fork", "interrupt", "leave"):
+        if self.child is None and self.kind in ("fork", "interrupt", "leave", "step hangs"):
             self.child = multiprocessing.get_context("fork").Process(target=sleep)
             self.child.start()
         if self.child is None and self.kind == "program":
@@ -65,6 +65,8 @@ class Children(gymnasium.Env):
         self.all_steps += 1
         if self.all_steps > int(os.environ.get("FAIL_AFTER", 0)):
             self.fail("step")
+            if self.kind == "step hangs":
+                sleep()
         return np.full(1, self.steps, np.float32), 1.0, self.steps >= 5, False, {}
 
     def close(self):

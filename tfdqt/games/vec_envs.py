@@ -26,6 +26,7 @@ from tfdqt.runs.processes import (
     close_all,
     end_group,
     end_own_group_in,
+    end_own_group_with_parent,
     is_ctrl_c,
     take_signals,
     tell_of_close,
@@ -94,6 +95,7 @@ def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, mem
         # Ctrl-C in a terminal then reaches no environment, and what they start ends with this.
         os.setsid()
     take_signals(lambda number, frame: None)  # the learner decides when to stop
+    end_own_group_with_parent(CLOSE_SECONDS + 1)  # an environment may hang
     multiprocessing.current_process().daemon = False  # a daemon could have no children
     # Or the learner would not see the end of this process while a child of it lives.
     os.register_at_fork(after_in_child=connection.close)

@@ -214,6 +214,19 @@ def end_own_group_in(seconds):
     timer.start()
 
 
+def end_own_group_with_parent(seconds):
+    """Kill this process and all that it started so long behind the end of its parent.
+
+    In a process of multiprocessing, whatever its main thread does then.
+    """
+
+    def watch():
+        multiprocessing.parent_process().join()
+        end_own_group_in(seconds)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def one_thread(name):
     """An executor of one thread, which is waited for unless Ctrl-C ends the process."""
