@@ -151,12 +151,12 @@ class Ends(unittest.TestCase):
         )
         path = self.pids.with_name("learner.py")
         path.write_text(code)
-        for kind in ("leave", "step hangs"):
+        for kind, seconds in (("leave", 5), ("step hangs", CLOSE_SECONDS + 5)):
             with self.subTest(kind=kind):
                 self.pids.unlink(missing_ok=True)
                 environ = dict(KIND=kind, PIDS=str(self.pids), PYTHONPATH=os.pathsep.join(sys.path))
                 subprocess.run([sys.executable, path], env={**os.environ, **environ}, timeout=60)
-                self.assertEnded(self.children(), CLOSE_SECONDS + 5)
+                self.assertEnded(self.children(), seconds)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from tfdqt.runs.processes import (
     CLOSE_SECONDS,
     close_all,
     end_group,
-    end_own_group_in,
+    end_own_group,
     end_own_group_with_parent,
     is_ctrl_c,
     take_signals,
@@ -95,7 +95,7 @@ def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, mem
         # Ctrl-C in a terminal then reaches no environment, and what they start ends with this.
         os.setsid()
     take_signals(lambda number, frame: None)  # the learner decides when to stop
-    end_own_group_with_parent(CLOSE_SECONDS + 1)  # an environment may hang
+    end_own_group_with_parent(CLOSE_SECONDS + 1)  # an environment may hang, or its close()
     multiprocessing.current_process().daemon = False  # a daemon could have no children
     # Or the learner would not see the end of this process while a child of it lives.
     os.register_at_fork(after_in_child=connection.close)
@@ -125,7 +125,6 @@ def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, mem
         with contextlib.suppress(OSError):
             connection.send((False, _words(error)))
     finally:
-        end_own_group_in(seconds + 1)  # if the learner, which would do that, is gone
         faults = close_all([env.close for env in envs], 0.75 * seconds)
         with contextlib.suppress(OSError):
             connection.send((CLOSED, faults))
@@ -134,7 +133,7 @@ def _worker(connection, pickled_env_fn, info, seeds, life_loss_ends, layout, mem
         with contextlib.suppress(BufferError):
             memory.close()
         if deserted:
-            end_own_group_in(0)  # with what environments left running
+            end_own_group()  # with what environments left running
 
 
 def noting(env_fn, envs):

@@ -200,18 +200,10 @@ def end_group(process):
     process.join(1)
 
 
-def end_own_group_in(seconds):
-    """Kill this process and all that it started if it is still there then."""
-
-    def end():
-        with contextlib.suppress(ProcessLookupError):  # it leads none: that group is another's
-            os.killpg(os.getpid(), signal.SIGKILL)
-
-    if seconds <= 0:
-        return end()
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
+def end_own_group():
+    """Kill this process and all that it started."""
+    with contextlib.suppress(ProcessLookupError):  # it leads none: that group is another's
+        os.killpg(os.getpid(), signal.SIGKILL)
 
 
 def end_own_group_with_parent(seconds):
@@ -222,7 +214,8 @@ def end_own_group_with_parent(seconds):
 
     def watch():
         multiprocessing.parent_process().join()
-        end_own_group_in(seconds)
+        time.sleep(seconds)
+        end_own_group()
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -188,9 +188,9 @@ def make_reward(name):
 def _import(module, name):
     try:
         return import_here(module)
-    except KeyboardInterrupt:
-        raise
     except BaseException as error:  # a module may raise anything, sys.exit included
+        if is_ctrl_c(error):
+            raise
         advice = advice_on(module, error)
         advice = f"{advice}, or give sentiment" if advice else "mend the module"
         raise UsageError(
