@@ -241,10 +241,10 @@ class EachAlgorithm(unittest.TestCase):
         for name in ALGORITHMS:
             with self.subTest(algorithm=name), without_xla():
                 flags = ["--name=HugeRewards-v0", "--total-steps=512", *TINY]
-                kept = "nothing was learned until then"
+                kept = "nothing of the run is kept"
                 if name == "dqn":
                     flags += ["--learning-starts=128", "--replay-size=2000"]
-                    kept = "evaluate.py .*/huge-dqn plays with it"
+                    kept = "evaluate.py .*/huge-dqn evaluates it"
                 done = call(f"run_{name}", f"--run-dir={folder() / f'huge-{name}'}", *flags)
                 self.assertEqual(done.returncode, 2, done.stderr)
                 said = done.stderr.splitlines()[-1]

@@ -48,6 +48,19 @@ class TestTexts(tf.test.TestCase):
         self.assertEqual(everything[20], "b0 b1 b2 b3 b4")
         self.assertLen(windows(heldout=True), 2)
         self.assertLen(windows(heldout=False), 38)
+        lengths = [len(corpus.text_loader(self.tmp, 5, 8, heldout=each)) for each in (None, 1, 0)]
+        self.assertEqual(lengths, [5, 1, 5])
+
+    def test_a_loader_refuses_what_can_not_be_before_it_gives_anything(self):
+        Path(self.tmp, "a.txt").write_bytes(b"caf\xe9")
+        for given, said in (
+            ((self.tmp, 5, 8), "a.txt is not UTF-8 at byte 3"),
+            ((Path(self.tmp, "nowhere"), 5, 8), "nowhere can't be read"),
+            ((self.tmp, 0, 8), "length must be a whole number of at least 1, not 0"),
+            ((self.tmp, 5, 2.5), "batch_size must be a whole number of at least 1, not 2.5"),
+        ):
+            with self.assertRaisesRegex(UsageError, said):
+                corpus.text_loader(*given)
 
     def test_every_kind_of_line_and_a_byte_order_mark(self):
         for text in ("the sun\r\nthe moon", "the sun\rthe moon", "the sun\u2028the\u00a0moon"):
@@ -111,14 +124,14 @@ class TestTexts(tf.test.TestCase):
             list(corpus.read_texts(self.tmp))
 
     def test_runs_models_and_what_is_hidden_are_no_texts(self):
-        for name in ("a.txt", "more/b.txt", "run/tokenizer/vocab.txt", ".copies/a.txt", ".a.txt"):
+        for name in ("a.txt", "B.TXT", "more/b.txt", "run/vocab.txt", ".copies/a.txt", ".a.txt"):
             Path(self.tmp, name).parent.mkdir(parents=True, exist_ok=True)
             Path(self.tmp, name).write_text("sun", encoding="utf-8")
         before = fingerprint(self.tmp)
         Path(self.tmp, "run", "config.json").write_text("{}", encoding="utf-8")
         Path(self.tmp, "config.json").write_text("{}", encoding="utf-8")
         found = [str(path.relative_to(self.tmp)) for path in text_files(self.tmp)]
-        self.assertEqual(found, ["a.txt", "more/b.txt"])
+        self.assertEqual(found, ["B.TXT", "a.txt", "more/b.txt"])
         learned = fingerprint(self.tmp)
         self.assertNotEqual(learned, before)
         Path(self.tmp, "run", "failure.txt").write_text("what failed", encoding="utf-8")

@@ -321,8 +321,16 @@ class TestPrunedTransformerModel(tf.test.TestCase):
             dict(schedule="none"),
             dict(pattern="3:4"),
             dict(pruning_amount=0.3, pattern="2:4"),
+            dict(schedule="polynomial", begin_step=1_000),
+            dict(schedule="polynomial", end_step=0),
+            dict(begin_step=-1),
+            dict(frequency=0),
+            dict(frequency=1.5),
+            dict(pattern="block", block_size=(4, 1_000)),
+            dict(pattern="block", block_size=4 * (1,)),
+            dict(pattern="block", block_size=(0, 1)),
         ):
-            with self.assertRaises(UsageError):
+            with self.subTest(**settings), self.assertRaises(UsageError):
                 PrunedTransformerModel(CONFIG, **settings)
 
     def test_weights_of_another_shape_and_half_a_file(self):

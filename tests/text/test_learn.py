@@ -9,14 +9,14 @@ import numpy as np
 
 from tests.helpers import slow
 from tests.text.helpers import NETWORK, eager, without_xla
-from tfdqt.backend import tf
-from tfdqt.errors import EnvFailure, UsageError
+from tfdqt.backend import keras, tf
+from tfdqt.errors import Diverged, EnvFailure, UsageError
 from tfdqt.runs.checkpoint import load_checkpoint, make_saver
 from tfdqt.text import learn
 from tfdqt.text.config import TextConfig
 from tfdqt.text.encoder import dense_kernels
 from tfdqt.text.generation import make_word_scores
-from tfdqt.text.head import build_text_networks
+from tfdqt.text.head import DeepQLearningModel, build_text_networks
 from tfdqt.text.replay import Episode, ExperienceReplay, Transition, take_rows
 from tfdqt.text.tokenizers import make_tokenizer
 
@@ -74,15 +74,29 @@ class TestCustomLoss(tf.test.TestCase):
         ends = np.array([[False], [True]])
         loss, _ = learn.custom_loss(*arrays, ends, gamma=0.5, mask=np.array([[True], [True]]))
         self.assertAllClose(loss, 0.5)
+        doubles = [np.array(each, float) for each in (self.rewards, self.next_q)]
+        loss, _ = learn.custom_loss(self.q, self.actions, *doubles, [[0], [1]], gamma=0.5)
+        self.assertAllClose(loss, 0.5)
 
     def test_what_does_not_fit_together_is_refused(self):
         for options, said in (
             (dict(mask=tf.ones([2, 2])), "mask is"),
             (dict(value=tf.ones([2, 1])), "need frozen_q"),
             (dict(advantage_learning=0.5), "need frozen_q"),
+            (dict(frozen_q=self.rewards, advantage_learning=0.5), "frozen_q of all words"),
+            (dict(next_q=self.rewards, next_q_online=self.next_q), "next_q .B, P, A. too"),
+            (dict(next_q=self.next_q[..., :2]), r"next_q is \(2, 1, 2\), neither"),
+            (dict(value=self.q, frozen_q=self.q), "value is"),
         ):
             with self.assertRaisesRegex(UsageError, said):
                 self.loss(**options)
+        for actions, said in (
+            (self.actions + 2, "actions from 2 to 3; they must lie between 0 and 2"),
+            (tf.cast(self.actions, tf.float32), "actions of whole numbers"),
+            (self.actions[0], "rewards is"),
+        ):
+            with self.assertRaisesRegex(UsageError, said):
+                learn.custom_loss(self.q, actions, self.rewards, self.next_q, self.ends)
         given = (self.q[..., 0], self.actions, self.rewards, self.next_q, self.ends)
         with self.assertRaisesRegex(UsageError, "values of all words"):
             learn.custom_loss(*given, conservative=1.0)
@@ -501,12 +515,48 @@ class TestTrainModel(Eager):
             train(pair, 1, [["red red"]], reward_fn=lambda text: 1 / 0, **how)
         with self.assertRaisesRegex(UsageError, "list of texts is asked for, not the text 'red'"):
             train(pair, 1, ["red", "red red"], reward_fn=len, **how)
+        batch = {"text": ["red", "red red"], "label": [0, 1]}
+        with self.assertRaisesRegex(UsageError, "not something of type dict; .*batch..text"):
+            train(pair, 1, [batch], reward_fn=len, **how)
         with self.assertRaisesRegex(UsageError, r"gives b'caf\\xe9', which is not UTF-8"):
             train(pair, 1, [["café".encode("latin-1")]], reward_fn=len, **how)
         for length in (0, 1, 2.5):
             how["length"] = length
             with self.assertRaisesRegex(UsageError, f"length must .* at least 2, not {length}"):
                 train(pair, 1, [["red"]], reward_fn=len, **how)
+
+    def test_networks_optimizers_and_counts_that_can_not_be(self):
+        pair = networks()
+        loader = Batches(corridor(), 150)
+        for epochs in (0, 1.5):
+            with self.assertRaisesRegex(UsageError, f"epochs must be .* at least 1, not {epochs}"):
+                train(pair, epochs, loader, cfg=self.cfg)
+        with self.assertRaisesRegex(UsageError, "evaluate_every must be .* at least 1, not 0"):
+            train(pair, 1, loader, cfg=self.cfg, evaluate_every=0)
+        width = pair[1].input_dim
+        wider = DeepQLearningModel(width + 8, 2)
+        with self.assertRaisesRegex(UsageError, f"the encoder gives {width}; .*={width}"):
+            train((pair[0], wider), 1, loader, cfg=self.cfg)
+        optimizer = tf.keras.optimizers.Adam(1e-3)
+        train(pair, 1, loader, cfg=self.cfg, optimizer=optimizer)
+        train(pair, 1, loader, cfg=self.cfg, optimizer=optimizer)
+        with self.assertRaisesRegex(UsageError, "networks made before; make a new one"):
+            train(networks(), 1, loader, cfg=self.cfg, optimizer=optimizer)
+        for odd in (tf.keras.optimizers.legacy.Adam(), keras.optimizers.Adam(), "sgd"):
+            with self.assertRaisesRegex(UsageError, "give one of tf.keras.optimizers"):
+                train(pair, 1, loader, cfg=self.cfg, optimizer=odd)
+
+    def test_a_loader_that_is_used_up_loses_nothing(self):
+        kept = []
+
+        def save(step, make, *, last=False):
+            if last:
+                kept.append(step)
+
+        batches = (items for items in Batches(corridor(), 150))
+        with self.assertRaisesRegex(UsageError, "gave nothing in pass 2; .*a generator is used up"):
+            train(networks(), 2, batches, cfg=self.cfg, save=save)
+        self.assertEqual(kept, [2])
 
     def test_an_encoder_that_sees_the_word_that_it_is_to_choose_is_refused(self):
         tokenizer = make_tokenizer(["red", "sun"])
@@ -538,7 +588,7 @@ class TestTrainModel(Eager):
         with self.assertRaisesRegex(UsageError, "reward must hold finite numbers"):
             train(pair, 1, Batches(endless, 150), cfg=self.cfg)
         poisoned = corridor()._replace(reward=np.full(300, 3e38))
-        with self.assertRaisesRegex(UsageError, "loss is"):
+        with self.assertRaisesRegex(Diverged, "at update 1 .loss (inf|nan), grad_norm"):
             train(pair, 1, Batches(poisoned, 150), cfg=self.cfg)
 
     def test_numbers_beyond_the_tables_are_refused(self):

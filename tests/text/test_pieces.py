@@ -69,6 +69,17 @@ class TestPieces(InFolder):
         with self.assertRaisesRegex(UsageError, "--vocabulary of at least 260, not 259"):
             train_tokenizer(SCRIPTS, 259)
 
+    def test_what_has_no_spaces_is_learned_in_parts(self):
+        """The time that a word takes grows with the square of its length."""
+        texts = ["ab" * 5_000, " " * 5_000 + "the sun", "天" * 600, "the red sun"]
+        parts = list(tokenizers._without_long_runs(texts))
+        self.assertEqual("".join(parts), "".join(texts))
+        self.assertLess(max(len(word) for part in parts for word in part.split()), 257)
+        tokenizer = train_tokenizer(texts, 400)
+        (row,) = token_rows(tokenizer, texts[:1])
+        self.assertEqual(tokenizer.decode(row, skip_special_tokens=True), texts[0])
+        self.assertLess(len(row), 200)
+
     def test_pieces_are_the_text_whatever_the_block(self):
         self.write(*SCRIPTS)
         (self.tmp / "w.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\r\n\r\ne\xcc\x81")

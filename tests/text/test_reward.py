@@ -122,6 +122,8 @@ class TestMakeReward(InFolder):
             with self.subTest(name=name), self.assertRaisesRegex(UsageError, message) as seen:
                 make_reward(name)
             self.assertNotIn("\n", str(seen.exception))
+        with self.assertRaisesRegex(UsageError, r"holds reward_nowhere.py\.$"):
+            make_reward("reward_nowhere:f", kept=True)
 
 
 if __name__ == "__main__":

@@ -218,14 +218,44 @@ class TestReward(InFolder):
             "what was learned is saved",
         )
         self.assertEqual(load_checkpoint(run_dir)[0]["place"]["batch"], 1)
-        module.write_text("def score(text):\n    return 1.0\n")
-        del sys.modules["reward_that_ends"]
-        importlib.invalidate_caches()
-        shutil.rmtree(self.tmp / "__pycache__", ignore_errors=True)  # of the same second
-        with eager():
-            done = call("run_text", f"--resume={run_dir}")
+
+        def go_on(code):
+            module.write_text(code)
+            del sys.modules["reward_that_ends"]
+            importlib.invalidate_caches()
+            shutil.rmtree(self.tmp / "__pycache__", ignore_errors=True)  # of the same second
+            with eager():
+                return call("run_text", f"--resume={run_dir}")
+
+        done = go_on("def score(text):\n    return 1.0\n")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn(f"scripts/evaluate.py '{run_dir}'", done.stdout)
+        # Ctrl-C while what it says at its end is played: behind the four games of the log.
+        done = go_on(
+            "asked = []\n"
+            "def score(text):\n"
+            "    asked.append(text)\n"
+            "    if len(asked) > 4:\n"
+            "        raise KeyboardInterrupt\n"
+            "    return 1.0\n"
+        )
+        self.assertEqual(done.returncode, 130, done.stderr)
+        self.assertRegex(done.stdout, f"all is learned. Evaluate with: .*evaluate.py '{run_dir}'")
+
+    def test_a_run_that_diverges_says_what_is_kept(self):
+        flags = ["--task=corpus", f"--corpus={texts()}", "--vocabulary=30", "--window=6", *TINY]
+        flags += ["--new-items=32", "--games=4", "--updates-per-batch=1", "--epochs=1"]
+        flags += ["--learning-rate=1e30", "--final-learning-rate=1e30"]
+        for every, said in ((1_000, "; nothing of the run is kept"), (1, "its last checkpoint is")):
+            run_dir = self.tmp / f"every-{every}"
+            with eager():
+                done = call(
+                    "run_text", *flags, f"--checkpoint-every={every}", f"--run-dir={run_dir}"
+                )
+            self.assertEqual(done.returncode, 2, done.stderr)
+            line = done.stderr.strip().splitlines()[-1]
+            self.assertRegex(line, f"^error: Learning diverged at update .*--learning-rate.*{said}")
+            self.assertEqual(len(checkpoints(run_dir)) > 0, every == 1)
 
 
 class TestWriter(WithoutXLA):
@@ -245,6 +275,13 @@ class TestWriter(WithoutXLA):
         self.assertEqual(writer(["The lord", "and the"], words=5), [first, second])
         self.assertNotEqual(writer(["The lord", "and the"], words=5, seed=1), [first, second])
         self.assertGreater(writer.reward("a good and joyful heart"), 0.5)
+        once = writer((each for each in ("The lord", "and the")), words=5)
+        self.assertEqual(once, [first, second])
+        with self.assertRaisesRegex(UsageError, "something of type dict"):
+            writer({"text": ["The lord"]})
+        for texts_of_many in (["a good heart"], None):
+            with self.assertRaisesRegex(UsageError, "reward takes one text, not"):
+                writer.reward(texts_of_many)
         with self.assertRaisesRegex(UsageError, "learned to write"):
             writer.act(["the lord"])
         with self.assertRaisesRegex(UsageError, "temperature must be"):
@@ -325,7 +362,7 @@ class TestWriter(WithoutXLA):
         line = f"{alone}  [{writer.reward(alone):.3f}]"
         self.assertEqual(succeeds(self, "generate", run_dir, *flags).stdout.splitlines()[0], line)
         refused(self, "only with --method=sample", "generate", run_dir, *flags, "--method=beam")
-        with self.assertRaisesRegex(UsageError, "best_of must be at least 1"):
+        with self.assertRaisesRegex(UsageError, "best_of must be a whole number of at least 1"):
             writer(prompts, best_of=0)
         with self.assertRaisesRegex(UsageError, "only with --method=sample"):
             writer.write(prompts, best_of=2, method="greedy")
@@ -525,7 +562,13 @@ class TestBadInput(unittest.TestCase):
         (run_dir / "config.json").write_text(json.dumps(dict(config, corpus=str(other))))
         before = (run_dir / "config.json").read_text()
         self.refused("are not those that the run", f"--resume={run_dir}", "--epochs=9")
+        shutil.rmtree(other)
+        gone = "other_texts, the corpus of the run, is gone; put it back"
+        self.refused(gone, f"--resume={run_dir}", "--epochs=9")
         self.assertEqual((run_dir / "config.json").read_text(), before)
+        other.mkdir()
+        done = succeeds(self, "evaluate", run_dir, "--episodes=2")
+        self.assertIn(f"There is no corpus in {other} any more", done.stdout)
 
     def test_a_run_that_lost_its_words_is_refused(self):
         run_dir = folder() / "no_words"

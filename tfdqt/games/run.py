@@ -3,11 +3,9 @@
 Imports TensorFlow only when it trains, so `--help` is instant.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from tfdqt.errors import Diverged, UsageError
+from tfdqt.errors import UsageError
 from tfdqt.games.algorithms import (
     ALGORITHMS,
     default_parallel,
@@ -35,7 +33,7 @@ from tfdqt.games.envs import (
 from tfdqt.games.exact import state_fault
 from tfdqt.games.space_json import info_to_json
 from tfdqt.games.state import make_unsaved
-from tfdqt.runs.checkpoint import BEST, checkpoints, quoted
+from tfdqt.runs.checkpoint import BEST, quoted
 from tfdqt.runs.cli import (
     check_goes_on,
     check_resume_flags,
@@ -44,6 +42,7 @@ from tfdqt.runs.cli import (
     new_run,
     old_run,
     read_settings,
+    saying_what_is_kept,
     session,
     show_settings,
     stopped,
@@ -364,22 +363,6 @@ def evaluator(args, algorithm, folder, env_fn, info, should_stop):
         stop_at_score=args.stop_at_score,
         should_stop=should_stop,
     )
-
-
-@contextlib.contextmanager
-def saying_what_is_kept(folder):
-    """Add to a Diverged of the block what there is to go on with."""
-    try:
-        yield
-    except Diverged as error:
-        sentence = str(error).rstrip(".")
-        if not checkpoints(folder):
-            raise Diverged(f"{sentence}; nothing was learned until then.") from None
-        run = shlex.quote(str(folder))
-        raise Diverged(
-            f"{sentence}; what was learned until then is saved: python "
-            f"scripts/evaluate.py {run} plays with it, and --resume={run} goes on from it."
-        ) from None
 
 
 def told(progress):

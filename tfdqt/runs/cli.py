@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tfdqt import backend
-from tfdqt.errors import EnvFailure, UsageError, first_line
+from tfdqt.errors import Diverged, EnvFailure, UsageError, first_line
 from tfdqt.runs.checkpoint import (
     checkpoints,
     load_checkpoint,
@@ -276,6 +276,22 @@ def stopped(script, run_dir, stop):
         clear(run_dir)
         print("Nothing was learned yet; start again.")
     return 128 + (stop.signal or signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def saying_what_is_kept(run_dir, until="then"):
+    """Add to a Diverged of the block what there is to go on with: what was learned `until`."""
+    try:
+        yield
+    except Diverged as error:
+        sentence = str(error).rstrip(".")
+        if not checkpoints(run_dir):
+            raise Diverged(f"{sentence}; nothing of the run is kept.") from None
+        run = quoted(run_dir)
+        raise Diverged(
+            f"{sentence}; what was learned until {until} is saved: python "
+            f"scripts/evaluate.py {run} evaluates it, and --resume={run} goes on from it."
+        ) from None
 
 
 def show_settings(*parts):

@@ -12,6 +12,7 @@ import numpy as np
 from tfdqt import memory
 from tfdqt.backend import quiet, tf, traced
 from tfdqt.errors import UsageError
+from tfdqt.settings import is_whole
 from tfdqt.text import llama
 from tfdqt.text.tokenizers import loading, tells_kind
 from tfdqt.text.weights import (
@@ -271,6 +272,7 @@ class PrunedTransformerModel(tf_keras.Model):
     ):
         super().__init__(name="pruned_transformer")
         _check_pruning(pruning_amount, schedule, pattern)
+        _check_steps(schedule, begin_step, end_step, frequency)
         self.bert = load_encoder(source, causal=causal)
         self.vocabulary = self.bert.config.vocab_size
         self.first_place = self._first_place()
@@ -308,6 +310,8 @@ class PrunedTransformerModel(tf_keras.Model):
                 f"{type(self.bert).__name__} has no Dense or Conv1D layer that could be pruned; "
                 "give a pruning_amount of 0."
             )
+        if pattern == "block":
+            _check_block(block_size, kernels)
         self.masks = [
             tf.Variable(tf.ones_like(kernel), trainable=False, name=f"mask{i}")
             for i, kernel in enumerate(kernels)
@@ -421,4 +425,25 @@ def _check_pruning(amount, schedule, pattern):
         raise UsageError(
             f"The pattern 2:4 sets half of the weights to zero; give pruning_amount=0.5, not "
             f"{amount}."
+        )
+
+
+def _check_steps(schedule, begin, end, frequency):
+    for name, number, least in (
+        ("begin_step", begin, 0),
+        ("end_step", end, begin + 1 if schedule == "polynomial" else 0),
+        ("frequency", frequency, 1),
+    ):
+        if not is_whole(number) or number < least:
+            raise UsageError(f"{name} must be a whole number of at least {least}, not {number}.")
+
+
+def _check_block(size, kernels):
+    """Raise UsageError unless blocks of `size` rows and columns fit every kernel."""
+    least = [min(kernel.shape[axis] for kernel in kernels) for axis in range(2)]
+    fits = len(size) == 2 and all(is_whole(part) and part >= 1 for part in size)
+    if not fits or size[0] > least[0] or size[1] > least[1]:
+        raise UsageError(
+            f"block_size must be rows and columns, at least 1 and at most {tuple(least)} as in the "
+            f"smallest kernels, not {size}."
         )

@@ -14,7 +14,7 @@ from tfdqt.policy import choose_actions
 from tfdqt.runs.checkpoint import load_checkpoint
 from tfdqt.runs.evaluation import append_evaluation
 from tfdqt.runs.folder import find_run
-from tfdqt.settings import check_left_out, load_config
+from tfdqt.settings import check_left_out, is_whole, load_config
 from tfdqt.stats import confidence
 from tfdqt.text.config import IMITATING, TextConfig, TextNetworkConfig
 from tfdqt.text.encoder import PrunedTransformerModel, read_config
@@ -29,7 +29,7 @@ from tfdqt.text.head import DeepQLearningModel, build_task_networks
 from tfdqt.text.learn import restore_networks
 from tfdqt.text.tasks.play import Task
 from tfdqt.text.tasks.table import make_task
-from tfdqt.text.tokenizers import check_list, load_tokenizer, padded, token_rows
+from tfdqt.text.tokenizers import as_list, load_tokenizer, padded, token_rows
 from tfdqt.text.words import words_of
 
 
@@ -166,14 +166,14 @@ class Writer:
     def _as_read(self, prompts, best_of, method="sample", **_):
         """Each prompt `best_of` times, as the task reads it."""
         self._check_writes()
-        check_list(prompts)
+        prompts = as_list(prompts)
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise UsageError(f"A prompt must be a string, not {prompt!r}.")
-        if best_of < 1 or (best_of > 1 and method != "sample"):
+        if not is_whole(best_of) or best_of < 1 or (best_of > 1 and method != "sample"):
             raise UsageError(
-                "best_of must be at least 1, and more only with --method=sample, for greedy and "
-                "beam write the same text each time."
+                "best_of must be a whole number of at least 1, and more only with --method=sample, "
+                "for greedy and beam write the same text each time."
             )
         return [self.task.as_read(prompt) for prompt in prompts for _ in range(best_of)]
 
@@ -186,6 +186,11 @@ class Writer:
     def reward(self, text):
         """What a text is worth to the run, a float."""
         self._check_writes()
+        if not isinstance(text, str):
+            raise UsageError(
+                f"reward takes one text, not something of type {type(text).__name__}; call it for "
+                "each."
+            )
         return self.task.reward(text)
 
     def act(self, texts):
@@ -199,6 +204,7 @@ class Writer:
                 f"{self.name} learned to write, not to play a game; call the writer with prompts."
             )
         task = self.task
+        texts = as_list(texts)
         rows = token_rows(task.tokenizer, texts)
         for text, row in zip(texts, rows):
             if len(row) > task.length or task.tokenizer.unk_token_id in row:

@@ -12,7 +12,7 @@ BLOCK = 1 << 20  # bytes of a file read at a time
 
 
 def text_files(folder):
-    """All *.txt files under a folder, or the file itself.
+    """All *.txt files under a folder (or *.TXT), or the file itself.
 
     Hidden files and folders are left out, and folders with a config.json: runs and models, whose
     files are no texts. Raises UsageError if there are none, or a folder can't be read.
@@ -32,7 +32,7 @@ def _texts_under(folder):
             continue
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.endswith(".txt") and not name.startswith("."):
+            if name.lower().endswith(".txt") and not name.startswith("."):
                 yield here / name
 
 

@@ -16,7 +16,7 @@ from tfdqt.settings import is_whole
 from tfdqt.text.config import IMITATING
 from tfdqt.text.learn import hidden_at, summary_token
 from tfdqt.text.stepwise import choose_rows, make_stepwise
-from tfdqt.text.tokenizers import pad_rows, read_ids, token_rows
+from tfdqt.text.tokenizers import as_list, pad_rows, read_ids, token_rows
 from tfdqt.text.words import words_of
 
 JIT = True  # compile scores by XLA, as `learn.JIT`
@@ -170,6 +170,7 @@ def write_rows(
     ):
         if not fits:
             raise UsageError(f"{name} must be {rule}, not {value}.")
+    prompts = as_list(prompts)
     rows = token_rows(tokenizer, prompts)
     if not rows:
         yield rows

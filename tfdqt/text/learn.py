@@ -15,7 +15,7 @@ import numpy as np
 
 from tfdqt import losses
 from tfdqt.backend import tf, traced
-from tfdqt.errors import UsageError
+from tfdqt.errors import DIVERGED, Diverged, UsageError
 from tfdqt.runs.processes import is_ctrl_c
 from tfdqt.scale.distribute import (
     check_even,
@@ -29,7 +29,7 @@ from tfdqt.settings import is_whole
 from tfdqt.text.config import IMITATING, TextConfig, check_text
 from tfdqt.text.methods import prepared_episodes
 from tfdqt.text.replay import Episode, Transition, take_imitated, with_imitated
-from tfdqt.text.tokenizers import check_list, token_rows
+from tfdqt.text.tokenizers import as_list, token_rows
 
 JIT = True  # compile updates by XLA, which takes seconds and makes each faster
 
@@ -80,23 +80,35 @@ def custom_loss(
       next_q_online: [B, P, A]; with it the online network chooses the next word (double Q-learning,
         van Hasselt et al., 2016).
       conservative: weight of CQL's term.
-      value, frozen_q: V [B, P] and the target network's Q here, [B, P, A] or [B, P] of the words
-        written; with both V is drawn to the `expectile` of Q (IQL).
+      value, frozen_q: V [B, P] and the target network's Q here, [B, P, A] or, for these two, [B, P]
+        of the words written; with both V is drawn to the `expectile` of Q (IQL).
       advantage_learning: part of the gap between `frozen_q`'s best word and the one written that is
         subtracted from the target, so that words stay apart where they matter little (Bellemare et
         al., 2016).
 
-    Diagnostics are those of `losses.td_loss`, where the maths is. No gradient enters next_q,
-    next_q_online or frozen_q.
+    Numbers may be of any type; all are taken as q's. Diagnostics are those of `losses.td_loss`,
+    where the maths is. No gradient enters next_q, next_q_online or frozen_q. Raises UsageError for
+    what does not fit together and, outside of a tf.function, for actions that q has no value of.
     """
-    q, actions, rewards, next_q = map(tf.convert_to_tensor, (q, actions, rewards, next_q))
-    frozen_q = None if frozen_q is None else tf.convert_to_tensor(frozen_q)
-    ends = tf.cast(ends, rewards.dtype)
-    mask = tf.ones_like(rewards) if mask is None else tf.cast(mask, rewards.dtype)
-    if not mask.shape.is_compatible_with(actions.shape):
-        raise UsageError(f"mask is {mask.shape}, not {actions.shape} as actions are.")
+    q = tf.convert_to_tensor(q)
+    actions = tf.convert_to_tensor(actions)
+
+    def as_q(numbers):
+        return None if numbers is None else tf.cast(numbers, q.dtype)
+
+    rewards, ends, next_q = map(as_q, (rewards, ends, next_q))
+    next_q_online, value, frozen_q = map(as_q, (next_q_online, value, frozen_q))
+    mask = tf.ones_like(rewards) if mask is None else as_q(mask)
+    _check_of_words(q, actions, dict(rewards=rewards, ends=ends, mask=mask, value=value))
+    _check_values(q, actions, dict(next_q=next_q, next_q_online=next_q_online, frozen_q=frozen_q))
+    if tf.executing_eagerly() and q.shape.rank > actions.shape.rank:
+        _check_range("actions", actions.numpy()[mask.numpy() > 0], q.shape[-1])
     if frozen_q is None and (value is not None or advantage_learning):
         raise UsageError("value and advantage_learning need frozen_q, the target network's Q here.")
+    if advantage_learning and frozen_q.shape.rank == actions.shape.rank:
+        raise UsageError("advantage_learning needs frozen_q of all words; give it [B, P, A].")
+    if next_q_online is not None and next_q.shape.rank == actions.shape.rank:
+        raise UsageError("next_q_online chooses among all words; give next_q [B, P, A] too.")
     if conservative and q.shape.rank == actions.shape.rank:
         raise UsageError("conservative asks for the values of all words; give q [B, P, A].")
     values = next_q
@@ -115,6 +127,32 @@ def custom_loss(
         frozen = _of_written(frozen_q, actions)
         loss += losses.expectile(value, frozen, mask, expectile)
     return loss, diagnostics
+
+
+def _check_of_words(q, actions, named):
+    """Raise UsageError for types that can't be learned from, or not one number a word written."""
+    if not (q.dtype.is_floating and actions.dtype.is_integer):
+        raise UsageError(
+            f"q must be of floats and actions of whole numbers, not {q.dtype.name} and "
+            f"{actions.dtype.name}."
+        )
+    for name, numbers in named.items():
+        if numbers is not None and not numbers.shape.is_compatible_with(actions.shape):
+            raise UsageError(f"{name} is {numbers.shape}, not {actions.shape} as actions are.")
+
+
+def _check_values(q, actions, named):
+    """Raise UsageError for values neither of the words written nor of all of them."""
+    words = q.shape[-1:] if q.shape.rank == actions.shape.rank + 1 else [None]
+    of_all = actions.shape.concatenate(words)
+    for name, values in dict(q=q, **named).items():
+        if values is None:
+            continue
+        if not any(map(values.shape.is_compatible_with, (actions.shape, of_all))):
+            raise UsageError(
+                f"{name} is {values.shape}, neither {actions.shape} as actions are nor {of_all}, "
+                "with an axis of all words."
+            )
 
 
 def _of_written(q, actions):
@@ -276,7 +314,7 @@ def make_text_update(
     The weights stay where they were made. Raises UsageError for a batch that can't be shared.
     """
     weights = [*transformer.bert.trainable_variables, *head.trainable_variables]
-    optimizer.build(weights)
+    _build(optimizer, weights)
     pairs = [
         *zip(target_transformer.bert.weights, transformer.bert.weights),
         *zip(target_head.weights, head.weights),
@@ -332,6 +370,18 @@ def make_text_update(
         return dict(diagnostics, loss=loss, grad_norm=apply(gradients))
 
     return shared_update
+
+
+def _build(optimizer, weights):
+    """Let an optimizer make its slots. Raises UsageError for one that can't be used."""
+    if not isinstance(optimizer, tf.keras.optimizers.Optimizer):
+        raise UsageError(
+            f"The optimizer is a {type(optimizer).__module__}.{type(optimizer).__name__}; give one "
+            "of tf.keras.optimizers (not legacy), or None for Adam."
+        )
+    optimizer.build(weights)  # which does nothing the second time
+    if any(optimizer._var_key(weight) not in optimizer._index_dict for weight in weights):
+        raise UsageError("The optimizer belongs to networks made before; make a new one for these.")
 
 
 def _make_shared_means(weights, terms, gradients_of, strategy):
@@ -413,8 +463,8 @@ def train_model(
 
     Args:
       transformer: PrunedTransformerModel. dq_learning_model: DeepQLearningModel.
-      optimizer: a tf_keras one, used as it is: the rates of `cfg` are then not read. None makes
-        Adam, whose rate moves from `cfg.learning_rate` to `cfg.final_learning_rate`.
+      optimizer: one of tf.keras (Keras 2), used as it is: the rates of `cfg` are then not read.
+        None makes Adam, whose rate moves from `cfg.learning_rate` to `cfg.final_learning_rate`.
       epochs: passes over `data_loader`, which must give the same batches in every pass if runs are
         to be resumed exactly.
       tokenizer: turns batches of strings into token ids; not asked for batches of Transition or
@@ -439,7 +489,8 @@ def train_model(
       saved: such a tree, to go on from.
       should_stop: asked behind each batch.
 
-    Raises UsageError for what can't be trained on. No exception of the loader, the reward, the
+    Raises UsageError for what can't be trained on, and Diverged, without another save, when the
+    loss or its gradient is not finite. No exception of the loader, the reward, the
     evaluation or the log is swallowed, but what was learned is saved before it goes on: an
     evaluation that fails does so behind the batch that it came in, and the last one behind the last
     checkpoint.
@@ -453,8 +504,15 @@ def train_model(
         if not (is_whole(length) and length >= 2):
             raise UsageError(f"length must be a whole number of at least 2, not {length}.")
         transformer.check_reads(length, len(tokenizer))
-    if epochs < 1:
-        raise UsageError(f"epochs must be at least 1, not {epochs}.")
+    for name, number in dict(epochs=epochs, evaluate_every=evaluate_every).items():
+        if not is_whole(number) or number < 1:
+            raise UsageError(f"{name} must be a whole number of at least 1, not {number}.")
+    width = transformer.bert.config.hidden_size
+    if dq_learning_model.input_dim != width:
+        raise UsageError(
+            f"The head reads states of {dq_learning_model.input_dim} numbers, the encoder gives "
+            f"{width}; make the head with input_dim={width}."
+        )
     group = make_group(strategy)
     check_same(group, repr((cfg, seed, epochs)), *_arrays(transformer), *_arrays(dq_learning_model))
     with _device_scope(device, strategy):
@@ -531,7 +589,8 @@ def train_model(
                 save_now(last=stop)
                 if stop:
                     return progress.metrics()
-            progress.finish_epoch()
+            with _saved_first(save_now):
+                progress.finish_epoch()
             if not decisions:
                 raise UsageError(
                     "Nothing was learned, for the tokenizer knows no word of the texts, or none of "
@@ -559,19 +618,26 @@ class Progress:
         )
 
     def finish_batch(self, samples, diagnostics):
-        """Count a batch. Raises UsageError if its loss is no number."""
+        """Count a batch. Raises Diverged if its loss is no number."""
         diagnostics = {name: float(value) for name, value in diagnostics.items()}
-        if not math.isfinite(diagnostics["loss"]):
-            raise UsageError(
-                f"The loss is {diagnostics['loss']} at update {self.step}; lower --learning-rate "
-                "or look for odd rewards. The last checkpoint is whole."
+        if not (math.isfinite(diagnostics["loss"]) and math.isfinite(diagnostics["grad_norm"])):
+            raise Diverged(
+                f"{DIVERGED} at update {self.step} (loss {diagnostics['loss']:g}, grad_norm "
+                f"{diagnostics['grad_norm']:g}); start again with a lower --learning-rate, or look "
+                "for odd rewards."
             )
         self.batch += 1
         self.samples += samples
         self.diagnostics = diagnostics
 
     def finish_epoch(self):
-        if self.batch == 0 or self.step == 0:
+        """Count a pass. Raises UsageError if nothing was learned in it, or nothing at all."""
+        if self.batch == 0 and self.step:
+            raise UsageError(
+                f"The data loader gave nothing in pass {self.epoch + 1}; give one that can be gone "
+                "through again, as a list or a tf.data.Dataset, for a generator is used up."
+            )
+        if self.step == 0:
             raise UsageError(
                 "The run ended before its first update, for the data loader gave nothing to learn "
                 "from; give it texts of at least one window."
@@ -676,8 +742,7 @@ def _as_items(items, tokenizer, length, reward_fn, cfg):
         return items
     if isinstance(items, tf.Tensor):
         items = items.numpy().tolist()
-    check_list(items)
-    texts = [_decoded(text) if isinstance(text, bytes) else text for text in items]
+    texts = [_decoded(text) if isinstance(text, bytes) else text for text in as_list(items)]
     if not all(isinstance(text, str) for text in texts):
         raise UsageError("The data loader must give batches of strings, Transition or Episode.")
     if reward_fn is None:

@@ -21,6 +21,7 @@ from tfdqt.replay import (
     restore_replay,
     steps_stored,
 )
+from tfdqt.settings import is_whole
 from tfdqt.text.reward import Reward
 from tfdqt.text.tokenizers import padded
 
@@ -62,9 +63,10 @@ class ExperienceReplay:
     """
 
     def __init__(self, capacity=10_000):
-        if capacity < 1:
+        if not is_whole(capacity) or capacity < 1:
             raise UsageError(
-                f"The capacity of ExperienceReplay must be at least 1, not {capacity}."
+                "The capacity of ExperienceReplay must be a whole number of at least 1, not "
+                f"{capacity}."
             )
         self.capacity = capacity
         self.kept = None  # the buffer, made when it is known what shapes it holds

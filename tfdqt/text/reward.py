@@ -113,6 +113,7 @@ def _takes_a_list(function):
 
 
 def _begin(text):
+    text = str(text)
     return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
@@ -144,11 +145,12 @@ def _describe(value):
     return kind if shape is None else f"{kind} and shape {tuple(shape)}"
 
 
-def make_reward(name):
+def make_reward(name, *, kept=False):
     """The function text -> float called `name`, a Reward.
 
     "sentiment" (VADER's, -1 to 1; Hutto and Gilbert, 2014) or module:function, looked for in the
-    working directory first. Raises UsageError if it can't be found, imported or called.
+    working directory first. kept: whether it is that of a run, which takes no other. Raises
+    UsageError if it can't be found, imported or called.
     """
     if name == "sentiment":
         try:
@@ -171,7 +173,7 @@ def make_reward(name):
             f"--reward={name} can't be found; give sentiment, or module:function of a function "
             "text -> float."
         )
-    found = getattr(_import(module, name), function, None)
+    found = getattr(_import(module, name, kept), function, None)
     if found is None:
         raise UsageError(
             f"--reward={name} can't be found (the module {module} has no {function}); give "
@@ -185,15 +187,18 @@ def make_reward(name):
     return Reward(found, f"--reward={name}")
 
 
-def _import(module, name):
+def _import(module, name, kept):
     try:
         return import_here(module)
     except BaseException as error:  # a module may raise anything, sys.exit included
         if is_ctrl_c(error):
             raise
-        advice = advice_on(module, error)
-        advice = f"{advice}, or give sentiment" if advice else "mend the module"
+        missing = advice_on(module, error)
+        advice = missing or "mend the module"
+        if not kept:
+            advice += ", or give sentiment" if missing else ""
+            advice += "; it takes module:function of a function text -> float"
         raise UsageError(
             f"--reward={name} can't be found: importing {module} fails ({sentence_of(error)}); "
-            f"{advice}; it takes module:function of a function text -> float."
+            f"{advice}."
         ) from None

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +19,7 @@ from tfdqt import memory
 from tfdqt.backend import tf
 from tfdqt.errors import UsageError
 from tfdqt.policy import epsilon_ladder
+from tfdqt.runs.checkpoint import quoted
 from tfdqt.runs.cli import (
     check_goes_on,
     check_resume_flags,
@@ -27,6 +28,7 @@ from tfdqt.runs.cli import (
     given_value,
     new_run,
     old_run,
+    saying_what_is_kept,
     session,
     show_settings,
     stopped,
@@ -179,7 +181,11 @@ def check(args):
     if args.corpus == "":
         raise UsageError("--corpus is empty; give a folder of .txt files, or leave it out.")
     if args.corpus is not None and not Path(args.corpus).exists():
-        raise UsageError(f"--corpus={args.corpus} does not exist; give a folder of .txt files.")
+        raise UsageError(
+            f"--corpus={args.corpus} does not exist; give a folder of .txt files."
+            if args.resume is None
+            else f"{args.corpus}, the corpus of the run, is gone; put it back to go on."
+        )
 
 
 def start(args):
@@ -304,7 +310,8 @@ def train(run, device):
     metrics = actors.ActedMetrics if run.scale.actors else learn.TextMetrics
     lines = min(LOG_LINES, updates)
     every = settings["checkpoint_every"]
-    with session(run, metrics._fields, updates, lines, every, step) as (log, save, stop):
+    kept = saying_what_is_kept(run.folder, until="its last checkpoint")
+    with kept, session(run, metrics._fields, updates, lines, every, step) as (log, save, stop):
         with acting(run, task, transformer, head, batches, log, stop) as (batches, log):
             learn.train_model(
                 transformer,
@@ -335,6 +342,10 @@ def train(run, device):
     games = settings["games"]
     try:
         returns, texts = task.evaluate(scores, cfg, games=games, seed=seed + 1)
+    except KeyboardInterrupt:
+        print("Stopped while it was evaluated; all is learned.", end=" ")
+        print(f"Evaluate with: python scripts/evaluate.py {quoted(run.folder)}")
+        return 128 + signal.SIGINT
     except RewardFailure as error:
         raise UsageError(
             f"{first_line(error)}; what was learned is saved in {run.folder}, evaluate it once "
@@ -344,7 +355,7 @@ def train(run, device):
         f"{task.name}, {cfg.method}: mean return {returns.mean():.2f} over {games} "
         f"({sparsity(transformer):.0%} of the encoder's kernels zero). {task.compare(texts)}"
     )
-    print(f"Evaluate with: python scripts/evaluate.py {shlex.quote(str(run.folder))}")
+    print(f"Evaluate with: python scripts/evaluate.py {quoted(run.folder)}")
     return 0
 
 

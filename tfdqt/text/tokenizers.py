@@ -1,5 +1,6 @@
 """Texts as numbers: tokenizers, and rows of token ids."""
 
+import collections.abc
 import contextlib
 import json
 import re
@@ -11,6 +12,8 @@ from tfdqt.backend import quiet
 from tfdqt.errors import UsageError, first_line
 
 SHOWN = 300  # characters of a library's error that are passed on
+# What is learned from as one word: the time it takes grows with the square of its length.
+LONG_RUN = re.compile(r"\S{256}|\s{256}")
 
 
 def make_tokenizer(words):
@@ -59,7 +62,7 @@ def train_tokenizer(texts, vocabulary):
         initial_alphabet=alphabet,
         show_progress=False,
     )
-    inner.train_from_iterator(texts, trainer)
+    inner.train_from_iterator(_without_long_runs(texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         pad_token="[PAD]",
@@ -67,6 +70,16 @@ def train_tokenizer(texts, vocabulary):
         cls_token="[CLS]",
         clean_up_tokenization_spaces=False,
     )
+
+
+def _without_long_runs(texts):
+    """The texts, cut within what has no space, or nothing else, for too long."""
+    for text in texts:
+        begin = 0
+        for run in LONG_RUN.finditer(text):
+            yield text[begin : run.end()]
+            begin = run.end()
+        yield text[begin:]
 
 
 def load_tokenizer(source, sentence=None):
@@ -132,10 +145,21 @@ def start_of(tokenizer):
     return [i for i in ids if i is not None][:1]
 
 
-def check_list(texts):
-    """Raise UsageError for a text where a list of them is asked for, and would be its letters."""
+def as_list(texts):
+    """Texts of any iterable as a list.
+
+    Raises UsageError for one text, of which it would be the letters, and for a dict or a table, of
+    which it would be the names of columns.
+    """
     if isinstance(texts, str):
         raise UsageError(f"A list of texts is asked for, not the text {texts[:40]!r}; give [text].")
+    named = isinstance(texts, collections.abc.Mapping) or hasattr(texts, "columns")
+    if named or not isinstance(texts, collections.abc.Iterable):
+        raise UsageError(
+            f"A list of texts is asked for, not something of type {type(texts).__name__}; of a "
+            "dict or a table give the column of texts, such as batch['text']."
+        )
+    return list(texts)
 
 
 def token_rows(tokenizer, texts):
@@ -143,7 +167,7 @@ def token_rows(tokenizer, texts):
 
     Raises UsageError for a text that is not Unicode, as bytes in another encoding make it.
     """
-    check_list(texts)
+    texts = as_list(texts)
     for text in texts:
         try:
             text.encode()
@@ -186,6 +210,7 @@ def encode(tokenizer, texts, length):
     Raises UsageError for a tokenizer that has no padding if a text ends in what stands for it, the
     token 0, for then it could not be told where the text ends.
     """
+    texts = as_list(texts)
     rows = token_rows(tokenizer, texts)
     if tokenizer.pad_token_id is None:
         for text, row in zip(texts, rows):

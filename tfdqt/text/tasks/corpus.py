@@ -16,6 +16,7 @@ import numpy as np
 from tfdqt.backend import tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints
+from tfdqt.settings import is_whole
 from tfdqt.text.config import IMITATING
 from tfdqt.text.files import fingerprint, read_blocks, text_files
 from tfdqt.text.generation import best_of_each, diversity, write_rows
@@ -117,6 +118,12 @@ def choose_windows(windows, heldout):
             yield window
 
 
+def count_windows(windows, heldout):
+    """How many of so many windows `choose_windows` gives."""
+    held = windows // HELD_OUT
+    return windows if heldout is None else held if heldout else windows - held
+
+
 def text_windows(folder, length, heldout=None, rule="unicode"):
     """The strings of `text_loader`, one by one."""
     yield from choose_windows(_all_windows(folder, length, rule), heldout)
@@ -137,14 +144,21 @@ def _all_windows(folder, length, rule):
 def text_loader(folder, length, batch_size, *, heldout=None, rule="unicode"):
     """A tf.data.Dataset over a folder: batches of strings, each `length` words of one file.
 
-    The texts are streamed in a fixed order; what is left of a file behind its last whole window is
-    dropped. Every twentieth window is held out: heldout=True gives only those, False only the
-    others.
+    The texts are read once, to count them, and then streamed in a fixed order; what is left of a
+    file behind its last whole window is dropped. Every twentieth window is held out: heldout=True
+    gives only those, False only the others. Raises UsageError for a folder or sizes that can't be.
+
+    >>> train_model(..., text_loader("texts", 32, 64), ...)  # and length=33, for what begins them
     """
+    for name, size in dict(length=length, batch_size=batch_size).items():
+        if not is_whole(size) or size < 1:
+            raise UsageError(f"{name} must be a whole number of at least 1, not {size}.")
+    count = count_windows(survey(folder, length, rule).windows, heldout)
     windows = tf.data.Dataset.from_generator(
         lambda: text_windows(folder, length, heldout, rule),
         output_signature=tf.TensorSpec((), tf.string),
     )
+    windows = windows.apply(tf.data.experimental.assert_cardinality(count))
     return windows.batch(batch_size).prefetch(2)
 
 
@@ -207,7 +221,7 @@ class Corpus(NamedTuple):
                 f"The texts in {self.folder} hold no {words} {unit} in a row; give longer ones, or "
                 "less --window."
             )
-        learned = windows - windows // HELD_OUT
+        learned = count_windows(windows, heldout=False)
         return batches, f"{about}; {learned:,} texts of {words} {unit}."
 
     def changed(self):
@@ -312,35 +326,39 @@ class Corpus(NamedTuple):
 
     def details(self, scores, transformer, head, cfg, returns, texts):
         """The held-out perplexity, and a few texts with what they are worth."""
-        lines = []
-        if not Path(self.folder).exists():
-            lines.append(
-                f"The corpus is not in {self.folder} any more, so there is no held-out perplexity."
-            )
-        elif self.changed():
-            lines.append(
+        try:
+            lines = self._held_out(transformer, head, cfg)
+        except UsageError:  # it is gone, or can't be read
+            lines = [f"There is no corpus in {self.folder} any more, so no held-out perplexity."]
+        return lines + [f"{worth:8.3f}  {text}" for worth, text in zip(returns, texts)][:SHOWN]
+
+    def _held_out(self, transformer, head, cfg):
+        """What is told of the texts held out, a list of one sentence or none."""
+        if self.changed():
+            return [
                 f"The texts in {self.folder} are not those that the run learned from, so there is "
                 "no held-out perplexity."
-            )
-        elif cfg.cloning or cfg.method in IMITATING:
-            value, bits = perplexity(self, transformer, head, cfg)
-            unit = "token" if self.rule == RAW else "word that it knows"
-            lines.append(
-                f"Held-out perplexity of the cloned policy: {value:.1f} a {unit}, {bits:.3f} bits "
-                "a character"
-                if math.isfinite(value)
-                else f"Of fewer than {HELD_OUT} texts none is held out, so there is no perplexity."
-            )
-        return lines + [f"{worth:8.3f}  {text}" for worth, text in zip(returns, texts)][:SHOWN]
+            ]
+        if not (cfg.cloning or cfg.method in IMITATING):
+            return []
+        value, bits = perplexity(self, transformer, head, cfg)
+        if not math.isfinite(value):
+            return [f"Of fewer than {HELD_OUT} texts none is held out, so there is no perplexity."]
+        unit = "token" if self.rule == RAW else "word that it knows"
+        return [
+            f"Held-out perplexity of the cloned policy: {value:.1f} a {unit}, {bits:.3f} bits a "
+            "character"
+        ]
 
 
 def make_corpus(folder, reward, *, tokenizer=None, vocabulary=2_000, length=33, rule="unicode"):
-    """A Corpus over the *.txt files of a folder, worth what `make_reward` makes of `reward`.
+    """A Corpus over the *.txt files of a folder, worth `reward`: a Reward, or a `make_reward` name.
 
     Without a tokenizer its `vocabulary` most frequent words are known or, by the rule RAW, as many
     sub-words are learned. rule: see `words`.
     """
-    reward = make_reward(reward)  # first, for the texts may take long to read
+    if not isinstance(reward, Reward):
+        reward = make_reward(reward)  # first, for the texts may take long to read
     if tokenizer is None and rule == RAW:
         tokenizer = train_tokenizer((text for _, text in read_pieces(folder)), vocabulary)
     elif tokenizer is None:
@@ -400,7 +418,7 @@ def make_run_corpus(tokenizer, run_dir, settings):
         )
     corpus = make_corpus(
         folder,
-        settings["reward"],
+        make_reward(settings["reward"], kept=goes_on),
         tokenizer=tokenizer,
         vocabulary=settings["vocabulary"],
         length=settings["window"] + 1,
@@ -446,8 +464,7 @@ class CorpusBatches:
         windows = self.windows
         if windows is None:
             _, windows = corpus.look_over()
-        heldout = windows // HELD_OUT
-        return -(-(heldout if self.heldout else windows - heldout) // self.size)
+        return -(-count_windows(windows, self.heldout) // self.size)
 
     def __len__(self):
         return self.count
