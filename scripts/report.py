@@ -99,6 +99,9 @@ def main(argv=None):
         check_left_out(
             args, "is of a game; leave one out", "game_steps", "epsilon", "texts", "seed"
         )
+    folder = Path(args.out).parent
+    if not folder.is_dir():
+        raise UsageError(f"There is no folder {folder} for --out={args.out}; make it first.")
     vega()  # first, for what follows takes long
     groups = gather([str(find_run(run)) for run in args.runs])
     tasks = sorted({task_of(settings) for group in groups for settings in group.settings})

@@ -204,7 +204,7 @@ def gae(rewards, discounts, values, last, *, gamma, lam):
     """
     rewards.shape.assert_is_compatible_with(values[:, 1:].shape)
     length = rewards.shape[1]
-    ended = tf.concat([tf.cast(last[:, 1:], tf.float32), tf.zeros_like(rewards[:, :1])], axis=1)
+    ended = tf.concat([tf.cast(last[:, 1:], rewards.dtype), tf.zeros_like(rewards[:, :1])], axis=1)
     goes_on = 1.0 - ended
     errors = rewards + gamma * discounts * values[:, 1:] - values[:, :-1]
     total = tf.zeros_like(rewards[:, 0])
@@ -268,8 +268,8 @@ def quantile_huber(quantiles, targets, delta=1.0):
     """
     count = quantiles.shape[-1]
     error = targets[..., None, :] - quantiles[..., None]  # [..., N, N]
-    fraction = (tf.range(count, dtype=tf.float32)[:, None] + 0.5) / count  # [N, 1]
-    weight = tf.abs(fraction - tf.cast(error < 0, tf.float32))
+    fraction = (tf.range(count, dtype=error.dtype)[:, None] + 0.5) / count  # [N, 1]
+    weight = tf.abs(fraction - tf.cast(error < 0, error.dtype))
     return tf.reduce_sum(tf.reduce_mean(weight * huber(error, delta) / delta, axis=-1), axis=-1)
 
 
@@ -352,7 +352,7 @@ def ppo_losses(
         value_loss=0.5 * mean(value_error),
         entropy=-mean(tf.reduce_sum(tf.exp(log_p) * log_p, axis=-1)),
         approx_kl=mean(ratio - 1.0 - log_ratio),
-        clip_fraction=mean(tf.cast(tf.abs(ratio - 1.0) > clip, tf.float32)),
+        clip_fraction=mean(tf.cast(tf.abs(ratio - 1.0) > clip, ratio.dtype)),
     )
 
 

@@ -12,6 +12,8 @@ import types
 import typing
 from typing import Literal
 
+import numpy as np
+
 from tfdqt.errors import UsageError
 
 # Plain values of a run beside its dataclasses: their types, and the least of whole numbers.
@@ -44,11 +46,18 @@ def save_config(path, **parts):
         key: dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part
         for key, part in parts.items()
     }
+    text = json.dumps(plain, indent=2, default=_number)
     temporary = f"{path}.writing"
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(plain, file, indent=2)
-        file.write("\n")
+        file.write(f"{text}\n")
     os.replace(temporary, path)  # a run must not lose its settings when it is killed here
+
+
+def _number(value):
+    """A number of numpy as Python's, which JSON knows."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} can't be kept in a run's settings.")
 
 
 def load_config(path, **classes):
@@ -138,6 +147,13 @@ def is_whole(value):
 # Checks
 
 
+def check_whole(least, **named):
+    """Raise UsageError unless each value is a whole number of at least `least`."""
+    for name, value in named.items():
+        if not is_whole(value) or value < least:
+            raise UsageError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+
+
 def flag_of(field):
     """The flag that sets a field: "batch_size" -> "--batch-size"."""
     return f"--{field.replace('_', '-')}"
@@ -160,6 +176,8 @@ def check_left_out(args, why, *fields):
 
 def check_types(cfg):
     """Raise UsageError unless each field of a dataclass holds what its annotation says."""
+    if isinstance(cfg, type):
+        raise UsageError(f"Give {cfg.__name__}() with its settings, not the class alone.")
     for key, hint in typing.get_type_hints(type(cfg)).items():
         value = getattr(cfg, key)
         if _fits(tuple(value) if isinstance(value, list) else value, hint):

@@ -198,6 +198,43 @@ class TestPolicy(tf.test.TestCase):
         self.assertAllEqual(self.policy(np.zeros(3, int)).shape, (3,))
         self.assertAllEqual(self.policy(np.zeros((3, 1), int)).shape, (3,))
 
+    def test_observations_of_many_come_as_a_list_a_tuple_or_by_parts(self):
+        box = gymnasium.spaces.Box(-9, 9, (3,), np.float32)
+        rows = np.random.default_rng(0).normal(size=(3, 3)).astype("float32")
+        two = gymnasium.spaces.Discrete(2)
+        parts = gymnasium.spaces.Tuple([two, box])
+        named = gymnasium.spaces.Dict(at=two, seen=box)
+        at = np.array([0, 1, 1])
+        for space, given in (
+            (box, (rows, list(rows), tuple(rows))),
+            (parts, ((at, rows), list(zip(at, rows)))),
+            (named, (dict(at=at, seen=rows), [dict(at=i, seen=row) for i, row in zip(at, rows)])),
+        ):
+            with without_xla():
+                policy = Policy(untrained(describe(space, two, "Many")))
+            shown = []
+            for obs in given:
+                policy.reset(num_envs=3)
+                policy(obs)
+                shown.append(policy._window.obs[:, -1].copy())
+                self.assertAllEqual(shown[0], shown[-1])
+            self.assertAllEqual(shown[0][:, -3:], rows)
+        with self.assertRaisesRegex(UsageError, "different numbers of rows: 3, 2"):
+            policy(dict(at=at, seen=rows[:2]))
+
+    def test_games_that_can_not_be_are_refused(self):
+        for wrong in (
+            dict(episodes=2.5),
+            dict(at_once=1.5),
+            dict(seed=-1),
+            dict(workers=-1),
+            dict(max_steps=0),
+            dict(max_steps=2.5),
+        ):
+            ((name, value),) = wrong.items()
+            with self.assertRaisesRegex(UsageError, f"{name} must be a whole .*, not {value}"):
+                play_games(Corridor, self.policy, **dict(episodes=2) | wrong)
+
     def test_numbers_that_are_none_and_masks_that_nobody_asked_for_are_refused(self):
         with without_xla():
             box = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
@@ -215,8 +252,13 @@ class TestPolicy(tf.test.TestCase):
         with without_xla():
             policy = Policy(untrained(info))
         policy.reset(num_envs=3)
-        actions = policy(np.zeros([3, 1], "float32"), mask=[[0, 1], [1, 0], [0, 0]])
-        self.assertAllEqual(actions[:2], [1, 0])
+        masks = [[0, 1], [1, 0], [0, 0]]
+        for mask in (masks, iter(masks), np.array(masks)):
+            actions = policy(np.zeros([3, 1], "float32"), mask=mask)
+            self.assertAllEqual(actions[:2], [1, 0])
+        for mask in ({"a": masks[0]}, 1):
+            with self.assertRaisesRegex(UsageError, "mask must hold one of each of 3"):
+                policy(np.zeros([3, 1], "float32"), mask=mask)
 
     def test_epsilon_and_seed(self):
         with without_xla():

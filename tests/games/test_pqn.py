@@ -294,6 +294,36 @@ class TestTraining(tf.test.TestCase):
             train(network=dataclasses.replace(DENSE, quantiles=8))
         with self.assertRaisesRegex(UsageError, "--context"):
             pqn.check_pqn(NetworkConfig(context=0), CFG)
+        with self.assertRaisesRegex(UsageError, "--reward-units are for DQN"):
+            train(network=dataclasses.replace(DENSE, reward_units=True))
+
+    def test_what_python_can_not_start_with(self):
+        for wrong, said in (
+            (dict(seed=-1), "seed must be a whole number of at least 0, not -1"),
+            (dict(seed="1"), "seed must be a whole number of at least 0, not '1'"),
+            (dict(seed=1 << 40), "seed must be less than 4294967296"),
+            (dict(workers=1.5), "workers must be a whole number of at least 0, not 1.5"),
+            (dict(cfg=PQNConfig), "Give PQNConfig.. with its settings"),
+        ):
+            with self.subTest(**wrong), self.assertRaisesRegex(UsageError, said):
+                train(**wrong)
+        model = build_q(env_info(Corridor()), DENSE)
+        with self.assertRaisesRegex(UsageError, "lambda info: model"):
+            pqn.pqn(Corridor, model, CFG, workers=0)
+
+    def test_a_checkpoint_of_another_number_of_environments_is_refused(self):
+        """numpy would give the one window of the checkpoint to all."""
+        one = dataclasses.replace(CFG, total_steps=64, num_envs=1, rollout_steps=64)
+        trees = []
+
+        def save(step, make, last):
+            if last:
+                trees.append(make())
+
+        with without_xla():
+            train(cfg=one, save=save)
+            with self.assertRaisesRegex(UsageError, "of another number of environments"):
+                train(cfg=dataclasses.replace(CFG, total_steps=256), saved=trees[0])
 
 
 if __name__ == "__main__":

@@ -543,15 +543,25 @@ class TestWords(SearchCase):
         self.assertNotIn("\n", str(caught.exception))
 
     def test_bad_numbers(self):
-        self.refused("--simulations must be at least 1, not 0", simulations=0)
-        self.refused("--leaves must be at least 1, not -1", leaves=-1)
+        self.refused("--simulations must be a whole number of at least 1, not 0", simulations=0)
+        self.refused("--leaves must be a whole number of at least 1, not -1", leaves=-1)
+        self.refused("--simulations must be a whole number .*, not 4.5", simulations=4.5)
         self.refused("--exploration must be 0 or more, and finite, not nan", exploration=np.nan)
 
     def test_numbers_of_games_that_do_not_fit(self):
-        self.refused("at_once must be at least 1, not 0", at_once=0)
+        self.refused("at_once must be a whole number of at least 1, not 0", at_once=0)
         self.refused("starts must have one of each of 2 games, not 1", starts=[{}], episodes=2)
         self.refused("max_steps must have one of each", max_steps=[3], episodes=2)
-        with self.assertRaisesRegex(UsageError, "episodes must be at least 1, not -1"):
+        self.refused("starts must have one of each of 2", starts=iter([{}]), episodes=2)
+        self.refused("starts must be a list", starts={"level": "a"}, episodes=2)
+        self.refused("starts must hold .* a dict each", starts=[None, {}], episodes=2)
+        self.refused("max_steps must have one of each", max_steps=np.array([3, 4, 5]), episodes=2)
+        for wrong in (0, [2, 2.7]):
+            said = f"max_steps must be a whole number of at least 1, not {np.max(wrong)}"
+            self.refused(said, max_steps=wrong, episodes=2)
+        self.refused("max_steps must be a list", max_steps=2.5, episodes=2)
+        self.refused("seed must be a whole number", seed=None)
+        with self.assertRaisesRegex(UsageError, "episodes must be a whole number .*, not -1"):
             play_games(Stateful, None, episodes=-1)
 
     def test_no_state(self):

@@ -3,6 +3,7 @@
 import math
 import unittest
 
+from tfdqt.errors import UsageError
 from tfdqt.games.tree import BARRED, Step, Tree
 
 # Deterministic: state -> {action: (next state, reward, over)}.
@@ -41,6 +42,22 @@ class TestTree(unittest.TestCase):
         tree = self.grown(1)
         self.assertEqual((tree.count, tree.root.visits), (1, [0, 0]))
         self.assertEqual(tree.choose(), 0)
+
+    def test_what_is_known_of_a_leaf_may_come_one_by_one(self):
+        trees = []
+        for listed in (list, iter):
+            tree = Tree("root", walk, gamma=0.5, exploration=1.0, met=listed(["root"]))
+            for _ in range(3):
+                leaf = tree.descend()
+                legal, prior, first, value = SAID[leaf.node.state]
+                tree.expand(leaf, listed(legal), listed(prior), listed(first), value)
+            self.assertIn("root", tree.met)
+            self.assertIn("root", tree.met)
+            trees.append((tree.root.visits, tree.root.means, tree.low, tree.high))
+        self.assertEqual(*trees)
+        tree = Tree("root", walk, gamma=0.5, exploration=1.0)
+        with self.assertRaisesRegex(UsageError, "one number of each legal action"):
+            tree.expand(tree.descend(), [0, 1], [1.0], [0.5, 0.5], 0.5)
 
     def test_four_simulations_by_hand(self):
         # 2: the scores are 1 + 0.5 sqrt(2) and 0 + 0.5 sqrt(2): left, of value 0.5, which backs up

@@ -200,6 +200,21 @@ class TextTerms(tf.test.TestCase):
                     y = function(x)
                 self.assertAllClose(tape.gradient(y, x), [expected] * 3, msg=name)
 
+    def test_whole_numbers_are_taken_as_floats(self):
+        for name, scale in SCALES.items():
+            for function in scale:
+                expected = function(tf.constant([30.0, 3.0]))
+                for x in (
+                    [30, 3],
+                    np.array([30, 3]),
+                    np.array([30, 3], np.uint8),
+                    np.array([30.0, 3.0]),
+                    tf.constant([30, 3]),
+                ):
+                    self.assertAllClose(function(x), expected, rtol=1e-5, msg=f"{name} {x!r}")
+        self.assertAllClose(SCALES["sqrt"].shrink(np.array([255], np.uint8)), [15.0])
+        self.assertAllClose(SCALES["log"].shrink(100), np.log(101))
+
     def test_on_the_scale_of_roots(self):
         # 8 is learned as 2 and 3 as 1.
         scale = SCALES["sqrt"]
@@ -283,6 +298,10 @@ class PPOTerms(tf.test.TestCase):
         self.assertAllClose(terms[0], [1 + (2 + 3 / 4) / 4, 2 + 3 / 4, 3])
         self.assertAllClose(terms[1][[0, 2]], [0, 3])
         self.assertAllClose(terms[2][[0, 2]], [1, 3])
+        doubles = [tf.cast(each, tf.float64) for each in (rewards, discounts, values)]
+        again = losses.gae(*doubles, last, gamma=0.5, lam=0.5)
+        self.assertEqual(again.dtype, tf.float64)
+        self.assertAllClose(again, terms)
 
     def test_gae_of_one_and_of_zero(self):
         """lambda 1: the discounted return less the value; lambda 0: the one-step error."""

@@ -6,6 +6,8 @@ import re
 import unittest
 from dataclasses import asdict
 
+import numpy as np
+
 from tests.helpers import InFolder
 from tfdqt import settings
 from tfdqt.errors import UsageError
@@ -35,6 +37,17 @@ class SaveAndLoad(InFolder):
         dqn = DQNConfig(gamma=0.5, total_steps=7, reward_transform="sign")
         save_config(self.path, network=network, dqn=dqn, name="CartPole-v1", seed=3)
         self.assertEqual(self.load(), dict(network=network, dqn=dqn, name="CartPole-v1", seed=3))
+
+    def test_numbers_of_numpy_are_kept(self):
+        network = NetworkConfig(min_change=np.float32(0.5), hidden=(np.int64(8),))
+        save_config(self.path, network=network, dqn=DQNConfig(), seed=np.int64(3))
+        found = self.load()
+        self.assertEqual((found["network"], found["seed"]), (network, 3))
+        before = self.path.read_text()
+        with self.assertRaisesRegex(TypeError, "set can't be kept"):
+            save_config(self.path, seed={3})
+        self.assertEqual(self.path.read_text(), before)
+        self.assertEqual(list(self.path.parent.glob("*.writing")), [])
 
     def test_whole_number_is_a_float(self):
         self.write(dqn=dict(gamma=1))

@@ -206,6 +206,7 @@ class TestPage(InFolder):
         refused(
             self, "can't be written", "report", cartpole_run(), f"--out={self.tmp}", "--no-game"
         )
+        refused(self, "There is no folder", "report", cartpole_run(), f"--out={self.tmp}/no/r.html")
         with mock.patch.dict("sys.modules", vl_convert=None):
             with self.assertRaisesRegex(UsageError, "requirements-report.txt"):
                 page.vega.__wrapped__()

@@ -582,7 +582,7 @@ class TestTrainModel(Eager):
                 learn.train_model(*pair, None, 1, None, [[]], ExperienceReplay(9), device)
         for empty in ([[]], [[], []]):
             with self.assertRaisesRegex(UsageError, "ended before its first update"):
-                how = dict(tokenizer=make_tokenizer("a"), reward_fn=len, length=2)
+                how = dict(tokenizer=make_tokenizer(["a"]), reward_fn=len, length=2)
                 train(networks(causal=True), 1, empty, cfg=self.cfg, **how)
         endless = corridor()._replace(reward=np.full(300, np.inf))
         with self.assertRaisesRegex(UsageError, "reward must hold finite numbers"):

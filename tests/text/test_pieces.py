@@ -112,6 +112,14 @@ class TestPieces(InFolder):
             tokenizer.pad_token = first
             tokenizers.encode(tokenizer, ["the sun!"], 4)
 
+    def test_words_that_can_not_have_a_number_each_are_refused(self):
+        for words, said in (
+            ("sun", "not the text 'sun'"),
+            (["sun", "red", "sun"], "'sun' comes 2"),
+        ):
+            with self.assertRaisesRegex(UsageError, said):
+                make_tokenizer(words)
+
     def test_a_text_that_is_no_unicode_is_refused(self):
         tokenizer = train_tokenizer(["the sun"], 300)
         with self.assertRaisesRegex(UsageError, "'caf.*' is not Unicode; give it in UTF-8"):

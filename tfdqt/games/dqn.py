@@ -38,6 +38,7 @@ from tfdqt.games.flat import (
 )
 from tfdqt.games.loop import (
     check_learns,
+    check_start,
     ended_games,
     restore_progress,
     restore_state,
@@ -779,7 +780,8 @@ def dqn(
       strategy: a tf.distribute.Strategy on whose devices every batch is learned from together. Of a
         MultiWorkerMirroredStrategy every process plays its share of the environments, and logs and
         saves what is its own.
-      log: called as log(DQNMetrics) after every iteration.
+      log: called as log(DQNMetrics) after every iteration, and as log(DQNMetrics, evaluation=mean
+        return) behind an evaluation.
       save: called as save(step, make, last=...) after every iteration, with last=True at the end;
         calls make() for what to keep, if it wants to keep it.
       saved: what make() gave, to go on from there.
@@ -792,11 +794,13 @@ def dqn(
     what was learned is saved before that, and going on from it starts fresh episodes.
 
     >>> import functools, gymnasium
+    >>> from tfdqt.games.config import NetworkConfig
     >>> from tfdqt.games.networks import build_q
     >>> env_fn = functools.partial(gymnasium.make, "CartPole-v1")
     >>> q_fn = functools.partial(build_q, cfg=NetworkConfig())
     >>> dqn(env_fn, q_fn, DQNConfig(total_steps=5_000), workers=0)
     """
+    check_start(q_fn, seed, workers)
     group = make_group(strategy)
     learner = make_learner(env_fn, q_fn, cfg, seed, info, group=group)
     info, net, replay, window_length, _, own, _ = learner

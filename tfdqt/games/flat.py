@@ -49,8 +49,10 @@ def flatten_model(model, info=None):
     info: EnvInfo; if the environment says which actions are legal, the outputs of others are set to
     `losses.ILLEGAL`.
 
+    >>> info = env_info(gymnasium.make("CartPole-v1"))  # of `envs`
     >>> net = flatten_model(build_q(info, NetworkConfig()))
-    >>> q = net.apply(net.start, dict(obs=obs, first=first))  # [B, P, A, N]
+    >>> inputs = network_inputs(make_window(info, num_envs=8, context=net.context))  # of `window`
+    >>> net.apply(net.start, inputs).shape  # [8, 1, 2, 1]: [B, P, A, N]
     """
     trained = model.trainable_variables
     fixed = model.non_trainable_variables

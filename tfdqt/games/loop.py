@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfdqt.backend import tf
+from tfdqt.backend import keras, tf
 from tfdqt.errors import DIVERGED, Diverged, EnvFailure, UsageError
 from tfdqt.games.vec_envs import VecEnv, make_vec_env
 from tfdqt.games.window import Window, forget_history, make_window, push
 from tfdqt.policy import Held, hold_nothing
+from tfdqt.settings import check_whole
 
 
 class Progress(NamedTuple):
@@ -53,9 +54,24 @@ class Evaluation(NamedTuple):
     play: Callable  # (net, state, progress) -> (mean return, whether the run is to stop now)
     # play gives None if it broke off because the run is to stop.
 
+    def check(self):
+        """Raise UsageError for an interval that can't be."""
+        check_whole(1, every=self.every)
+
     def is_due(self, before, now, total_steps):
         """Whether one is to follow the iteration from step `before` to step `now`."""
         return now // self.every > before // self.every or now >= total_steps
+
+
+def check_start(network_fn, seed, workers):
+    """Raise UsageError for what a training function can't start with."""
+    check_whole(0, seed=seed, workers=workers)
+    if seed >= 1 << 32:
+        raise UsageError(f"seed must be less than {1 << 32}, not {seed}.")
+    if isinstance(network_fn, keras.Model):
+        raise UsageError(
+            "Give a function EnvInfo -> keras.Model, such as lambda info: model, not the model."
+        )
 
 
 def check_learns(progress, first, total_steps, why):
@@ -142,6 +158,8 @@ def train_loop(
             keep_all(last=True, unevaluated=metrics)
         return stop
 
+    if evaluation is not None:
+        evaluation.check()
     if saved is not None and "unevaluated" in saved:
         metrics = namedtuple("Metrics", saved["unevaluated"])(**saved["unevaluated"])
         if evaluation is None and log:
@@ -283,6 +301,12 @@ def restore_progress(saved):
 def restore_stepper(saved, stepper):
     """Put environments, window, generator and held actions back as a snapshot has them."""
     vec, window, rng, held = stepper
+    for kept, arrays in ((saved["window"], window), (saved.get("held", {}), held)):
+        if any(getattr(arrays, name).shape != np.shape(array) for name, array in kept.items()):
+            raise UsageError(
+                "The checkpoint is of another number of environments, or another context; resume "
+                "with the settings that the run was started with."
+            )
     went_on = vec.restore(saved["envs"])
     _put_back(saved["window"], window)
     for row in range(len(went_on)):

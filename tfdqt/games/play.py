@@ -19,6 +19,7 @@ from tfdqt.games.envs import close_env
 from tfdqt.games.slots import REST
 from tfdqt.games.vec_envs import game_seed, make_vec_env
 from tfdqt.runs.processes import CLOSE_SECONDS
+from tfdqt.settings import check_whole
 
 FILM_SECONDS = 120  # for the close() that writes a film
 COLORS = 128  # of a GIF
@@ -43,9 +44,9 @@ def play_episodes(env_fn, policy, *, episodes, seed=0, workers=0, max_steps=None
 
 def check_games(episodes, at_once=None):
     """Raise UsageError unless at least one game is played, and at least one at a time."""
-    for name, value in (("episodes", episodes), ("at_once", at_once)):
-        if value is not None and value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}.")
+    check_whole(1, episodes=episodes)
+    if at_once is not None:
+        check_whole(1, at_once=at_once)
 
 
 def play_games(
@@ -71,6 +72,9 @@ def play_games(
       close_seconds: that the environments have to close.
     """
     check_games(episodes, at_once)
+    check_whole(0, seed=seed, workers=workers)
+    if max_steps is not None:
+        check_whole(1, max_steps=max_steps)
     env_seed = game_seed(seed)
     games = []
     for first in range(0, episodes, at_once or episodes):

@@ -29,7 +29,14 @@ from tfdqt.games.flat import (
     set_weights,
     step_adam,
 )
-from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
+from tfdqt.games.loop import (
+    check_start,
+    restore_progress,
+    restore_state,
+    run_snapshot,
+    stepping,
+    train_loop,
+)
 from tfdqt.games.rollout import (
     check_adapts,
     check_batches,
@@ -392,6 +399,7 @@ def ppo(
     included, is as in `dqn.dqn`; `log` gets PPOMetrics.
     """
     check_settings(cfg)
+    check_start(pi_v_fn, seed, workers)
     info = info or info_of(env_fn)
     keras.utils.set_random_seed(seed)
     net = flatten_pi_v(pi_v_fn(info), info)

@@ -29,7 +29,14 @@ from tfdqt.games.flat import (
     set_weights,
     step_adam,
 )
-from tfdqt.games.loop import restore_progress, restore_state, run_snapshot, stepping, train_loop
+from tfdqt.games.loop import (
+    check_start,
+    restore_progress,
+    restore_state,
+    run_snapshot,
+    stepping,
+    train_loop,
+)
 from tfdqt.games.rollout import (
     check_adapts,
     check_batches,
@@ -367,6 +374,7 @@ def pqn(
     `log` gets PQNMetrics.
     """
     check_settings(cfg)
+    check_start(q_fn, seed, workers)
     info = info or info_of(env_fn)
     keras.utils.set_random_seed(seed)
     net = flatten_q(q_fn(info), info, quantiles=1)

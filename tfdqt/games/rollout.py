@@ -136,7 +136,13 @@ def total_updates(cfg):
 
 
 def check_adapts(net, cfg, progress):
-    """Raise UsageError if a run ends with the rollout that a network's layers adapt to."""
+    """Raise UsageError for a network that can't be adapted to data.
+
+    One with a unit of rewards, which are seen before DQN learns, and one whose layers adapt to the
+    rollout with which the run ends.
+    """
+    if net.value_unit is not None:
+        raise UsageError("--reward-units are for DQN; leave them out.")
     if net.model.non_trainable_variables:
         size = cfg.num_envs * cfg.rollout_steps
         why = "the network's layers first adapt to a rollout, --num-envs x --rollout-steps"

@@ -19,7 +19,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +38,7 @@ from tfdqt.games.tree import Step, Tree
 from tfdqt.games.vec_envs import env_seeds, game_seed, make_slots, noting
 from tfdqt.games.window import make_window, push
 from tfdqt.puzzles.puzzle import Puzzle
+from tfdqt.settings import check_whole, is_whole
 
 # -------------------------------------------------------------------------------------------------
 # What the network says
@@ -297,9 +298,17 @@ def play_searched(
     rules = rules or rules_of(trained)
     check_search(simulations, exploration, leaves)
     check_games(episodes, at_once)
-    for name, each in (("starts", starts), ("max_steps", max_steps)):
-        if isinstance(each, Sequence) and len(each) != episodes:
-            raise UsageError(f"{name} must have one of each of {episodes} games, not {len(each)}.")
+    check_whole(0, seed=seed)
+    if starts is not None:
+        starts = _of_each(episodes, "starts", starts)
+        if not all(isinstance(options, Mapping) for options in starts):
+            raise UsageError("starts must hold the options of each game's reset, a dict each.")
+    if is_whole(max_steps):
+        check_whole(1, max_steps=max_steps)
+    elif max_steps is not None and not callable(max_steps):
+        max_steps = _of_each(episodes, "max_steps", max_steps)
+        for steps in max_steps:
+            check_whole(1, max_steps=steps)
     if info.parts:
         raise UsageError(
             f"--simulations needs actions that have an output each, and those of {info.name} have "
@@ -363,11 +372,21 @@ def play_searched(
 
 def check_search(simulations, exploration, leaves):
     """Raise UsageError for numbers of a search that can't be."""
-    for flag, value in (("--simulations", simulations), ("--leaves", leaves)):
-        if value < 1:
-            raise UsageError(f"{flag} must be at least 1, not {value}.")
+    check_whole(1, **{"--simulations": simulations, "--leaves": leaves})
     if not 0 <= exploration < math.inf:
         raise UsageError(f"--exploration must be 0 or more, and finite, not {exploration}.")
+
+
+def _of_each(episodes, name, given):
+    """What there is of each game as a list. Raises UsageError for another number of them."""
+    if isinstance(given, Mapping) or not isinstance(given, Iterable):
+        raise UsageError(
+            f"{name} must be a list with one of each game, not of type {type(given).__name__}."
+        )
+    each = list(given)
+    if len(each) != episodes:
+        raise UsageError(f"{name} must have one of each of {episodes} games, not {len(each)}.")
+    return each
 
 
 def _no_state(info, why):
@@ -396,7 +415,7 @@ def _failures(info, envs):
 
 
 def _limit(max_steps, number, env):
-    if max_steps is None or isinstance(max_steps, (int, np.integer)):
+    if max_steps is None or is_whole(max_steps):
         return max_steps
     return int(max_steps(env) if callable(max_steps) else max_steps[number])
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 
 from tfdqt.backend import tf
 from tfdqt.errors import EnvFailure, UsageError
@@ -28,7 +30,7 @@ from tfdqt.policy import can_act, draw_actions, epsilon_greedy
 from tfdqt.runs.checkpoint import load_checkpoint
 from tfdqt.runs.cli import check_complete, read_settings
 from tfdqt.runs.folder import find_run
-from tfdqt.settings import is_whole
+from tfdqt.settings import check_whole, is_whole
 
 
 class TrainedRun(NamedTuple):
@@ -60,6 +62,7 @@ def load_run(run_dir, checkpoint=None, loops=None):
     info = saved_info(settings)
     network = settings["network"]
     if loops is not None:
+        check_whole(1, loops=loops)
         if network.loops == 1:
             raise UsageError(
                 f"--loops is for runs trained with --loops, and {run_dir} was trained without; "
@@ -143,10 +146,11 @@ class Policy:
             `reset` tells that.
           mask: [A] or [N, A], the legal actions, where they are not in the observation.
 
-        Raises UsageError for what does not fit the spaces the network was trained on.
+        Raises UsageError for what does not fit the spaces the network was trained on, but for the
+        bounds of numbers, which may be beyond them.
         """
         count = len(self._fresh)
-        observations = [obs] if self._single else _apart(obs)
+        observations = [obs] if self._single else _apart(obs, self.info.observation_space)
         if len(observations) != count:
             raise UsageError(
                 f"{count} observations of {self.info.name} are asked for, not {len(observations)}; "
@@ -159,7 +163,12 @@ class Policy:
                 f"{self.info.name} did not say which actions are legal when it was trained on; "
                 "leave out mask."
             )
-        masks = [mask] if self._single else [None] * count if mask is None else mask
+        if self._single or mask is None:
+            masks = [mask] * count
+        elif isinstance(mask, Iterable) and not isinstance(mask, Mapping):
+            masks = list(mask)
+        else:
+            raise UsageError(f"mask must hold one of each of {count} environments, not {mask!r}.")
         if self.info.mask and (
             len(masks) != count or masks[0] is None and self.info.mask != "observation"
         ):
@@ -207,14 +216,33 @@ class Policy:
         return self._action
 
 
-def _apart(obs):
-    """Observations of a vector of environments, one by one."""
-    if isinstance(obs, dict):
-        parts = [_apart(part) for part in obs.values()]
-        return [dict(zip(obs, each)) for each in zip(*parts)]
-    if isinstance(obs, tuple):
-        return list(zip(*[_apart(part) for part in obs]))
+def _apart(obs, space):
+    """Observations of N environments, one by one.
+
+    They come as a list or tuple of N, or as gymnasium's vectors have them: each part of a space for
+    all environments together.
+    """
+    if isinstance(obs, Mapping):
+        named = space.spaces if isinstance(space, spaces.Dict) else {}
+        parts = [_apart(part, named.get(name)) for name, part in obs.items()]
+        return [dict(zip(obs, each)) for each in _side_by_side(parts)]
+    if isinstance(obs, tuple) and isinstance(space, spaces.Tuple):
+        if len(obs) == len(space.spaces):
+            return list(_side_by_side(list(map(_apart, obs, space.spaces))))
+    if isinstance(obs, (list, tuple)):
+        return list(obs)
     return list(obs) if np.ndim(obs) else [obs]
+
+
+def _side_by_side(parts):
+    """Rows of the parts of observations; raises UsageError if some have more."""
+    rows = {len(part) for part in parts}
+    if len(rows) > 1:
+        raise UsageError(
+            "The parts of the observations have different numbers of rows: "
+            f"{', '.join(str(len(part)) for part in parts)}; give one of each environment."
+        )
+    return zip(*parts)
 
 
 def load_policy(run_dir, checkpoint=None, *, epsilon=0.0, sample=False, seed=0, loops=None):

@@ -26,7 +26,10 @@ has a child for each outcome.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import Any, NamedTuple
+
+from tfdqt.errors import UsageError
 
 BARRED = -1e300  # the value of an action that is not to be taken
 
@@ -113,7 +116,7 @@ class Tree:
     def __init__(self, state, step, *, gamma, exploration, look=None, met=()):
         self.root = Node(state)
         self.look = look
-        self.met = met
+        self.met = met if isinstance(met, Container) else set(met)
         self.step = step
         self.gamma = gamma
         self.exploration = exploration
@@ -237,12 +240,14 @@ class Tree:
         if node.over:
             node.value = value
         else:
-            for each in first:
-                self._stretch(each)
             node.legal = list(legal)
             node.prior = list(prior)
             node.first = list(first)
-            node.means = list(first)
+            if not len(node.legal) == len(node.prior) == len(node.first):
+                raise UsageError("prior and first must have one number of each legal action.")
+            for each in node.first:
+                self._stretch(each)
+            node.means = list(node.first)
             node.visits = [0] * len(node.legal)
             node.totals = [0.0] * len(node.legal)
             node.edges = [None] * len(node.legal)

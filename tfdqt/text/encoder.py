@@ -12,7 +12,7 @@ import numpy as np
 from tfdqt import memory
 from tfdqt.backend import quiet, tf, traced
 from tfdqt.errors import UsageError
-from tfdqt.settings import is_whole
+from tfdqt.settings import check_whole, is_whole
 from tfdqt.text import llama
 from tfdqt.text.tokenizers import loading, tells_kind
 from tfdqt.text.weights import (
@@ -429,13 +429,9 @@ def _check_pruning(amount, schedule, pattern):
 
 
 def _check_steps(schedule, begin, end, frequency):
-    for name, number, least in (
-        ("begin_step", begin, 0),
-        ("end_step", end, begin + 1 if schedule == "polynomial" else 0),
-        ("frequency", frequency, 1),
-    ):
-        if not is_whole(number) or number < least:
-            raise UsageError(f"{name} must be a whole number of at least {least}, not {number}.")
+    check_whole(0, begin_step=begin)
+    check_whole(begin + 1 if schedule == "polynomial" else 0, end_step=end)
+    check_whole(1, frequency=frequency)
 
 
 def _check_block(size, kernels):

@@ -25,7 +25,7 @@ from tfdqt.scale.distribute import (
     make_means,
     slice_batch,
 )
-from tfdqt.settings import is_whole
+from tfdqt.settings import check_whole
 from tfdqt.text.config import IMITATING, TextConfig, check_text
 from tfdqt.text.methods import prepared_episodes
 from tfdqt.text.replay import Episode, Transition, take_imitated, with_imitated
@@ -501,12 +501,9 @@ def train_model(
     cfg = cfg or TextConfig()
     check_text(cfg)
     if tokenizer is not None and reward_fn is not None:  # which strings need
-        if not (is_whole(length) and length >= 2):
-            raise UsageError(f"length must be a whole number of at least 2, not {length}.")
+        check_whole(2, length=length)
         transformer.check_reads(length, len(tokenizer))
-    for name, number in dict(epochs=epochs, evaluate_every=evaluate_every).items():
-        if not is_whole(number) or number < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, not {number}.")
+    check_whole(1, epochs=epochs, evaluate_every=evaluate_every)
     width = transformer.bert.config.hidden_size
     if dq_learning_model.input_dim != width:
         raise UsageError(

@@ -21,7 +21,7 @@ from tfdqt.replay import (
     restore_replay,
     steps_stored,
 )
-from tfdqt.settings import is_whole
+from tfdqt.settings import check_whole
 from tfdqt.text.reward import Reward
 from tfdqt.text.tokenizers import padded
 
@@ -63,11 +63,7 @@ class ExperienceReplay:
     """
 
     def __init__(self, capacity=10_000):
-        if not is_whole(capacity) or capacity < 1:
-            raise UsageError(
-                "The capacity of ExperienceReplay must be a whole number of at least 1, not "
-                f"{capacity}."
-            )
+        check_whole(1, capacity=capacity)
         self.capacity = capacity
         self.kept = None  # the buffer, made when it is known what shapes it holds
         self.calls = 0  # of `sample` without a seed

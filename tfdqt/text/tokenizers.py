@@ -1,5 +1,6 @@
 """Texts as numbers: tokenizers, and rows of token ids."""
 
+import collections
 import collections.abc
 import contextlib
 import json
@@ -19,7 +20,8 @@ LONG_RUN = re.compile(r"\S{256}|\s{256}")
 def make_tokenizer(words):
     """A Hugging Face tokenizer over whole words, split at spaces.
 
-    Ids are in the order of `words`, behind [PAD], [UNK], [CLS].
+    Ids are in the order of `words`, behind [PAD], [UNK], [CLS]. Raises UsageError for a word that
+    comes twice.
 
     >>> make_tokenizer(["red", "sun"])("red sun")["input_ids"]  # [3, 4]
     """
@@ -27,7 +29,11 @@ def make_tokenizer(words):
     from transformers import PreTrainedTokenizerFast
 
     special = ("[PAD]", "[UNK]", "[CLS]")
-    vocabulary = {word: i for i, word in enumerate((*special, *words))}
+    known = [*special, *as_list(words)]
+    ((word, count),) = collections.Counter(known).most_common(1)
+    if count > 1:
+        raise UsageError(f"The word {word!r} comes {count} times; give each once.")
+    vocabulary = {word: i for i, word in enumerate(known)}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

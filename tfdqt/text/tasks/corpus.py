@@ -16,7 +16,7 @@ import numpy as np
 from tfdqt.backend import tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.runs.checkpoint import checkpoints
-from tfdqt.settings import is_whole
+from tfdqt.settings import check_whole
 from tfdqt.text.config import IMITATING
 from tfdqt.text.files import fingerprint, read_blocks, text_files
 from tfdqt.text.generation import best_of_each, diversity, write_rows
@@ -150,9 +150,7 @@ def text_loader(folder, length, batch_size, *, heldout=None, rule="unicode"):
 
     >>> train_model(..., text_loader("texts", 32, 64), ...)  # and length=33, for what begins them
     """
-    for name, size in dict(length=length, batch_size=batch_size).items():
-        if not is_whole(size) or size < 1:
-            raise UsageError(f"{name} must be a whole number of at least 1, not {size}.")
+    check_whole(1, length=length, batch_size=batch_size)
     count = count_windows(survey(folder, length, rule).windows, heldout)
     windows = tf.data.Dataset.from_generator(
         lambda: text_windows(folder, length, heldout, rule),
