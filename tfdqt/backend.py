@@ -81,7 +81,11 @@ def traced(function=None, **options):
     """
     if function is None:
         return functools.partial(traced, **options)
-    return tf.function(function, autograph=False, **options)
+    made = tf.function(function, autograph=False, **options)
+    # It counts tracings by where a function is written, so the fifth network of a program, of which
+    # each is traced once, would be told of as if one were traced again and again.
+    made._omit_frequent_tracing_warning = True
+    return made
 
 
 _QUICK = contextvars.ContextVar("quick", default=False)

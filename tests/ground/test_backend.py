@@ -24,6 +24,14 @@ class Traced(unittest.TestCase):
             self.assertEqual(float(thrice(tf.constant(4.0))), 12)
         self.assertEqual(calls, ["twice", "thrice"])
 
+    def test_many_of_one_place_are_not_told_of(self):
+        def make(factor):
+            return traced(lambda x: factor * x)
+
+        with self.assertNoLogs("tensorflow", "WARNING"):
+            for factor in range(8):
+                self.assertEqual(float(make(factor)(tf.constant(1.0))), factor)
+
     def test_a_branch_or_a_loop_of_python_on_a_tensor_is_refused(self):
         @traced
         def branch(x):
