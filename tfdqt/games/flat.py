@@ -52,7 +52,7 @@ def flatten_model(model, info=None):
     >>> info = env_info(gymnasium.make("CartPole-v1"))  # of `envs`
     >>> net = flatten_model(build_q(info, NetworkConfig()))
     >>> inputs = network_inputs(make_window(info, num_envs=8, context=net.context))  # of `window`
-    >>> net.apply(net.start, inputs).shape  # [8, 1, 2, 1]: [B, P, A, N]
+    >>> net.apply(net.start, inputs).shape  # [8, 4, 2, 1]: [B, P, A, N]
     """
     trained = model.trainable_variables
     fixed = model.non_trainable_variables
