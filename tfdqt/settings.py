@@ -211,8 +211,13 @@ def check_not_negative(cfg, *fields):
 def check_seed(cfg):
     """Raise UsageError unless `cfg.seed` is one that every library takes."""
     check_not_negative(cfg, "seed")
-    if cfg.seed >= 1 << 32:
-        raise UsageError(f"--seed must be less than {1 << 32}, not {cfg.seed}.")
+    check_seed_size("--seed", cfg.seed)
+
+
+def check_seed_size(name, seed):
+    """Raise UsageError for a seed that is larger than some library takes."""
+    if seed >= 1 << 32:
+        raise UsageError(f"{name} must be less than {1 << 32}, not {seed}.")
 
 
 def check_fractions(cfg, *fields):

@@ -18,7 +18,7 @@ from tfdqt.errors import DIVERGED, Diverged, EnvFailure, UsageError
 from tfdqt.games.vec_envs import VecEnv, make_vec_env
 from tfdqt.games.window import Window, forget_history, make_window, push
 from tfdqt.policy import Held, hold_nothing
-from tfdqt.settings import check_whole
+from tfdqt.settings import check_seed_size, check_whole
 
 
 class Progress(NamedTuple):
@@ -54,10 +54,6 @@ class Evaluation(NamedTuple):
     play: Callable  # (net, state, progress) -> (mean return, whether the run is to stop now)
     # play gives None if it broke off because the run is to stop.
 
-    def check(self):
-        """Raise UsageError for an interval that can't be."""
-        check_whole(1, every=self.every)
-
     def is_due(self, before, now, total_steps):
         """Whether one is to follow the iteration from step `before` to step `now`."""
         return now // self.every > before // self.every or now >= total_steps
@@ -66,8 +62,7 @@ class Evaluation(NamedTuple):
 def check_start(network_fn, seed, workers):
     """Raise UsageError for what a training function can't start with."""
     check_whole(0, seed=seed, workers=workers)
-    if seed >= 1 << 32:
-        raise UsageError(f"seed must be less than {1 << 32}, not {seed}.")
+    check_seed_size("seed", seed)
     if isinstance(network_fn, keras.Model):
         raise UsageError(
             "Give a function EnvInfo -> keras.Model, such as lambda info: model, not the model."
@@ -159,7 +154,7 @@ def train_loop(
         return stop
 
     if evaluation is not None:
-        evaluation.check()
+        check_whole(1, every=evaluation.every)
     if saved is not None and "unevaluated" in saved:
         metrics = namedtuple("Metrics", saved["unevaluated"])(**saved["unevaluated"])
         if evaluation is None and log:

@@ -30,7 +30,7 @@ from tfdqt.policy import can_act, draw_actions, epsilon_greedy
 from tfdqt.runs.checkpoint import load_checkpoint
 from tfdqt.runs.cli import check_complete, read_settings
 from tfdqt.runs.folder import find_run
-from tfdqt.settings import check_whole, is_whole
+from tfdqt.settings import check_whole
 
 
 class TrainedRun(NamedTuple):
@@ -108,8 +108,7 @@ class Policy:
     def __init__(self, trained, *, epsilon=0.0, sample=False, seed=0):
         if not isinstance(epsilon, numbers.Real) or not 0 <= epsilon <= 1:
             raise UsageError(f"epsilon must lie between 0 and 1, not {epsilon!r}.")
-        if not is_whole(seed) or seed < 0:
-            raise UsageError(f"seed must be a whole number of at least 0, not {seed!r}.")
+        check_whole(0, seed=seed)
         self.trained = trained
         self.info = trained.info
         self.epsilon = epsilon
@@ -128,8 +127,7 @@ class Policy:
         """Forget the past: all environments start an episode. num_envs: None for a single one."""
         self._single = num_envs is None
         count = 1 if num_envs is None else num_envs
-        if not is_whole(count) or count < 1:
-            raise UsageError(f"num_envs must be a whole number of at least 1, not {num_envs!r}.")
+        check_whole(1, num_envs=count)
         self._window = make_window(self.info, count, self.trained.net.context)
         self._action = np.full(count, -1)
         self._fresh = np.ones(count, bool)

@@ -12,7 +12,7 @@ from tfdqt import losses
 from tfdqt.backend import tf, traced
 from tfdqt.errors import UsageError
 from tfdqt.policy import choose_actions
-from tfdqt.settings import is_whole
+from tfdqt.settings import check_whole
 from tfdqt.text.config import IMITATING
 from tfdqt.text.learn import hidden_at, summary_token
 from tfdqt.text.stepwise import choose_rows, make_stepwise
@@ -160,16 +160,13 @@ def write_rows(
     """
     for name, value, fits, rule in (
         ("method", method, method in ("greedy", "sample", "beam"), "greedy, sample or beam"),
-        ("words", words, is_whole(words) and words >= 1, "a whole number of at least 1"),
-        ("length", length, is_whole(length) and length >= 1, "a whole number of at least 1"),
-        ("beams", beams, is_whole(beams) and beams >= 1, "a whole number of at least 1"),
         ("temperature", temperature, 0 < temperature < math.inf, "above 0 and finite"),
         ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
-        ("top_k", top_k, is_whole(top_k) and top_k >= 0, "a whole number of 0 or more"),
-        ("seed", seed, is_whole(seed) and seed >= 0, "a whole number of 0 or more"),
     ):
         if not fits:
             raise UsageError(f"{name} must be {rule}, not {value}.")
+    check_whole(1, words=words, length=length, beams=beams)
+    check_whole(0, top_k=top_k, seed=seed)
     prompts = as_list(prompts)
     rows = token_rows(tokenizer, prompts)
     if not rows:

@@ -490,10 +490,9 @@ def train_model(
       should_stop: asked behind each batch.
 
     Raises UsageError for what can't be trained on, and Diverged, without another save, when the
-    loss or its gradient is not finite. No exception of the loader, the reward, the
-    evaluation or the log is swallowed, but what was learned is saved before it goes on: an
-    evaluation that fails does so behind the batch that it came in, and the last one behind the last
-    checkpoint.
+    loss or its gradient is not finite. No exception of the loader, the reward, the evaluation or
+    the log is swallowed, but what was learned is saved before it goes on: an evaluation that fails
+    does so behind the batch that it came in, and the last one behind the last checkpoint.
 
     >>> train_model(encoder, head, None, 2, tokenizer, [["a text"]], ExperienceReplay(10_000),
     ...             cfg=TextConfig(batch_size=32), reward_fn=len)
